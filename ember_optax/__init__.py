@@ -1,0 +1,9 @@
+"""Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
+
+from ._alias import ember as ember
+from ._dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
+from ._tables import token_tables as token_tables
+from ._transform import ScaleByEmberState as ScaleByEmberState
+from ._transform import scale_by_ember as scale_by_ember
+
+__version__ = "0.1.0"

@@ -1,0 +1,109 @@
+"""`ember`: token tables to Ember, everything else to a body optimizer."""
+
+from typing import Any
+
+import jax
+import optax
+
+from ._declared import DimensionNumbersLike, declared_dimension_numbers
+from ._hyperparameters import check_learning_rate
+from ._tables import token_tables
+from ._transform import scale_by_ember_with_decay
+
+
+def ember(
+    learning_rate: optax.ScalarOrSchedule,
+    body: optax.GradientTransformation | None = None,
+    *,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    tables: DimensionNumbersLike = token_tables,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains token tables with Ember and everything else with `body`: the one-line swap for `optax.adamw(learning_rate)`.
+
+    .. math:: p \leftarrow p - \eta\, (u + \lambda p)
+
+    where :math:`u` is the update of `scale_by_ember`, :math:`\eta` the learning rate and :math:`\lambda` the decoupled
+    weight decay. The optimizer state of a (V, D) table is 4 (V + D) bytes and two counters, against 8 V D for Adam.
+
+    A table whose batch is not finite does not move at all in that step, weight decay included.
+
+    Args:
+      learning_rate: step size for the tables, and for the default body; a number or an `optax` schedule.
+      body: transformation for all other parameters, complete with its own learning rate; None means
+        `optax.adamw(learning_rate)`. For example `optax.contrib.muon(2e-2)`.
+      b2: decay rate of Ember's averages, in [0, 1).
+      eps: added to Ember's denominator after the root.
+      weight_decay: decoupled weight decay of the tables, in units of the learning rate as in `optax.adamw`.
+      tables: which parameters are tables, and their axes: a function from parameters to a tree of
+        `EmberDimensionNumbers` (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for
+        every leaf. None means `token_tables`.
+
+    Returns:
+      A `GradientTransformationExtraArgs`; an `optax.partition` of "ember" and "body". Extra arguments reach both.
+
+    Raises:
+      TypeError: a hyperparameter is not a real number or arrives in less than float32; `body` is no transformation.
+      ValueError: a hyperparameter is out of range; at `init`, no table is found.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember
+      >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
+      >>> tx = ember(1e-3)  # was: optax.adamw(1e-3)
+      >>> opt_state = tx.init(params)
+      >>> updates, opt_state = tx.update(params, opt_state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(params["embed"]["embedding"][0, 0])
+      0.999
+
+      A learning rate that can be changed while training:
+
+      >>> tx = optax.inject_hyperparams(ember, hyperparam_dtype=jnp.float32)(learning_rate=1e-3)
+      >>> opt_state = tx.init(params)
+      >>> opt_state.hyperparams["learning_rate"] = jnp.float32(5e-4)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    check_learning_rate(learning_rate)
+    _check_body(body)
+    # optax.inject_hyperparams takes the default for a schedule and passes on what it returns for a step number: None.
+    tables = token_tables if tables is None else tables
+
+    def labels(params):
+        is_table = [numbers is not None for numbers in declared_dimension_numbers(tables, params)]
+        return jax.tree.unflatten(jax.tree.structure(params), ["ember" if table else "body" for table in is_table])
+
+    table_optimizer = optax.chain(
+        scale_by_ember_with_decay(b2, eps, weight_decay, tables),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    body = optax.adamw(learning_rate) if body is None else body
+    partition = optax.partition({"ember": table_optimizer, "body": body}, labels)
+
+    def init_fn(params):
+        _check_any_table(labels(params))
+        return partition.init(params)
+
+    return optax.GradientTransformationExtraArgs(init_fn, partition.update)
+
+
+def _check_body(body: Any) -> None:
+    if body is not None and not (hasattr(body, "init") and hasattr(body, "update")):
+        raise TypeError(
+            f"body must be an optax.GradientTransformation with its own learning rate, for example optax.adamw(1e-3), "
+            f"got {body!r} of type {type(body).__name__}."
+        )
+
+
+def _check_any_table(labels: Any) -> None:
+    """Without a table everything would silently go to the body; a tree without leaves (masked, placeholder) is no such case."""
+    leaves = jax.tree.leaves(labels)
+    if leaves and "ember" not in leaves:
+        raise ValueError(
+            "no token table found among the parameters. "
+            "Name them: ember(..., tables=...) takes a tree of EmberDimensionNumbers and None."
+        )

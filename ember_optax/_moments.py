@@ -1,0 +1,164 @@
+"""The mathematics of Ember on one table: statistics, moving averages, preconditioning. Arrays only, no trees.
+
+Shapes are written for a (V, D) table. Axes come from `TableAxes`, so the same functions serve a (D, V) head,
+several feature axes and stacked tables. Everything is float32 but the quotient, which keeps float64 gradients in float64.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._dimension_numbers import TableAxes
+
+# The smallest normal float32. A smaller constant is flushed to zero by XLA, and 0 / 0 follows.
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+_LARGEST = float(jnp.finfo(jnp.float32).max)
+
+
+class DecayRate(NamedTuple):
+    """`b2` in the two forms that the arithmetic needs, both float32 scalars and both accurate near `b2 = 1`."""
+
+    complement: jax.Array  # 1 - b2
+    log: jax.Array  # log(b2)
+
+
+class Moments(NamedTuple):
+    """Ember's state for one table: `count` and `total_notfinite` have the shape of the batch axes, () for a plain table."""
+
+    count: jax.Array  # steps taken, int32  # pyright: ignore[reportIncompatibleMethodOverride]
+    nu_token: jax.Array  # (V,) float32
+    nu_feature: jax.Array  # (D,) float32
+    total_notfinite: jax.Array  # batches skipped, int32
+
+
+def decay_rate(b2) -> DecayRate:
+    """Splits `b2`; a Python number is handled in float64, since `1 - float32(b2)` is off by 1e-5 at b2 = 0.999."""
+    if isinstance(b2, jax.Array):
+        complement = 1.0 - b2.astype(jnp.float32)
+        return DecayRate(complement, jnp.log1p(-complement))
+    b2 = float(b2)
+    return DecayRate(jnp.float32(1.0 - b2), jnp.float32(math.log(b2) if b2 > 0.0 else -math.inf))
+
+
+def moment_shapes(shape: tuple[int, ...], axes: TableAxes) -> Moments:
+    """Shapes of the state: `nu_token` drops the feature axes of `shape`, `nu_feature` its token axis, the counters both."""
+
+    def without(dropped: tuple[int, ...]) -> Any:
+        return tuple(size for axis, size in enumerate(shape) if axis not in dropped)
+
+    counter = without(axes.token + axes.feature)
+    return Moments(count=counter, nu_token=without(axes.feature), nu_feature=without(axes.token), total_notfinite=counter)
+
+
+def init_moments(shape: tuple[int, ...], axes: TableAxes) -> Moments:
+    """All-zero state. Strongly typed, since a weakly typed zero would make the second step compile again."""
+    shapes = moment_shapes(shape, axes)
+    return Moments(
+        count=jnp.zeros(shapes.count, jnp.int32),
+        nu_token=jnp.zeros(shapes.nu_token, jnp.float32),
+        nu_feature=jnp.zeros(shapes.nu_feature, jnp.float32),
+        total_notfinite=jnp.zeros(shapes.total_notfinite, jnp.int32),
+    )
+
+
+def mean_square(g_VxD: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`mean(g^2)` over `axes`, kept as axes of length one; squared in float32 whatever the dtype of `g`."""
+    return jnp.mean(jnp.square(g_VxD.astype(_compute_dtype(g_VxD))), axes, keepdims=True).astype(jnp.float32)
+
+
+def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array]:
+    """The two means of one batch, `mean_j g[i,j]^2` of shape (V, 1) and `mean_i g[i,j]^2` of shape (1, D)."""
+    token_V1 = mean_square(g_VxD, axes.feature)
+    # Two consumers of one g^2 make XLA write it to memory (V x D); behind a barrier each reduction squares for itself.
+    feature_1D = mean_square(jax.lax.optimization_barrier(g_VxD), axes.token)
+    # One row's sum may overflow where no column's does; the row's mean would not have, so it stays finite.
+    return jnp.minimum(token_V1, _LARGEST), feature_1D
+
+
+def update_moment(moment: jax.Array, statistic: jax.Array, rate: DecayRate) -> jax.Array:
+    """`b2 * moment + (1 - b2) * statistic`, decayed by subtraction because `1 - b2` is the accurate constant."""
+    return (moment - rate.complement * moment) + rate.complement * statistic
+
+
+def bias_correction(count: jax.Array, rate: DecayRate) -> jax.Array:
+    """`1 - b2^count` as `-expm1(count * log(b2))`: the literal form is 1.3e-5 off at count = 1, zero at b2 = 1 - 1e-8."""
+    return -jnp.expm1(count.astype(jnp.float32) * rate.log)
+
+
+def denominator_factors(nu_token_V1, nu_feature_1D, axes: TableAxes, correction_11) -> tuple[jax.Array, jax.Array]:
+    """Factors with `a[i] * b[j] = sqrt(v_hat[i,j])`.
+
+    `a = sqrt((nu_token / mean(nu_feature)) / correction)` and `b = sqrt(nu_feature)`. The quotient before the root keeps
+    every intermediate in range; the product `nu_token * nu_feature` of the literal form would underflow at |g| = 1e-10.
+    """
+    mean_11 = jnp.maximum(jnp.mean(nu_feature_1D, axes.feature, keepdims=True), _TINY)
+    a_V1 = jnp.sqrt((nu_token_V1 / mean_11) / correction_11)
+    b_1D = jnp.sqrt(nu_feature_1D)
+    # Without the barrier XLA computes both roots again for each of the V x D elements (measured: 25 % of the step).
+    return jax.lax.optimization_barrier((a_V1, b_1D))
+
+
+def precondition(g_VxD: jax.Array, a_V1: jax.Array, b_1D: jax.Array, eps) -> jax.Array:
+    """`g / (a * b + eps)`, and zero where that denominator is zero (a silent row with eps = 0)."""
+    dtype = _compute_dtype(g_VxD)
+    denominator = (a_V1 * b_1D + jnp.asarray(eps, jnp.float32)).astype(dtype)
+    return jnp.where(denominator > 0, g_VxD.astype(dtype) / denominator, jnp.zeros((), dtype))
+
+
+def ember_step(
+    g_VxD: jax.Array, moments: Moments, axes: TableAxes, rate: DecayRate, eps, *, decayed_VxD: jax.Array | None = None
+) -> tuple[jax.Array, Moments]:
+    """One step of Ember on one table.
+
+        nu_token[i]   <- b2 * nu_token[i]   + (1 - b2) * mean_j g[i,j]^2
+        nu_feature[j] <- b2 * nu_feature[j] + (1 - b2) * mean_i g[i,j]^2
+        v_hat[i,j]     = nu_token[i] * nu_feature[j] / mean(nu_feature) / (1 - b2^t)
+        update[i,j]    = g[i,j] / (sqrt(v_hat[i,j]) + eps) + decayed[i,j]
+
+    A batch whose mean squares are not finite in float32 is skipped: the update is zero, `count` and both averages stay.
+    The column means alone tell, because every element of `g` enters one of them.
+
+    Args:
+      g_VxD: the gradient, any floating dtype.
+      moments: the state before the step.
+      axes: the table's axes.
+      rate: the decay rate.
+      eps: added to the root, float32.
+      decayed_VxD: the weight decay's part of the update, or None.
+
+    Returns:
+      The update in the gradient's dtype, not yet times the learning rate, and the state after the step.
+    """
+    old = _reshape(jnp.expand_dims, moments, axes)
+    token_V1, feature_1D = batch_statistics(g_VxD, axes)
+    finite_11 = jnp.all(jnp.isfinite(feature_1D), axes.feature, keepdims=True)
+    new = Moments(
+        count=jnp.where(finite_11, optax.safe_increment(old.count), old.count),
+        nu_token=jnp.where(finite_11, update_moment(old.nu_token, token_V1, rate), old.nu_token),
+        nu_feature=jnp.where(finite_11, update_moment(old.nu_feature, feature_1D, rate), old.nu_feature),
+        total_notfinite=jnp.where(finite_11, old.total_notfinite, optax.safe_increment(old.total_notfinite)),
+    )
+    factors = denominator_factors(new.nu_token, new.nu_feature, axes, bias_correction(new.count, rate))
+    update = precondition(g_VxD, *factors, eps)
+    if decayed_VxD is not None:
+        update = update + decayed_VxD.astype(update.dtype)
+    update = jnp.where(finite_11, update, jnp.zeros((), update.dtype))
+    return update.astype(g_VxD.dtype), _reshape(jnp.squeeze, new, axes)
+
+
+def _reshape(change: Callable[[jax.Array, tuple[int, ...]], jax.Array], moments: Moments, axes: TableAxes) -> Moments:
+    """Gives every field the table's rank (`jnp.expand_dims`) or takes it away again (`jnp.squeeze`)."""
+    return Moments(
+        count=change(moments.count, axes.token + axes.feature),
+        nu_token=change(moments.nu_token, axes.feature),
+        nu_feature=change(moments.nu_feature, axes.token),
+        total_notfinite=change(moments.total_notfinite, axes.token + axes.feature),
+    )
+
+
+def _compute_dtype(g: jax.Array):
+    return jnp.float64 if g.dtype == jnp.float64 else jnp.float32

@@ -1,0 +1,51 @@
+"""One spelling for a leaf's place in any parameter tree."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+
+def path_name(key_path: tuple[Any, ...]) -> str:
+    """Spells a key path as names joined by `/`, the same for the same leaf in every library's tree.
+
+    Dictionary keys, attributes, sequence and flattened indices all become plain names. A trailing `value`
+    (the inside of an NNX Variable or of a Linen box) and a leading `params` (a Linen variable collection) are dropped,
+    because a library shows them at one call and not at the next.
+
+    Args:
+      key_path: a path from `jax.tree_util.tree_flatten_with_path`.
+
+    Returns:
+      For example `"decoder/embed/embedding"`; the empty string for a tree that is a single leaf.
+    """
+    names = [name for key in key_path for name in _key_names(key)]
+    if len(names) > 1 and names[-1] == "value":
+        names.pop()
+    if len(names) > 1 and names[0] == "params":
+        names.pop(0)
+    return "/".join(names)
+
+
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their path names, in the order of `jax.tree.leaves`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return [(path_name(path), leaf) for path, leaf in leaves]
+
+
+def _key_names(key: Any) -> list[str]:
+    match key:
+        case DictKey(key=name) | FlattenedIndexKey(key=name):
+            return _flat_names(name)
+        case GetAttrKey(name=name):
+            return [name]
+        case SequenceKey(idx=index):
+            return [str(index)]
+        case _:
+            return [str(key)]
+
+
+def _flat_names(name: Hashable) -> list[str]:
+    """A dictionary key is one name, but a flat dictionary's key may be a tuple of them."""
+    return [str(part) for part in name] if isinstance(name, tuple) else [str(name)]

@@ -1,0 +1,187 @@
+"""`scale_by_ember`: the mathematics of one table mapped over a tree of them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._declared import DimensionNumbersLike, declared_dimension_numbers
+from ._dimension_numbers import EmberDimensionNumbers, TableAxes, table_axes
+from ._hyperparameters import check_b2, check_eps, check_weight_decay
+from ._moments import Moments, decay_rate, ember_step, init_moments, moment_shapes
+from ._paths import named_leaves
+
+
+class ScaleByEmberState(NamedTuple):
+    """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
+
+    Attributes:
+      count: steps each table has taken, int32, () or the shape of the batch axes. Skipped batches do not count.
+      nu_token: moving average of the mean squared gradient of each token, float32, (V,).
+      nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
+      total_notfinite: batches that were skipped because their mean squared gradient was not finite, int32, as `count`.
+        `optax.tree.get(opt_state, "total_notfinite")` reads it from any nested state.
+    """
+
+    count: Any
+    nu_token: Any
+    nu_feature: Any
+    total_notfinite: Any
+
+
+def scale_by_ember(
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    dimension_numbers: DimensionNumbersLike = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rescales updates by Ember's factored second moment; every leaf is treated as a token table.
+
+    For a table's gradient :math:`g` of shape (V, D) at step t:
+
+    .. math::
+        \nu^{token}_i &\leftarrow b_2 \nu^{token}_i + (1 - b_2) \,\mathrm{mean}_j\, g_{ij}^2 \\
+        \nu^{feature}_j &\leftarrow b_2 \nu^{feature}_j + (1 - b_2) \,\mathrm{mean}_i\, g_{ij}^2 \\
+        \hat v_{ij} &= \nu^{token}_i \, \frac{\nu^{feature}_j}{\mathrm{mean}_j\, \nu^{feature}_j} \, \frac{1}{1 - b_2^t} \\
+        u_{ij} &= g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
+
+    A leaf of rank 0 or 1 has no feature axes, so its :math:`\hat v` is :math:`\nu^{token}` itself. Several feature axes
+    count as one. State is float32 whatever the parameters' dtype; updates come back in the gradients' dtype.
+
+    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19) skips the step:
+    its update is zero, `count`, `nu_token` and `nu_feature` stay, `total_notfinite` goes up by one, and everything
+    afterwards is bit-identical to a run that never saw that batch. Other tables go on.
+
+    With constant `b2`, bias correction and `eps -> 0` this is Adafactor's factored second moment
+    (`optax.scale_by_factored_rms`) without its clipping, relative step size and decay schedule.
+
+    Args:
+      b2: decay rate of both averages, in [0, 1).
+      eps: added to the denominator after the root, in units of the gradient.
+      dimension_numbers: which axis is the vocabulary: one `EmberDimensionNumbers` for all leaves (None means the
+        default, token axis 0), a tree of them with the parameters' structure or a prefix of it, or a function from
+        parameters to such a tree. None inside a tree means the default.
+
+    Returns:
+      A `GradientTransformationExtraArgs` with state `ScaleByEmberState`. Extra arguments are accepted and ignored.
+
+    Raises:
+      TypeError: `b2` or `eps` is not a real number or arrives in less than float32; at init or update, a leaf is
+        integer or complex.
+      ValueError: `b2` or `eps` out of range; at init or update, a leaf is empty, an axis does not fit it, a gradient
+        has another shape than its table, or a tree of dimension numbers does not match.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import scale_by_ember
+      >>> params = {"embedding": jnp.ones((8, 4))}
+      >>> tx = optax.chain(scale_by_ember(), optax.scale_by_learning_rate(1e-3))
+      >>> state = tx.init(params)
+      >>> state[0].nu_token["embedding"].shape, state[0].nu_feature["embedding"].shape
+      ((8,), (4,))
+      >>> updates, state = tx.update({"embedding": jnp.full((8, 4), 0.5)}, state)
+      >>> print(updates["embedding"][0, 0])
+      -0.001
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235
+    """
+    return scale_by_ember_with_decay(b2, eps, 0.0, dimension_numbers)
+
+
+def scale_by_ember_with_decay(
+    b2: jax.typing.ArrayLike,
+    eps: jax.typing.ArrayLike,
+    weight_decay: jax.typing.ArrayLike,
+    dimension_numbers: DimensionNumbersLike,
+) -> optax.GradientTransformationExtraArgs:
+    """`scale_by_ember` that adds `weight_decay * param` to its update.
+
+    `optax.add_decayed_weights` behind `scale_by_ember` cannot know that a table skipped its batch and would decay it all
+    the same. Here a skipped table does not move, and the state's structure does not depend on the decay.
+    """
+    check_b2(b2)
+    check_eps(eps)
+    check_weight_decay(weight_decay)
+    # A traced decay may become non-zero later, a Python zero may not: only the latter does without parameters.
+    decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
+
+    def init_fn(params):
+        names_and_leaves = named_leaves(params)
+        axes = _resolve_axes(dimension_numbers, params, names_and_leaves)
+        moments = [init_moments(leaf.shape, leaf_axes) for (_, leaf), leaf_axes in zip(names_and_leaves, axes, strict=True)]
+        return _to_state(moments, jax.tree.structure(params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        if decays and params is None:
+            raise ValueError("weight_decay needs the parameters: call update(updates, state, params).")
+        names_and_leaves = named_leaves(updates)
+        treedef = jax.tree.structure(updates)
+        axes = _resolve_axes(dimension_numbers, updates, names_and_leaves)
+        decayed = treedef.flatten_up_to(params) if decays else [None] * len(axes)
+        rate = decay_rate(b2)
+        new_updates, new_moments = [], []
+        for (name, g), moments, leaf_axes, param in zip(
+            names_and_leaves, _from_state(state, treedef), axes, decayed, strict=True
+        ):
+            _check_gradient(name, g, moments, leaf_axes)
+            decay = None if param is None else _decay(param, weight_decay)
+            update, stepped = ember_step(jnp.asarray(g), moments, leaf_axes, rate, eps, decayed_VxD=decay)
+            new_updates.append(update)
+            new_moments.append(stepped)
+        return treedef.unflatten(new_updates), _to_state(new_moments, treedef)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _decay(param: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
+    dtype = jnp.promote_types(jnp.float32, param.dtype)
+    return jnp.asarray(weight_decay, dtype) * jnp.asarray(param, dtype)
+
+
+def _to_state(moments: list[Moments], treedef) -> ScaleByEmberState:
+    """One tree per field from one `Moments` per table; without leaves (a placeholder tree) the tree itself, four times."""
+    return ScaleByEmberState(*(treedef.unflatten([getattr(table, field) for table in moments]) for field in Moments._fields))
+
+
+def _from_state(state: ScaleByEmberState, treedef) -> list[Moments]:
+    fields = [treedef.flatten_up_to(getattr(state, field)) for field in Moments._fields]
+    return [Moments(*values) for values in zip(*fields, strict=True)]
+
+
+def _resolve_axes(dimension_numbers: DimensionNumbersLike, tree: Any, names_and_leaves: list[tuple[str, Any]]) -> list[TableAxes]:
+    declared = declared_dimension_numbers(dimension_numbers, tree)
+    axes = []
+    for (name, leaf), numbers in zip(names_and_leaves, declared, strict=True):
+        _check_leaf(name, leaf)
+        axes.append(table_axes(numbers or EmberDimensionNumbers(), leaf.shape, name))
+    return axes
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"parameter {name!r} is {leaf!r} of type {type(leaf).__name__}, not an array; filter the tree to arrays first."
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(
+            f"parameter {name!r} of shape {leaf.shape} has dtype {leaf.dtype}; Ember needs a real floating dtype. Keep this "
+            f"leaf out with optax.masked, optax.partition or the `tables` argument of ember."
+        )
+    if 0 in leaf.shape:
+        raise ValueError(
+            f"parameter {name!r} of shape {leaf.shape} is empty, so its mean squares do not exist; remove it from the tables."
+        )
+
+
+def _check_gradient(name: str, g: Any, moments: Moments, axes: TableAxes) -> None:
+    shapes = moment_shapes(g.shape, axes)
+    if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
+        raise ValueError(
+            f"the gradient of {name!r} has shape {g.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
+            f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
+            f"initialise the state from the parameters that these gradients belong to."
+        )

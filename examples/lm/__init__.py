@@ -1,0 +1,1 @@
+"""A small language-model training kit that the example programs share."""

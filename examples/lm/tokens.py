@@ -1,0 +1,106 @@
+"""Byte-pair encoding, cached token streams and random batches of them."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lm.errors import UsageError
+from lm.text import split_documents
+
+_SEPARATOR = "<|endoftext|>"
+
+
+class Corpus(NamedTuple):
+    """Two streams of token ids, uint16 or uint32."""
+
+    training: np.ndarray
+    validation: np.ndarray
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/ember_optax`, or `~/.cache/ember_optax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ember_optax"
+
+
+def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> Corpus:
+    """Encodes documents with a byte-level BPE of exactly `vocabulary_size` tokens, trained on the training part.
+
+    Tokenizer and ids are cached below a name made from the text and the size.
+
+    Raises:
+      UsageError: the text has too few distinct byte pairs for that many tokens.
+    """
+    digest = hashlib.sha256("\0".join([tokenizers.__version__, str(vocabulary_size), *documents]).encode()).hexdigest()[:16]
+    path = cache_dir / f"corpus-{vocabulary_size}-{digest}.npz"
+    if path.exists():
+        with np.load(path) as arrays:
+            return Corpus(arrays["training"], arrays["validation"])
+    print(
+        f"training a BPE tokenizer of {vocabulary_size} tokens on {sum(map(len, documents)) / 1e6:.1f} M characters ...",
+        flush=True,
+    )
+    training, validation = split_documents(documents)
+    tokenizer = _train_tokenizer(training, vocabulary_size)
+    dtype = np.uint16 if vocabulary_size <= 2**16 else np.uint32
+    corpus = Corpus(_encode(tokenizer, training, dtype), _encode(tokenizer, validation, dtype))
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path.with_suffix(".json")))
+    # Renaming is atomic: an interrupted run leaves no half-written cache, and two runs at once do not mix.
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+    np.savez(partial, training=corpus.training, validation=corpus.validation)
+    partial.replace(path)
+    return corpus
+
+
+def check_length(corpus: Corpus, sequence_length: int) -> None:
+    """Raises UsageError unless both streams hold at least one sequence and the token after it."""
+    for name, stream in corpus._asdict().items():
+        if len(stream) <= sequence_length:
+            raise UsageError(
+                f"the {name} text has {len(stream)} tokens, too few for --sequence-length {sequence_length}: "
+                f"use at most {max(len(stream) - 1, 0)}, or more text"
+            )
+
+
+def random_batch(stream: np.ndarray, batch_size: int, sequence_length: int, seed: tuple[int, ...]) -> np.ndarray:
+    """`(batch_size, sequence_length + 1)` int32 windows at random places that depend on `seed` alone."""
+    starts = np.random.default_rng(seed).integers(0, len(stream) - sequence_length, batch_size)
+    return np.stack([stream[start : start + sequence_length + 1] for start in starts]).astype(np.int32)
+
+
+def validation_batches(stream: np.ndarray, batch_size: int, sequence_length: int, most: int) -> list[np.ndarray]:
+    """At most `most` batches of windows spread evenly over the stream, always the same ones."""
+    windows = (len(stream) - 1) // sequence_length
+    count = max(1, min(most, windows // batch_size))
+    starts = np.linspace(0, len(stream) - sequence_length - 1, count * batch_size).astype(int)
+    rows = np.stack([stream[start : start + sequence_length + 1] for start in starts]).astype(np.int32)
+    return list(rows.reshape(count, batch_size, sequence_length + 1))
+
+
+def _train_tokenizer(documents: list[str], vocabulary_size: int) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[_SEPARATOR],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != vocabulary_size:
+        raise UsageError(
+            f"--vocabulary-size {vocabulary_size}: this text makes a vocabulary of {found} tokens, use {found} or more text"
+        )
+    return tokenizer
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, documents: list[str], dtype) -> np.ndarray:
+    separator = tokenizer.token_to_id(_SEPARATOR)
+    encodings = tokenizer.encode_batch_fast(documents)
+    return np.concatenate([np.asarray([*encoding.ids, separator], dtype) for encoding in encodings])

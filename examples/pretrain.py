@@ -1,0 +1,173 @@
+"""Trains a small language model twice, with AdamW on everything and with Ember on the token tables, and compares.
+
+Same initial parameters, same batches, same AdamW for the body; only the optimizer of the embedding and the head differs.
+The text is the standard library of the running Python unless `--data` names another; nothing is downloaded.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from lm.errors import UsageError
+from lm.model import ModelConfig
+from lm.report import save_picture, save_results, summary_table
+from lm.text import read_documents
+from lm.tokens import check_length, default_cache_dir, load_corpus
+from lm.training import TrainingConfig, TrainingResult, init_params, state_bytes, train
+
+from ember_optax import ember, token_tables
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    options = parse_options(arguments)
+    try:
+        compare(options)
+    except UsageError as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--data", type=Path, help="a UTF-8 text file, or a folder of them; the default is Python's standard library"
+    )
+    text.add_argument(
+        "--vocabulary-size", type=_positive_int, default=8192, help="tokens of the BPE vocabulary, trained on the text"
+    )
+    text.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help="where tokenizers and encoded texts are kept")
+    model = parser.add_argument_group("model")
+    model.add_argument("--width", type=_positive_int, default=128, help="features of each token")
+    model.add_argument("--layers", type=_positive_int, default=4, help="transformer blocks")
+    model.add_argument("--heads", type=_positive_int, default=4, help="attention heads; width / heads must be even")
+    model.add_argument("--tied", action="store_true", help="share the embedding with the head (untied by default)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=_positive_int, default=300, help="optimizer steps of each run")
+    training.add_argument("--batch-size", type=_positive_int, default=8, help="sequences in a batch")
+    training.add_argument("--sequence-length", type=_positive_int, default=256, help="tokens in a sequence")
+    training.add_argument("--learning-rate", type=_rate, default=3e-3, help="peak rate of AdamW, for the body in both runs")
+    training.add_argument("--ember-learning-rate", type=_rate, default=3e-3, help="peak rate of Ember for the tables")
+    training.add_argument(
+        "--adamw-table-learning-rate", type=_rate, help="peak rate of AdamW for the tables (default: --learning-rate)"
+    )
+    training.add_argument("--seed", type=int, default=0, help="seed of parameters and batches")
+    training.add_argument(
+        "--optimizers", nargs="+", choices=("adamw", "ember"), default=["adamw", "ember"], help="which runs to make"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--name", default="pretrain", help="results go to OUTPUT_DIR/NAME")
+    output.add_argument("--output-dir", type=Path, default=Path("runs"), help="folder for results")
+    output.add_argument("--validate-every", type=_positive_int, default=50, help="steps between validations")
+    options = parser.parse_args(arguments)
+    if options.width % (2 * options.heads):
+        parser.error(f"--width {options.width} must be a multiple of 2 * --heads ({2 * options.heads}), for rotary positions")
+    return options
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Trains once with each optimizer, prints the table and writes JSON and picture."""
+    corpus = load_corpus(read_documents(options.data), options.vocabulary_size, options.cache_dir)
+    check_length(corpus, options.sequence_length)
+    model = ModelConfig(options.vocabulary_size, options.width, options.layers, options.heads, options.tied)
+    config = TrainingConfig(options.steps, options.batch_size, options.sequence_length, options.seed, options.validate_every)
+    params = jax.eval_shape(lambda: init_params(model, options.seed)[0])
+    tokens = options.steps * options.batch_size * options.sequence_length
+    print(
+        f"{len(corpus.training):,} training tokens, {_count(params):,} parameters ({_count(_tables(params)):,} in token tables), "
+        f"{options.steps} steps of {options.batch_size * options.sequence_length:,} tokens ({tokens:,} in all) "
+        f"on {jax.devices()[0].device_kind}",
+        flush=True,
+    )
+    results, summaries = {}, {}
+    for name in options.optimizers:
+        tx = make_optimizer(name, options)
+        results[name] = train(name, model, config, tx, corpus)
+        summaries[name] = _summary(results[name], tx, _body_optimizer(options), params)
+    folder = options.output_dir / options.name
+    folder.mkdir(parents=True, exist_ok=True)
+    save_results(folder / "results.json", _settings(options), summaries)
+    save_picture(
+        folder / "loss.png", results, f"{options.width} features, {options.vocabulary_size} tokens, {options.layers} layers"
+    )
+    print(f"\n{summary_table(summaries)}\n\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+
+
+def make_optimizer(name: str, options: argparse.Namespace) -> optax.GradientTransformation:
+    """`adamw` trains everything with AdamW, `ember` the tables with Ember and the body with the same AdamW."""
+    body = _body_optimizer(options)
+    if name == "ember":
+        return ember(_schedule(options.ember_learning_rate, options), body)
+    if options.adamw_table_learning_rate is None:
+        return body
+    tables = optax.adamw(_schedule(options.adamw_table_learning_rate, options))
+    return optax.partition({"tables": tables, "body": body}, _label)
+
+
+def _label(params: Any) -> Any:
+    return jax.tree.map(lambda _, table: "tables" if table else "body", params, token_tables(params))
+
+
+def _body_optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
+    return optax.adamw(_schedule(options.learning_rate, options))
+
+
+def _schedule(peak: float, options: argparse.Namespace) -> optax.Schedule:
+    """Linear warm-up over a tenth of the steps, then a cosine to a tenth of the peak."""
+    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, options.steps // 10), options.steps, 0.1 * peak)
+
+
+def _tables(params: Any) -> list[Any]:
+    tables = jax.tree.leaves(token_tables(params), is_leaf=lambda x: x is None)
+    return [leaf for leaf, table in zip(jax.tree.leaves(params), tables, strict=True) if table]
+
+
+def _body(params: Any) -> list[Any]:
+    tables = jax.tree.leaves(token_tables(params), is_leaf=lambda x: x is None)
+    return [leaf for leaf, table in zip(jax.tree.leaves(params), tables, strict=True) if not table]
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _summary(result: TrainingResult, tx, body, params: Any) -> dict[str, Any]:
+    total = state_bytes(tx, params)
+    return {
+        "validation_loss": result.validation_losses[-1],
+        # The rest of the state is the body's, and that is the same transformation in every run.
+        "table_state_bytes": total - state_bytes(body, _body(params)),
+        "state_bytes": total,
+        "ms_per_step": result.milliseconds_per_step,
+        "validation": dict(zip(result.validation_steps, result.validation_losses, strict=True)),
+        "training_losses": [round(loss, 5) for loss in result.training_losses],
+    }
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+    return settings | {"data": "standard library" if options.data is None else options.data.name, "jax": jax.__version__}
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite, non-negative number")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
