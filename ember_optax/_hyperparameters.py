@@ -16,16 +16,16 @@ import numpy as np
 
 def check_b2(b2: Any) -> None:
     """Raises unless `b2` is a decay rate: a float32 scalar or number in [0, 1)."""
+    _check_precision(b2, "b2")
     value = _scalar(b2, "b2", "a number in [0, 1), for example b2=0.999")
     if value is not None and not 0.0 <= value < 1.0:
         raise ValueError(f"b2 must be in [0, 1), got {b2!r}; 0.999 is the default, 0.95 follows faster.")
-    _check_precision(b2, "b2")
 
 
 def check_eps(eps: Any) -> None:
     """Raises unless `eps` is a finite, non-negative number of float32 precision."""
-    _check_non_negative(eps, "eps", "a number >= 0, for example eps=1e-8")
     _check_precision(eps, "eps")
+    _check_non_negative(eps, "eps", "a number >= 0, for example eps=1e-8")
 
 
 def check_weight_decay(weight_decay: Any) -> None:

@@ -1,0 +1,290 @@
+"""What Optax expects of a transformation, run on every public one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
+
+if hasattr(jax, "enable_x64") and jax.__version_info__ >= (0, 8):
+    enable_x64 = jax.enable_x64
+else:
+    from jax.experimental import enable_x64
+
+TABLES = {
+    "embed": {"embedding": EmberDimensionNumbers(0)},
+    "lm_head": {"kernel": EmberDimensionNumbers(1)},
+    "dense": {"kernel": None},
+}
+
+
+def tables_only(learning_rate=0.05, b2=0.999):
+    """scale_by_ember on every leaf, the dense kernel too."""
+    return optax.chain(scale_by_ember(b2, dimension_numbers=TABLES), optax.scale_by_learning_rate(learning_rate))
+
+
+TRANSFORMATIONS = {
+    "scale_by_ember": tables_only,
+    "ember": lambda learning_rate=0.05: ember(learning_rate),
+    "ember with decay": lambda learning_rate=0.05: ember(learning_rate, weight_decay=0.01),
+    "ember with a tree of tables": lambda learning_rate=0.05: ember(learning_rate, tables=TABLES),
+    "ember over sgd": lambda learning_rate=0.05: ember(learning_rate, optax.sgd(learning_rate, momentum=0.9)),
+    "ember over muon": lambda learning_rate=0.05: ember(learning_rate, optax.contrib.muon(learning_rate)),
+}
+
+
+@pytest.fixture(params=TRANSFORMATIONS)
+def make(request):
+    return TRANSFORMATIONS[request.param]
+
+
+def initial_params(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return {
+        "embed": {"embedding": jax.random.normal(keys[0], (12, 4), dtype)},
+        "lm_head": {"kernel": jax.random.normal(keys[1], (4, 12), dtype)},
+        "dense": {"kernel": jax.random.normal(keys[2], (4, 4), dtype)},
+    }
+
+
+def language_model_loss(params):
+    """Predicts the next of twelve tokens in a ring."""
+    hidden = jnp.tanh(params["embed"]["embedding"] @ params["dense"]["kernel"])
+    logits = hidden @ params["lm_head"]["kernel"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, (jnp.arange(12) + 1) % 12).mean()
+
+
+def distance_loss(params):
+    """Every parameter has a target of its own."""
+    targets = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    return sum(jnp.sum(jnp.square(p - t)) for p, t in zip(jax.tree.leaves(params), jax.tree.leaves(targets), strict=True))
+
+
+def factorisation_loss(params):
+    """Embedding times head, as low-rank factors of a fixed matrix."""
+    product = params["embed"]["embedding"] @ params["dense"]["kernel"] @ params["lm_head"]["kernel"]
+    return jnp.mean(jnp.square(product - jnp.outer(jnp.arange(12.0), jnp.arange(12.0)) / 50))
+
+
+def trained(tx, loss_fn, steps, params=None):
+    params = initial_params() if params is None else params
+
+    def step(carry, _):
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), None, length=steps)
+    return params, losses
+
+
+def assert_trees_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def assert_trees_close(ours, theirs, rtol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), ours, theirs)
+
+
+@pytest.mark.parametrize("loss_fn, fraction", [(language_model_loss, 0.05), (distance_loss, 0.01), (factorisation_loss, 0.05)])
+def test_converges(make, loss_fn, fraction):
+    """Inside `lax.scan`, with a schedule."""
+    _, losses = trained(make(optax.cosine_decay_schedule(0.05, 600)), loss_fn, 600)
+    assert losses[-1] < fraction * losses[0]
+
+
+def test_accepts_extra_arguments(make):
+    params = initial_params()
+    tx = make()
+    updates, _ = tx.update(params, tx.init(params), params)
+    with_extra, _ = tx.update(params, tx.init(params), params, value=jnp.float32(1.0), token_count=3)
+    assert_trees_equal(updates, with_extra)
+
+
+def test_is_traced_once_in_a_hundred_steps(make):
+    params, tx, traces = initial_params(), make(), []
+
+    @jax.jit
+    def step(params, opt_state):
+        traces.append(1)
+        updates, opt_state = tx.update(params, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = tx.init(params)
+    for _ in range(100):
+        params, opt_state = step(params, opt_state)
+    assert len(traces) == 1
+
+
+def test_state_keeps_structure_shapes_and_dtypes(make):
+    params, tx = initial_params(), make()
+    before = tx.init(params)
+    _, after = tx.update(params, before, params)
+    assert jax.tree.map(jax.typeof, before) == jax.tree.map(jax.typeof, after)
+
+
+def test_may_skip_steps_under_cond(make):
+    params, tx = initial_params(), make()
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(take, opt_state):
+        return jax.lax.cond(take, lambda: tx.update(params, opt_state, params), lambda: (params, opt_state))
+
+    assert_trees_equal(step(False, opt_state)[1], opt_state)
+    assert_trees_close(step(True, opt_state), tx.update(params, opt_state, params), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_keeps_the_gradient_dtype(make, dtype):
+    params, tx = initial_params(dtype), make()
+    updates, opt_state = tx.update(params, tx.init(params), params)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    for name in ("nu_token", "nu_feature"):
+        assert {v.dtype for v in jax.tree.leaves(optax.tree.get(opt_state, name))} == {jnp.dtype("float32")}
+
+
+def test_low_precision_gradients_are_squared_in_float32():
+    """1e-6 squared is zero in float16, and 300 squared is inf."""
+    tx = scale_by_ember(eps=0.0)
+    for value, dtype in ((1e-6, jnp.float16), (300.0, jnp.float16), (1e-10, jnp.bfloat16)):
+        g = jnp.full((4, 3), value, dtype)
+        updates, _ = tx.update(g, tx.init(g))
+        np.testing.assert_allclose(updates.astype(jnp.float32), 1.0, rtol=1e-2)
+
+
+def test_maps_params_of_the_state(make):
+    params, tx = initial_params(), make()
+    opt_state = tx.init(params)
+    masked = {"is_leaf": lambda v: isinstance(v, optax.MaskedNode)}
+    doubled = optax.tree.map_params(tx, lambda v: v if isinstance(v, optax.MaskedNode) else v + v, opt_state, **masked)
+    assert jax.tree.structure(doubled) == jax.tree.structure(opt_state)
+    _, opt_state = tx.update(params, opt_state, params)
+    doubled = optax.tree.map_params(tx, lambda v: v if isinstance(v, optax.MaskedNode) else v + v, opt_state, **masked)
+    name = "nu_token"
+    assert_trees_equal(optax.tree.get(doubled, name), jax.tree.map(lambda v: v + v, optax.tree.get(opt_state, name)))
+
+
+def test_initialises_from_shapes(make):
+    params, tx = initial_params(), make()
+    expected = tx.init(params)
+    shapes = jax.eval_shape(lambda: params)
+    assert jax.tree.map(jax.typeof, tx.init(shapes)) == jax.tree.map(jax.typeof, expected)
+    abstract = jax.eval_shape(tx.init, shapes)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(abstract)] == [(x.shape, x.dtype) for x in jax.tree.leaves(expected)]
+
+
+def test_vmaps_over_init_and_update(make):
+    """An ensemble of models in one array."""
+    tx = make()
+    ensemble = [jax.tree.map(lambda p, i=i: p + i, initial_params()) for i in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ensemble)
+    updates, _ = jax.vmap(tx.update)(stacked, jax.vmap(tx.init)(stacked), stacked)
+    for i, params in enumerate(ensemble):
+        alone, _ = tx.update(params, tx.init(params), params)
+        assert_trees_close(jax.tree.map(lambda u, i=i: u[i], updates), alone, rtol=1e-4)
+
+
+def test_donates_its_state(make):
+    params, tx = initial_params(), make()
+    opt_state = jax.jit(tx.init)(params)
+    _, after = jax.jit(tx.update, donate_argnums=1)(params, opt_state, params)
+    before = optax.tree.get(opt_state, "nu_token")
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_averages_micro_batches_under_multi_steps(make):
+    """MultiSteps(k) on k gradients is one step on their mean: averaged before squared."""
+    params, tx = initial_params(), make()
+    grads = [jax.tree.map(lambda p, i=i: p * (i - 0.7), params) for i in range(3)]
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+    expected, _ = tx.update(mean, tx.init(params), params)
+    accumulating = optax.MultiSteps(tx, 3)
+    opt_state = accumulating.init(params)
+    for g in grads:
+        updates, opt_state = accumulating.update(g, opt_state, params)
+    assert_trees_close(updates, expected, rtol=1e-4)
+
+
+def test_skips_under_apply_if_finite(make):
+    params, tx = initial_params(), optax.apply_if_finite(make(), max_consecutive_errors=5)
+    opt_state = tx.init(params)
+    bad = jax.tree.map(lambda p: p * jnp.nan, params)
+    updates, after = tx.update(bad, opt_state, params)
+    assert all((u == 0).all() for u in jax.tree.leaves(updates))
+    assert_trees_equal(after.inner_state, opt_state.inner_state)
+    updates, _ = tx.update(params, after, params)
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+def test_works_in_x64(make):
+    """float64 parameters keep float64 updates over float32 state, and a step is as accurate as before."""
+    params, tx = initial_params(), make()
+    expected, _ = tx.update(params, tx.init(params), params)
+    with enable_x64(True):
+        wide = jax.tree.map(lambda p: jnp.asarray(np.asarray(p, np.float64)), params)
+        updates, opt_state = jax.jit(tx.update)(wide, tx.init(wide), wide)
+        assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype("float64")}
+        assert optax.tree.get(opt_state, "ScaleByEmberState").count["embed"]["embedding"].dtype == jnp.int32
+        assert {v.dtype for v in jax.tree.leaves(optax.tree.get(opt_state, "nu_token"))} == {jnp.dtype("float32")}
+        tables = {name: updates[name] for name in ("embed", "lm_head")}
+        assert_trees_close(tables, {name: expected[name] for name in ("embed", "lm_head")}, rtol=1e-5)
+
+
+def test_schedules_the_learning_rate():
+    params = initial_params()
+    tx = ember(lambda step: jnp.where(step == 1, 0.0, 0.1))
+    opt_state, moved = tx.init(params), []
+    for _ in range(3):
+        updates, opt_state = tx.update(params, opt_state, params)
+        moved.append(bool(jnp.any(updates["embed"]["embedding"] != 0)))
+    assert moved == [True, False, True]
+
+
+class TestInjectHyperparams:
+    def test_needs_no_static_arguments(self):
+        """`tables` and `body` keep their defaults although inject_hyperparams takes callables for schedules."""
+        params = initial_params()
+        tx = optax.inject_hyperparams(ember)(learning_rate=0.1, weight_decay=0.01)
+        expected = ember(0.1, weight_decay=0.01)
+        updates, opt_state = jax.jit(tx.update)(params, tx.init(params), params)
+        plain, _ = expected.update(params, expected.init(params), params)
+        assert_trees_close(updates, plain, rtol=1e-4)
+        opt_state.hyperparams["learning_rate"] = jnp.float32(0.0)
+        updates, _ = jax.jit(tx.update)(params, opt_state, params)
+        assert all((u == 0).all() for u in jax.tree.leaves(updates))
+
+    def test_takes_tables_and_body(self):
+        params = initial_params()
+        factory = optax.inject_hyperparams(ember, static_args=("tables",))
+        tx = factory(learning_rate=0.1, body=optax.sgd(0.1), tables=lambda p: TABLES)
+        updates, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(updates["dense"]["kernel"], -0.1 * params["dense"]["kernel"], rtol=1e-6)
+
+    def test_schedules_b2(self):
+        params = initial_params()
+        tx = optax.inject_hyperparams(scale_by_ember)(b2=optax.linear_schedule(0.9, 0.999, 100))
+        opt_state, traces = tx.init(params), []
+
+        @jax.jit
+        def step(opt_state):
+            traces.append(1)
+            return tx.update(params, opt_state, params)
+
+        for _ in range(3):
+            updates, opt_state = step(opt_state)
+        assert len(traces) == 1
+        assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+    @pytest.mark.parametrize("factory", [scale_by_ember, lambda b2: ember(0.1, b2=b2)])
+    def test_refuses_low_precision_b2_with_the_cure(self, factory):
+        params = initial_params(jnp.bfloat16)
+        with pytest.raises(TypeError, match="b2 arrived as bfloat16.*hyperparam_dtype=jnp.float32"):
+            optax.inject_hyperparams(factory)(b2=0.999).init(params)
+        cured = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(b2=0.999)
+        updates, _ = cured.update(params, cured.init(params), params)
+        assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
