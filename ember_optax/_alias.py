@@ -56,8 +56,8 @@ def ember(
       >>> opt_state = tx.init(params)
       >>> updates, opt_state = tx.update(params, opt_state, params)
       >>> params = optax.apply_updates(params, updates)
-      >>> print(params["embed"]["embedding"][0, 0])
-      0.999
+      >>> print(f"{params['embed']['embedding'][0, 0]:.6f}")
+      0.999000
 
       A learning rate that can be changed while training:
 

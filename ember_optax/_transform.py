@@ -22,6 +22,19 @@ class ScaleByEmberState(NamedTuple):
       nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
       total_notfinite: batches that were skipped because their mean squared gradient was not finite, int32, as `count`.
         `optax.tree.get(opt_state, "total_notfinite")` reads it from any nested state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import scale_by_ember
+      >>> tx = scale_by_ember()
+      >>> state = tx.init({"embedding": jnp.ones((8, 4))})
+      >>> _, state = tx.update({"embedding": jnp.full((8, 4), jnp.nan)}, state)
+      >>> print(optax.tree.get(state, "total_notfinite")["embedding"], state.count["embedding"])
+      1 0
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
 
     count: Any
@@ -82,8 +95,8 @@ def scale_by_ember(
       >>> state[0].nu_token["embedding"].shape, state[0].nu_feature["embedding"].shape
       ((8,), (4,))
       >>> updates, state = tx.update({"embedding": jnp.full((8, 4), 0.5)}, state)
-      >>> print(updates["embedding"][0, 0])
-      -0.001
+      >>> print(f"{updates['embedding'][0, 0]:.6f}")
+      -0.001000
 
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235

@@ -283,7 +283,7 @@ class TestInjectHyperparams:
     @pytest.mark.parametrize("factory", [scale_by_ember, lambda b2: ember(0.1, b2=b2)])
     def test_refuses_low_precision_b2_with_the_cure(self, factory):
         params = initial_params(jnp.bfloat16)
-        with pytest.raises(TypeError, match="b2 arrived as bfloat16.*hyperparam_dtype=jnp.float32"):
+        with pytest.raises(TypeError, match=r"b2 arrived as bfloat16.*hyperparam_dtype=jnp.float32"):
             optax.inject_hyperparams(factory)(b2=0.999).init(params)
         cured = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(b2=0.999)
         updates, _ = cured.update(params, cured.init(params), params)

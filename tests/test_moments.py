@@ -164,7 +164,10 @@ def test_stacked_tables_are_separate_tables(axis):
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="XLA of jax 0.7 on CPU writes g^2 to memory in any reduction of it")
 def test_compiled_step_has_no_table_sized_temporary(shape, token_axis):
     numbers = EmberDimensionNumbers(token_axis)
-    for tx in (optax.chain(scale_by_ember(dimension_numbers=numbers), optax.scale(-1e-3)), ember(1e-3, optax.sgd(1.0), tables=numbers)):
+    for tx in (
+        optax.chain(scale_by_ember(dimension_numbers=numbers), optax.scale(-1e-3)),
+        ember(1e-3, optax.sgd(1.0), tables=numbers),
+    ):
 
         def step(params, grads, opt_state, tx=tx):
             updates, opt_state = tx.update(grads, opt_state, params)

@@ -1,0 +1,38 @@
+"""What the documents show runs: Python blocks of the README, the notebook in smoke mode."""
+
+import os
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_readme_examples_run_in_order():
+    assert BLOCKS
+    namespace = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", README))))
+def test_readme_links_to_files_that_exist(target):
+    assert (ROOT / "".join(target)).exists()
+
+
+@pytest.mark.filterwarnings("default")  # Jupyter's own packages warn about themselves
+def test_quickstart_notebook_runs(tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    os.environ["EMBER_SMOKE"] = "1"
+    try:
+        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    finally:
+        del os.environ["EMBER_SMOKE"]
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "AdamW" in printed
+    assert "Ember" in printed
