@@ -2,6 +2,7 @@
 
 from ._alias import ember as ember
 from ._dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
+from ._tables import token_table_labels as token_table_labels
 from ._tables import token_tables as token_tables
 from ._transform import ScaleByEmberState as ScaleByEmberState
 from ._transform import scale_by_ember as scale_by_ember

@@ -7,6 +7,7 @@ import optax
 
 from ._declared import DimensionNumbersLike, declared_dimension_numbers
 from ._hyperparameters import check_learning_rate
+from ._paths import flatten_named
 from ._tables import token_tables
 from ._transform import scale_by_ember_with_decay
 
@@ -74,8 +75,9 @@ def ember(
     tables = token_tables if tables is None else tables
 
     def labels(params):
-        is_table = [numbers is not None for numbers in declared_dimension_numbers(tables, params)]
-        return jax.tree.unflatten(jax.tree.structure(params), ["ember" if table else "body" for table in is_table])
+        _, _, treedef = flatten_named(params)
+        declared = declared_dimension_numbers(tables, params)
+        return treedef.unflatten(["body" if numbers is None else "ember" for numbers in declared])
 
     table_optimizer = optax.chain(
         scale_by_ember_with_decay(b2, eps, weight_decay, tables),

@@ -7,14 +7,14 @@ import jax
 import optax
 
 from ._dimension_numbers import EmberDimensionNumbers
-from ._paths import named_leaves
+from ._paths import flatten_named
 
 DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
 DimensionNumbersLike = EmberDimensionNumbers | DimensionNumbersTree | Callable[[optax.Params], DimensionNumbersTree] | None
 
 
 def declared_dimension_numbers(declaration: DimensionNumbersLike, tree: Any) -> list[EmberDimensionNumbers | None]:
-    """What a declaration says of each leaf of a tree, in the order of `jax.tree.leaves`.
+    """What a declaration says of each leaf of a tree, in the order of `jax.tree.leaves` with a box as one leaf.
 
     A declared tree is matched by path and not by structure: a library may show parameters inside boxes at `init` and bare at
     `update`, and `optax.partition` replaces some by `MaskedNode`.
@@ -30,12 +30,13 @@ def declared_dimension_numbers(declaration: DimensionNumbersLike, tree: Any) -> 
       TypeError: a declared value is neither `EmberDimensionNumbers` nor None.
       ValueError: a leaf has no entry in the declared tree, or an entry has no leaf.
     """
-    names = [name for name, _ in named_leaves(tree)]
+    names, _, _ = flatten_named(tree)
     if declaration is None or isinstance(declaration, EmberDimensionNumbers):
         return [declaration] * len(names)
     if callable(declaration):
         declaration = declaration(tree)
-    declared = dict(named_leaves(declaration, is_leaf=lambda x: x is None))
+    entries, values, _ = flatten_named(declaration, is_leaf=lambda x: x is None)
+    declared = dict(zip(entries, values, strict=True))
     for name, value in declared.items():
         if value is not None and not isinstance(value, EmberDimensionNumbers):
             raise TypeError(

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from ._boxes import is_box
+
 
 def path_name(key_path: tuple[Any, ...]) -> str:
     """Spells a key path as names joined by `/`, the same for the same leaf in every library's tree.
@@ -28,10 +30,10 @@ def path_name(key_path: tuple[Any, ...]) -> str:
     return "/".join(names)
 
 
-def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their path names, in the order of `jax.tree.leaves`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return [(path_name(path), leaf) for path, leaf in leaves]
+def flatten_named(tree: Any, is_leaf: Callable[[Any], bool] = is_box) -> tuple[list[str], list[Any], Any]:
+    """Path names and leaves of a tree in the order of `jax.tree.leaves`, and its structure. A box is one leaf."""
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return [path_name(path) for path, _ in paths_and_leaves], [leaf for _, leaf in paths_and_leaves], treedef
 
 
 def _key_names(key: Any) -> list[str]:

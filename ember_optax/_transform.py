@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._boxes import rebox, rebox_axes, unbox
 from ._declared import DimensionNumbersLike, declared_dimension_numbers
 from ._dimension_numbers import EmberDimensionNumbers, TableAxes, table_axes
 from ._hyperparameters import check_b2, check_eps, check_weight_decay
 from ._moments import Moments, decay_rate, ember_step, init_moments, moment_shapes
-from ._paths import named_leaves
+from ._paths import flatten_named
 
 
 class ScaleByEmberState(NamedTuple):
@@ -122,29 +123,28 @@ def scale_by_ember_with_decay(
     decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
 
     def init_fn(params):
-        names_and_leaves = named_leaves(params)
-        axes = _resolve_axes(dimension_numbers, params, names_and_leaves)
-        moments = [init_moments(leaf.shape, leaf_axes) for (_, leaf), leaf_axes in zip(names_and_leaves, axes, strict=True)]
-        return _to_state(moments, jax.tree.structure(params))
+        names, leaves, treedef = flatten_named(params)
+        axes = _resolve_axes(dimension_numbers, params, names, leaves)
+        moments = [_boxed(init_moments(unbox(leaf).shape, table), leaf, table) for leaf, table in zip(leaves, axes, strict=True)]
+        return _to_state(moments, treedef)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         if decays and params is None:
             raise ValueError("weight_decay needs the parameters: call update(updates, state, params).")
-        names_and_leaves = named_leaves(updates)
-        treedef = jax.tree.structure(updates)
-        axes = _resolve_axes(dimension_numbers, updates, names_and_leaves)
-        decayed = treedef.flatten_up_to(params) if decays else [None] * len(axes)
+        names, grads, treedef = flatten_named(updates)
+        axes = _resolve_axes(dimension_numbers, updates, names, grads)
+        weights = flatten_named(params)[1] if decays else [None] * len(grads)
+        boxed_moments = _from_state(state, names)
         rate = decay_rate(b2)
         new_updates, new_moments = [], []
-        for (name, g), moments, leaf_axes, param in zip(
-            names_and_leaves, _from_state(state, treedef), axes, decayed, strict=True
-        ):
-            _check_gradient(name, g, moments, leaf_axes)
-            decay = None if param is None else _decay(param, weight_decay)
-            update, stepped = ember_step(jnp.asarray(g), moments, leaf_axes, rate, eps, decayed_VxD=decay)
-            new_updates.append(update)
-            new_moments.append(stepped)
+        for name, grad, boxes, table, weight in zip(names, grads, boxed_moments, axes, weights, strict=True):
+            g, moments = jnp.asarray(unbox(grad)), Moments(*map(unbox, boxes))
+            _check_gradient(name, g, moments, table)
+            decayed = None if weight is None else _decay(unbox(weight), weight_decay)
+            update, moments = ember_step(g, moments, table, rate, eps, decayed_VxD=decayed)
+            new_updates.append(rebox(grad, update))
+            new_moments.append(Moments(*map(rebox, boxes, moments)))
         return treedef.unflatten(new_updates), _to_state(new_moments, treedef)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -160,17 +160,37 @@ def _to_state(moments: list[Moments], treedef) -> ScaleByEmberState:
     return ScaleByEmberState(*(treedef.unflatten([getattr(table, field) for table in moments]) for field in Moments._fields))
 
 
-def _from_state(state: ScaleByEmberState, treedef) -> list[Moments]:
-    fields = [treedef.flatten_up_to(getattr(state, field)) for field in Moments._fields]
+def _from_state(state: ScaleByEmberState, names: list[str]) -> list[Moments]:
+    """One `Moments` per table, boxed as in the state; matched by path because boxes make equal trees differ in type."""
+    fields = []
+    for field in Moments._fields:
+        state_names, leaves, _ = flatten_named(getattr(state, field))
+        if state_names != names:
+            raise ValueError(
+                f"the updates have the tables {names}, but the state was initialised for {state_names}; "
+                f"initialise it from the parameters that these updates belong to."
+            )
+        fields.append(leaves)
     return [Moments(*values) for values in zip(*fields, strict=True)]
 
 
-def _resolve_axes(dimension_numbers: DimensionNumbersLike, tree: Any, names_and_leaves: list[tuple[str, Any]]) -> list[TableAxes]:
+def _boxed(moments: Moments, parameter: Any, axes: TableAxes) -> Moments:
+    """Puts each field into the parameter's box, if it has one, with the names of the axes that the field has."""
+    token, feature = tuple(sorted(axes.batch + axes.token)), tuple(sorted(axes.batch + axes.feature))
+    return Moments(
+        count=rebox_axes(parameter, moments.count, axes.batch),
+        nu_token=rebox_axes(parameter, moments.nu_token, token),
+        nu_feature=rebox_axes(parameter, moments.nu_feature, feature),
+        total_notfinite=rebox_axes(parameter, moments.total_notfinite, axes.batch),
+    )
+
+
+def _resolve_axes(dimension_numbers: DimensionNumbersLike, tree: Any, names: list[str], leaves: list[Any]) -> list[TableAxes]:
     declared = declared_dimension_numbers(dimension_numbers, tree)
     axes = []
-    for (name, leaf), numbers in zip(names_and_leaves, declared, strict=True):
-        _check_leaf(name, leaf)
-        axes.append(table_axes(numbers or EmberDimensionNumbers(), leaf.shape, name))
+    for name, leaf, numbers in zip(names, leaves, declared, strict=True):
+        _check_leaf(name, unbox(leaf))
+        axes.append(table_axes(numbers or EmberDimensionNumbers(), unbox(leaf).shape, name))
     return axes
 
 

@@ -1,0 +1,1 @@
+"""What single libraries need beyond plain pytrees; each module imports its library, and nothing imports them unasked."""
