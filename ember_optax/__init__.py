@@ -1,6 +1,7 @@
 """Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
 
 from ._alias import ember as ember
+from ._describe import describe_token_tables as describe_token_tables
 from ._dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
 from ._tables import token_table_labels as token_table_labels
 from ._tables import token_tables as token_tables

@@ -1,11 +1,14 @@
 """`ember`: token tables to Ember, everything else to a body optimizer."""
 
+import numbers
 from typing import Any
 
 import jax
 import optax
 
+from ._boxes import unbox
 from ._declared import DimensionNumbersLike, declared_dimension_numbers
+from ._describe import check_patterns, no_table_message
 from ._hyperparameters import check_learning_rate
 from ._paths import flatten_named
 from ._tables import token_tables
@@ -77,7 +80,7 @@ def ember(
     def labels(params):
         _, _, treedef = flatten_named(params)
         declared = declared_dimension_numbers(tables, params)
-        return treedef.unflatten(["body" if numbers is None else "ember" for numbers in declared])
+        return treedef.unflatten(["body" if table is None else "ember" for table in declared])
 
     table_optimizer = optax.chain(
         scale_by_ember_with_decay(b2, eps, weight_decay, tables),
@@ -87,7 +90,12 @@ def ember(
     partition = optax.partition({"ember": table_optimizer, "body": body}, labels)
 
     def init_fn(params):
-        _check_any_table(labels(params))
+        _check_arrays(params)
+        check_patterns(tables, params)
+        leaves = jax.tree.leaves(labels(params))
+        # Without a table everything would silently go to the body. A tree without leaves is masked away or a placeholder.
+        if leaves and "ember" not in leaves:
+            raise ValueError(no_table_message(params))
         return partition.init(params)
 
     return optax.GradientTransformationExtraArgs(init_fn, partition.update)
@@ -101,11 +109,11 @@ def _check_body(body: Any) -> None:
         )
 
 
-def _check_any_table(labels: Any) -> None:
-    """Without a table everything would silently go to the body; a tree without leaves (masked, placeholder) is no such case."""
-    leaves = jax.tree.leaves(labels)
-    if leaves and "ember" not in leaves:
-        raise ValueError(
-            "no token table found among the parameters. "
-            "Name them: ember(..., tables=...) takes a tree of EmberDimensionNumbers and None."
-        )
+def _check_arrays(params: Any) -> None:
+    names, leaves, _ = flatten_named(params)
+    for name, leaf in zip(names, leaves, strict=True):
+        if not (hasattr(unbox(leaf), "shape") or isinstance(unbox(leaf), numbers.Number)):
+            raise TypeError(
+                f"parameter {name!r} is {leaf!r} of type {type(leaf).__name__}, not an array. Keep only the trainable arrays: "
+                f"eqx.filter(model, eqx.is_inexact_array) with Equinox."
+            )

@@ -20,13 +20,15 @@ _NO_TABLE: dict[int, EmberDimensionNumbers] = {}
 # Words of the part of a path that names an embedding of something other than tokens.
 _OTHER_THINGS = (
     "pos|posemb|position|positions|positional|wpe|rel|relpos|relative|rotary|rope|type|types|seg|segment|segments"
-    "|time|timestep|timesteps|t|y|class|cls|label|labels|patch|patches|image|img|pixel|audio|mask|prompt|quantizer|vq|lora|bias"
+    "|time|timestep|timesteps|[ty]_embedder|class|cls|label|labels|patch|patches|image|img|pixel|audio|mask|prompt|quantizer|vq|attention|lora|bias"
 )
 _EMBEDDING = "embeddings?|embeds?|embedder|emb|wte"
 _HEAD = (
-    "lm_head|lm_logits|logits|logits_dense|to_logits|vocab_proj|vocab_head|unembed|unembedding|unembedder|embed_out"
-    "|output_embeddings?|logits_ffn/linear|predictions/decoder"
+    "([^/]*_)?lm_head|lm_logits|logits|logits_dense|to_logits|vocab_proj|vocab_projector|vocab_head|unembed|unembedding"
+    "|unembedder|embed_out|output_embeddings?|logits_ffn/linear|predictions/decoder"
 )
+# Parts of a path that only say how a library stores or wraps a layer, removed before matching.
+_STORAGE = re.compile(r"/(base_module|base_layer)(?=/)|(?<=/lm_head)/decoder(?=/)|(/(value|data_array|array))+$|(?<=/weight)/0$")
 
 
 class TableRule(NamedTuple):
@@ -34,7 +36,8 @@ class TableRule(NamedTuple):
 
     Attributes:
       name: what the rule recognises, as `describe_token_tables` shows it.
-      pattern: matched against the whole path, in lower case with camel case split by underscores.
+      pattern: matched against the whole path, in lower case, with camel case split by underscores, dots as slashes, and
+        storage left out.
       axes: dimension numbers for each rank that can be a table. A matching leaf of another rank is no table.
     """
 
@@ -55,14 +58,13 @@ RULES = (
     _rule("per-layer embedding", r"([^/]*_)?per_layer(_input)?_embeddings?", _PER_LAYER),
     _rule("reversed embedding", r"reverse_embeddings?", _TOKENS_LAST),
     _rule("head, (inputs, outputs)", rf"({_HEAD})(_\d+)?(/kernel|/w)?", _TOKENS_LAST),
-    _rule("head, (outputs, inputs)", rf"({_HEAD})(_\d+)?/weight(/0)?", _TOKENS_FIRST),
-    _rule("embedding", rf"([^/]*_)?({_EMBEDDING})(_var|_table)?", _TOKENS_FIRST),
+    _rule("head, (outputs, inputs)", rf"({_HEAD})(_\d+)?/weight", _TOKENS_FIRST),
+    _rule("embedding", rf"([^/]*_)?({_EMBEDDING})(_var|_table|_tokens?|_words?)?", _TOKENS_FIRST),
     _rule(
         "embedding layer",
-        rf"([^/]*_)?({_EMBEDDING}|shared)(_tokens?|_words?|_linear|_lookup|_\d+)?/(embedding|weight|w|table)(/0)?",
+        rf"([^/]*_)?({_EMBEDDING}|shared)(_tokens?|_words?|_linear|_lookup|_\d+)?/(embedding|weight|w|table)",
         _TOKENS_FIRST,
     ),
-    _rule("embedding, bare", r"([^/]*_)?embed_(tokens?|words?)", _TOKENS_FIRST),
 )
 
 _INCLUDED = (
@@ -201,7 +203,7 @@ def _compile(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
 
 
 def _first_match(name: str, rank: int, rules: Sequence[TableRule]) -> TableMatch:
-    spelled = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    spelled = _STORAGE.sub("", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", f"/{name}").lower().replace(".", "/"))[1:]
     for rule in rules:
         if rule.pattern.fullmatch(spelled):
             return TableMatch(rule.axes.get(rank), rule.name)

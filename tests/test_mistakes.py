@@ -57,7 +57,11 @@ MISTAKES = {
     "integer table": (lambda: scaled(jnp.ones((6, 4), jnp.int32)), TypeError, r"'wte' .* dtype int32.*optax.masked"),
     "complex table": (lambda: scaled(jnp.ones((6, 4), jnp.complex64)), TypeError, r"'wte' .* dtype complex64.*optax.masked"),
     "function leaf": (lambda: scaled(jnp.tanh), TypeError, r"'wte' is .* not an array; filter"),
-    "no table": (lambda: ember(1e-3).init({"dense": {"kernel": jnp.ones((4, 4))}}), ValueError, r"no token table .* tables="),
+    "no table": (
+        lambda: ember(1e-3).init({"dense": {"kernel": jnp.ones((4, 4))}}),
+        ValueError,
+        r"no token table .* 'dense/kernel' \(4, 4\).*include=",
+    ),
     "tables of wrong type": (lambda: ember(1e-3, tables={"embed": 0}).init(PARAMS), TypeError, r"'embed' must be Ember.*got 0"),
     "tables without an entry": (lambda: ember(1e-3, tables={"head": ALL}).init(PARAMS), ValueError, r"'embed/embedding'.*head"),
     "tables with a wrong path": (
