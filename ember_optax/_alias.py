@@ -10,7 +10,7 @@ from ._boxes import unbox
 from ._declared import DimensionNumbersLike, declared_dimension_numbers
 from ._describe import check_patterns, no_table_message
 from ._hyperparameters import check_learning_rate
-from ._paths import flatten_named
+from ._paths import flatten_named, is_complete
 from ._tables import token_tables
 from ._transform import scale_by_ember_with_decay
 
@@ -91,11 +91,11 @@ def ember(
 
     def init_fn(params):
         _check_arrays(params)
-        check_patterns(tables, params)
-        leaves = jax.tree.leaves(labels(params))
-        # Without a table everything would silently go to the body. A tree without leaves is masked away or a placeholder.
-        if leaves and "ember" not in leaves:
-            raise ValueError(no_table_message(params))
+        # Without a table everything would silently go to the body. In an incomplete tree the tables may be elsewhere.
+        if is_complete(params):
+            check_patterns(tables, params)
+            if "ember" not in jax.tree.leaves(labels(params)):
+                raise ValueError(no_table_message(params))
         return partition.init(params)
 
     return optax.GradientTransformationExtraArgs(init_fn, partition.update)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
 from ._dimension_numbers import EmberDimensionNumbers
-from ._paths import flatten_named
+from ._paths import flatten_named, is_complete
 
 DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
 DimensionNumbersLike = EmberDimensionNumbers | DimensionNumbersTree | Callable[[optax.Params], DimensionNumbersTree] | None
@@ -62,12 +61,6 @@ def _owner(name: str, declared: dict[str, Any]) -> str:
 
 
 def _check_all_used(names: list[str], owners: list[str], declared: dict[str, Any], tree: Any) -> None:
-    # Part of the tree may be masked away (optax.partition) or hidden (optax.tree.map_params); unused entries are right there.
-    whole = names and not any(isinstance(leaf, optax.MaskedNode) for leaf in jax.tree.leaves(tree, is_leaf=_is_masked))
     unused = [name for name, value in declared.items() if value is not None and name not in owners]
-    if whole and unused:
+    if unused and is_complete(tree):
         raise ValueError(f"dimension numbers are declared for {unused}, but the parameters are {names}; correct the path.")
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

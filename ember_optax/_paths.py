@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import optax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ._boxes import is_box
@@ -34,6 +35,12 @@ def flatten_named(tree: Any, is_leaf: Callable[[Any], bool] = is_box) -> tuple[l
     """Path names and leaves of a tree in the order of `jax.tree.leaves`, and its structure. A box is one leaf."""
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return [path_name(path) for path, _ in paths_and_leaves], [leaf for _, leaf in paths_and_leaves], treedef
+
+
+def is_complete(tree: Any) -> bool:
+    """Whether a tree shows all parameters: not a placeholder (`optax.tree.map_params`), none masked away (`optax.partition`)."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    return bool(leaves) and not any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
 def _key_names(key: Any) -> list[str]:
