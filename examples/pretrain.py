@@ -18,7 +18,7 @@ from lm.text import read_documents
 from lm.tokens import check_length, default_cache_dir, load_corpus
 from lm.training import TrainingConfig, TrainingResult, init_params, state_bytes, train
 
-from ember_optax import ember, token_tables
+from ember_optax import ember, token_table_labels
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,11 +78,10 @@ def compare(options: argparse.Namespace) -> None:
     model = ModelConfig(options.vocabulary_size, options.width, options.layers, options.heads, options.tied)
     config = TrainingConfig(options.steps, options.batch_size, options.sequence_length, options.seed, options.validate_every)
     params = jax.eval_shape(lambda: init_params(model, options.seed)[0])
-    tokens = options.steps * options.batch_size * options.sequence_length
+    tokens, tables = options.batch_size * options.sequence_length, _count(_labelled(params, "ember"))
     print(
-        f"{len(corpus.training):,} training tokens, {_count(params):,} parameters ({_count(_tables(params)):,} in token tables), "
-        f"{options.steps} steps of {options.batch_size * options.sequence_length:,} tokens ({tokens:,} in all) "
-        f"on {jax.devices()[0].device_kind}",
+        f"{len(corpus.training):,} training tokens, {_count(params):,} parameters ({tables:,} in token tables), "
+        f"{options.steps} steps of {tokens:,} tokens on {jax.devices()[0].device_kind}",
         flush=True,
     )
     results, summaries = {}, {}
@@ -107,11 +106,7 @@ def make_optimizer(name: str, options: argparse.Namespace) -> optax.GradientTran
     if options.adamw_table_learning_rate is None:
         return body
     tables = optax.adamw(_schedule(options.adamw_table_learning_rate, options))
-    return optax.partition({"tables": tables, "body": body}, _label)
-
-
-def _label(params: Any) -> Any:
-    return jax.tree.map(lambda _, table: "tables" if table else "body", params, token_tables(params))
+    return optax.partition({"ember": tables, "body": body}, token_table_labels)
 
 
 def _body_optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
@@ -123,14 +118,9 @@ def _schedule(peak: float, options: argparse.Namespace) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, options.steps // 10), options.steps, 0.1 * peak)
 
 
-def _tables(params: Any) -> list[Any]:
-    tables = jax.tree.leaves(token_tables(params), is_leaf=lambda x: x is None)
-    return [leaf for leaf, table in zip(jax.tree.leaves(params), tables, strict=True) if table]
-
-
-def _body(params: Any) -> list[Any]:
-    tables = jax.tree.leaves(token_tables(params), is_leaf=lambda x: x is None)
-    return [leaf for leaf, table in zip(jax.tree.leaves(params), tables, strict=True) if not table]
+def _labelled(params: Any, wanted: str) -> list[Any]:
+    labels = jax.tree.leaves(token_table_labels(params))
+    return [leaf for leaf, label in zip(jax.tree.leaves(params), labels, strict=True) if label == wanted]
 
 
 def _count(tree: Any) -> int:
@@ -142,7 +132,7 @@ def _summary(result: TrainingResult, tx, body, params: Any) -> dict[str, Any]:
     return {
         "validation_loss": result.validation_losses[-1],
         # The rest of the state is the body's, and that is the same transformation in every run.
-        "table_state_bytes": total - state_bytes(body, _body(params)),
+        "table_state_bytes": total - state_bytes(body, _labelled(params, "body")),
         "state_bytes": total,
         "ms_per_step": result.milliseconds_per_step,
         "validation": dict(zip(result.validation_steps, result.validation_losses, strict=True)),
