@@ -100,12 +100,13 @@ def bias_correction(count: jax.Array, rate: DecayRate) -> jax.Array:
 def denominator_factors(nu_token_V1, nu_feature_1D, axes: TableAxes, correction_11) -> tuple[jax.Array, jax.Array]:
     """Factors with `a[i] * b[j] = sqrt(v_hat[i,j])`.
 
-    `a = sqrt((nu_token / mean(nu_feature)) / correction)` and `b = sqrt(nu_feature)`. The quotient before the root keeps
-    every intermediate in range; the product `nu_token * nu_feature` of the literal form would underflow at |g| = 1e-10.
+    `a = sqrt(nu_token / mean(nu_feature))` and `b = sqrt(nu_feature / correction)`. The quotients before the roots keep
+    every intermediate in range: the product `nu_token * nu_feature` of the literal form underflows at |g| = 1e-10, and one
+    quotient by mean and correction, which XLA turns into a quotient by their product, at 1e-16.
     """
     mean_11 = jnp.maximum(jnp.mean(nu_feature_1D, axes.feature, keepdims=True), _TINY)
-    a_V1 = jnp.sqrt((nu_token_V1 / mean_11) / correction_11)
-    b_1D = jnp.sqrt(nu_feature_1D)
+    a_V1 = jnp.sqrt(nu_token_V1 / mean_11)
+    b_1D = jnp.sqrt(nu_feature_1D / correction_11)
     # Without the barrier XLA computes both roots again for each of the V x D elements (measured: 25 % of the step).
     return jax.lax.optimization_barrier((a_V1, b_1D))
 
