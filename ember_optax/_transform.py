@@ -134,7 +134,7 @@ def scale_by_ember_with_decay(
             raise ValueError("weight_decay needs the parameters: call update(updates, state, params).")
         names, grads, treedef = flatten_named(updates)
         axes = _resolve_axes(dimension_numbers, updates, names, grads)
-        weights = flatten_named(params)[1] if decays else [None] * len(grads)
+        weights = _leaves_of(params, names, "parameter tree") if decays else [None] * len(grads)
         boxed_moments = _from_state(state, names)
         rate = decay_rate(b2)
         new_updates, new_moments = [], []
@@ -161,17 +161,19 @@ def _to_state(moments: list[Moments], treedef) -> ScaleByEmberState:
 
 
 def _from_state(state: ScaleByEmberState, names: list[str]) -> list[Moments]:
-    """One `Moments` per table, boxed as in the state; matched by path because boxes make equal trees differ in type."""
-    fields = []
-    for field in Moments._fields:
-        state_names, leaves, _ = flatten_named(getattr(state, field))
-        if state_names != names:
-            raise ValueError(
-                f"the updates have the tables {names}, but the state was initialised for {state_names}; "
-                f"initialise it from the parameters that these updates belong to."
-            )
-        fields.append(leaves)
+    """One `Moments` per table, boxed as in the state."""
+    fields = [_leaves_of(getattr(state, field), names, "state") for field in Moments._fields]
     return [Moments(*values) for values in zip(*fields, strict=True)]
+
+
+def _leaves_of(tree: Any, names: list[str], what: str) -> list[Any]:
+    """The leaves of a tree that must have the updates' tables; compared by path because boxes make equal trees differ."""
+    found, leaves, _ = flatten_named(tree)
+    if found != names:
+        raise ValueError(
+            f"the updates have the tables {names}, but the {what} has {found}; pass the {what} that belongs to these updates."
+        )
+    return leaves
 
 
 def _boxed(moments: Moments, parameter: Any, axes: TableAxes) -> Moments:

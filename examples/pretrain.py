@@ -52,7 +52,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     training.add_argument("--steps", type=_positive_int, default=300, help="optimizer steps of each run")
     training.add_argument("--batch-size", type=_positive_int, default=8, help="sequences in a batch")
     training.add_argument("--sequence-length", type=_positive_int, default=128, help="tokens in a sequence")
-    training.add_argument("--learning-rate", type=_rate, default=3e-3, help="peak rate of AdamW, for the body in both runs")
+    training.add_argument("--learning-rate", type=_rate, default=1e-3, help="peak rate of AdamW, for the body in both runs")
     training.add_argument("--ember-learning-rate", type=_rate, default=3e-3, help="peak rate of Ember for the tables")
     training.add_argument(
         "--adamw-table-learning-rate", type=_rate, help="peak rate of AdamW for the tables (default: --learning-rate)"

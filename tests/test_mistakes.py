@@ -79,6 +79,11 @@ MISTAKES = {
         ValueError,
         r"gradient of 'wte' has shape \(5, 4\).* nu_token of shape \(5,\) .* but has \(6,\)",
     ),
+    "state of another model": (
+        lambda: scale_by_ember().update({"wte": jnp.ones((6, 4))}, scale_by_ember().init({"embed": jnp.ones((6, 4))})),
+        ValueError,
+        r"the updates have the tables \['wte'\], but the state has \['embed'\]",
+    ),
     "integer gradient": (
         lambda: scale_by_ember().update({"wte": jnp.ones((6, 4), jnp.int32)}, scaled(jnp.ones((6, 4)))),
         TypeError,
