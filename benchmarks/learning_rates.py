@@ -1,7 +1,7 @@
 """Compares AdamW and Ember on the token tables, each at its own best learning rate, and repeats the best with other seeds.
 
-Every run is `examples/pretrain.py` with its default model, text and body optimizer (AdamW); only the optimizer of the embedding
-and the head and its peak learning rate differ. Results are written as they come, and an interrupted sweep goes on where it stopped.
+Every run is `examples/pretrain.py` with its default model, text and body (AdamW); only the optimizer of the embedding and the
+head and its peak learning rate differ. Results are written as they come; an interrupted sweep goes on where it stopped.
 """
 
 import argparse
