@@ -63,8 +63,8 @@ def scale_by_ember(
     A leaf of rank 0 or 1 has no feature axes, so its :math:`\hat v` is :math:`\nu^{token}` itself. Several feature axes
     count as one. State is float32 whatever the parameters' dtype; updates come back in the gradients' dtype.
 
-    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19) skips the step:
-    its update is zero, `count`, `nu_token` and `nu_feature` stay, `total_notfinite` goes up by one, and everything
+    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19, a column whose
+    squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay, `total_notfinite` goes up by one, and everything
     afterwards is bit-identical to a run that never saw that batch. Other tables go on.
 
     With constant `b2`, bias correction and `eps -> 0` this is Adafactor's factored second moment
