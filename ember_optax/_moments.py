@@ -54,14 +54,22 @@ def moment_shapes(shape: tuple[int, ...], axes: TableAxes) -> Moments:
     return Moments(count=counter, nu_token=without(axes.feature), nu_feature=without(axes.token), total_notfinite=counter)
 
 
-def init_moments(shape: tuple[int, ...], axes: TableAxes) -> Moments:
-    """All-zero state. Strongly typed, since a weakly typed zero would make the second step compile again."""
-    shapes = moment_shapes(shape, axes)
+def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
+    """All-zero state of a table, given as an array or a `jax.ShapeDtypeStruct`.
+
+    Strongly typed and, on a mesh with explicit axes, sharded like the table's own axes: a state whose type changes in the
+    first step makes the second one compile again and cannot be carried by `lax.scan`.
+    """
+
+    def zeros(dropped: tuple[int, ...], dtype) -> jax.Array:
+        return jnp.zeros_like(jax.eval_shape(lambda x: jnp.sum(x, dropped).astype(dtype), table_VxD))
+
+    counter = axes.token + axes.feature
     return Moments(
-        count=jnp.zeros(shapes.count, jnp.int32),
-        nu_token=jnp.zeros(shapes.nu_token, jnp.float32),
-        nu_feature=jnp.zeros(shapes.nu_feature, jnp.float32),
-        total_notfinite=jnp.zeros(shapes.total_notfinite, jnp.int32),
+        count=zeros(counter, jnp.int32),
+        nu_token=zeros(axes.feature, jnp.float32),
+        nu_feature=zeros(axes.token, jnp.float32),
+        total_notfinite=zeros(counter, jnp.int32),
     )
 
 

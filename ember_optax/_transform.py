@@ -64,8 +64,9 @@ def scale_by_ember(
     count as one. State is float32 whatever the parameters' dtype; updates come back in the gradients' dtype.
 
     A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19, a column whose
-    squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay, `total_notfinite` goes up by one, and everything
-    afterwards is bit-identical to a run that never saw that batch. Other tables go on.
+    squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay,
+    `total_notfinite` goes up by one, and everything afterwards is bit-identical to a run that never saw that batch. Other
+    tables go on.
 
     With constant `b2`, bias correction and `eps -> 0` this is Adafactor's factored second moment
     (`optax.scale_by_factored_rms`) without its clipping, relative step size and decay schedule.
@@ -125,7 +126,7 @@ def scale_by_ember_with_decay(
     def init_fn(params):
         names, leaves, treedef = flatten_named(params)
         axes = _resolve_axes(dimension_numbers, params, names, leaves)
-        moments = [_boxed(init_moments(unbox(leaf).shape, table), leaf, table) for leaf, table in zip(leaves, axes, strict=True)]
+        moments = [_boxed(init_moments(unbox(leaf), table), leaf, table) for leaf, table in zip(leaves, axes, strict=True)]
         return _to_state(moments, treedef)
 
     def update_fn(updates, state, params=None, **extra_args):
