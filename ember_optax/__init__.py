@@ -3,6 +3,8 @@
 from ._alias import ember as ember
 from ._describe import describe_token_tables as describe_token_tables
 from ._dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
+from ._sharding import state_partition_specs as state_partition_specs
+from ._sharding import state_shardings as state_shardings
 from ._tables import token_table_labels as token_table_labels
 from ._tables import token_tables as token_tables
 from ._transform import ScaleByEmberState as ScaleByEmberState

@@ -1,16 +1,19 @@
 """Tables sharded over eight devices: the same result, and as little communication as the two vectors need."""
 
+import functools
 import math
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from ember_optax import EmberDimensionNumbers, ember
+from ember_optax import EmberDimensionNumbers, ember, state_partition_specs, state_shardings
 
 V, D, STEPS = 64, 32, 10
 # Of a (V, D) table; a (D, V) table takes the two entries in the other order.
@@ -59,7 +62,7 @@ def collectives(compiled):
 def test_sharded_step(spec, axis_type, token_axis):
     expected, _, _ = train(token_axis)
     with jax.set_mesh(make_mesh(axis_type)) as _:
-        sharding = NamedSharding(make_mesh(axis_type), PartitionSpec(*(spec if token_axis == 0 else spec[::-1])))
+        sharding = NamedSharding(make_mesh(axis_type), P(*(spec if token_axis == 0 else spec[::-1])))
         params, types, compiled = train(token_axis, sharding)
         assert params.sharding.is_equivalent_to(sharding, 2)
         assert types[0] == types[1], "the state's types change in a step"
@@ -71,3 +74,108 @@ def test_sharded_step(spec, axis_type, token_axis):
     assert {operation for operation, _ in found} <= {"all-reduce"}
     assert sum(size for _, size in found) <= vectors + 2, found  # two scalars may ride along
     assert (sum(size for _, size in found) >= vectors) and (vectors > 0 or not found), found
+
+
+PARAMS = {
+    "embed": {"embedding": jax.ShapeDtypeStruct((V, D), jnp.float32)},
+    "lm_head": {"kernel": jax.ShapeDtypeStruct((D, V), jnp.float32)},
+    "mlp": {"kernel": jax.ShapeDtypeStruct((D, D), jnp.float32), "bias": jax.ShapeDtypeStruct((D,), jnp.float32)},
+}
+PARAM_SPECS = {
+    "embed": {"embedding": P("fsdp", "tp")},
+    "lm_head": {"kernel": P("tp", "fsdp")},
+    "mlp": {"kernel": P(None, "tp"), "bias": P("tp")},
+}
+TRANSFORMATIONS = {
+    "ember": ember(1e-3),
+    "weight decay and schedule": ember(optax.cosine_decay_schedule(1e-3, 100), weight_decay=0.1),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), ember(1e-3), optax.ema(0.9)),
+    "muon": ember(1e-3, optax.contrib.muon(1e-2)),
+    "adafactor": ember(1e-3, optax.adafactor(1e-2, min_dim_size_to_factor=8)),
+    "inject_hyperparams": optax.inject_hyperparams(ember)(learning_rate=1e-3),
+    "MultiSteps": optax.MultiSteps(ember(1e-3), 2),
+    "apply_if_finite": optax.apply_if_finite(ember(1e-3), 3),
+    "frozen body": optax.partition(
+        {"train": ember(1e-3), "freeze": optax.set_to_zero()},
+        lambda p: {k: jax.tree.map(lambda _, k=k: "freeze" if k == "mlp" else "train", v) for k, v in p.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_state_partition_specs(name):
+    tx = TRANSFORMATIONS[name]
+    specs = state_partition_specs(tx, PARAMS, PARAM_SPECS)
+    state = jax.eval_shape(tx.init, PARAMS)
+    assert jax.tree.structure(jax.tree.map(lambda _: 0, specs)) == jax.tree.structure(jax.tree.map(lambda _: 0, state))
+    jax.tree.map(lambda leaf, spec: len(spec) <= leaf.ndim or pytest.fail(f"{spec} for {leaf}"), state, specs)
+    found = optax.tree.get(specs, "ScaleByEmberState")
+    assert found.nu_token["embed"]["embedding"] == found.nu_token["lm_head"]["kernel"] == P("fsdp")
+    assert found.nu_feature["embed"]["embedding"] == found.nu_feature["lm_head"]["kernel"] == P("tp")
+    assert found.count["embed"]["embedding"] == P()
+    for moments in ("mu", "acc_grads"):
+        for _, tree in optax.tree_utils.tree_get_all_with_path(specs, moments):
+            for leaf, spec in PARAM_SPECS["mlp"].items():
+                assert tree["mlp"][leaf] in (spec, optax.MaskedNode())
+    if name == "adafactor":
+        v_row = optax.tree.get(specs, "FactoredState")
+        assert {v_row.v_row["mlp"]["kernel"], v_row.v_col["mlp"]["kernel"]} == {P(), P("tp")}
+    replicated = state_partition_specs(tx, PARAMS, PARAM_SPECS, replicate_ember=True)
+    assert set(jax.tree.leaves(optax.tree.get(replicated, "ScaleByEmberState"))) == {P()}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_state_shardings_spare_the_second_compilation(name):
+    tx, mesh = TRANSFORMATIONS[name], make_mesh(AxisType.Auto)
+    param_shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), PARAM_SPECS)
+    params = jax.device_put(jax.tree.map(lambda p: jnp.ones(p.shape), PARAMS), param_shardings)
+    shardings = state_shardings(tx, params, param_shardings)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(param_shardings, shardings))
+    def step(params, opt_state, grads):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
+    grads = jax.tree.map(jnp.copy, params)
+    for _ in range(3):
+        params, opt_state = step(params, opt_state, grads)
+    assert step._cache_size() == 1
+    token = optax.tree.get(opt_state, "nu_token")["embed"]["embedding"]
+    assert token.sharding.spec == P("fsdp")
+
+
+def test_square_and_stacked_tables():
+    params = {"square": jax.ShapeDtypeStruct((D, D), jnp.float32), "stacked": jax.ShapeDtypeStruct((4, V, D), jnp.float32)}
+    tables = {"square": EmberDimensionNumbers(1), "stacked": EmberDimensionNumbers(1, (0,))}
+    specs = state_partition_specs(ember(1e-3, tables=tables), params, {"square": P("tp", "fsdp"), "stacked": P("a", "b", "c")})
+    state = optax.tree.get(specs, "ScaleByEmberState")
+    assert (state.nu_token["square"], state.nu_feature["square"]) == (P("fsdp"), P("tp"))
+    assert (state.nu_token["stacked"], state.nu_feature["stacked"]) == (P("a", "b"), P("a", "c"))
+    assert state.count["stacked"] == P("a")
+
+
+class TestMistakes:
+    params: ClassVar = {"embed": jax.ShapeDtypeStruct((50257, D), jnp.float32)}
+
+    @pytest.mark.parametrize(
+        "specs, error, message",
+        [
+            ({"embed": P("fsdp", None, None)}, ValueError, r"'embed' has 3 entries, but its shape \(50257, 32\) has 2 axes"),
+            ({"embed": "fsdp"}, TypeError, r"the spec of 'embed' must be a PartitionSpec, got 'fsdp' of type str"),
+            ({"wte": P()}, ValueError, r"do not have the structure of the parameters \['embed'\]"),
+        ],
+    )
+    def test_specs(self, specs, error, message):
+        with pytest.raises(error, match=message):
+            state_partition_specs(ember(1e-3), self.params, specs)
+
+    def test_shardings(self):
+        mesh, other = make_mesh(AxisType.Auto), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+        with pytest.raises(TypeError, match=r"sharding of 'embed' must be a NamedSharding, got P"):
+            state_shardings(ember(1e-3), self.params, P())
+        with pytest.raises(ValueError, match=r"axis 0 of 'embed', of size 50257, .* 4 devices .* to 50432, a multiple of 256"):
+            state_shardings(ember(1e-3), self.params, NamedSharding(mesh, P("fsdp")))
+        two = {"embed": self.params["embed"], "mlp": self.params["embed"]}
+        with pytest.raises(ValueError, match="2 different meshes"):
+            state_shardings(ember(1e-3), two, {"embed": NamedSharding(mesh, P()), "mlp": NamedSharding(other, P())})

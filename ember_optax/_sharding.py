@@ -1,0 +1,188 @@
+"""Sharding the optimizer state like the parameters it belongs to, for any optax transformation."""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ._paths import path_name
+from ._transform import ScaleByEmberState
+
+# No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
+_FIRST_SIZE = 10_007
+_PADDED_MULTIPLE = 256
+
+
+def state_partition_specs(
+    tx: optax.GradientTransformation, params: Any, param_specs: Any, *, replicate_ember: bool = False
+) -> Any:
+    """Partition specs for the whole state of an optax transformation that may contain Ember anywhere.
+
+    Each axis of a state array takes the spec entry of the parameter axis that it came from: `nu_token` the token axis's,
+    `nu_feature` the feature axes', moments of a body optimizer all of their parameter's. Scalars and everything else are
+    replicated. The origin of an axis is found by initialising abstractly with a size of its own for every axis of every
+    parameter, so chains, partitions, masks, `inject_hyperparams`, `MultiSteps` and factored bodies need nothing special, and
+    square tables are no problem.
+
+    Args:
+      tx: the transformation whose `init` makes the state.
+      params: the parameters; arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
+      param_specs: a tree of the parameters' structure, or a prefix of it, with `PartitionSpec` leaves.
+      replicate_ember: replicate Ember's vectors, as its authors do; they are small, and a sharded table then gathers them.
+
+    Returns:
+      A tree of the structure of `tx.init(params)` with `PartitionSpec` leaves.
+
+    Raises:
+      TypeError: a leaf of `param_specs` is no `PartitionSpec`.
+      ValueError: a spec is longer than its parameter's rank, or the structures do not match.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from jax.sharding import PartitionSpec as P
+      >>> from ember_optax import ember, state_partition_specs
+      >>> params = {"embed": jax.ShapeDtypeStruct((1024, 64), jnp.float32), "mlp": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
+      >>> specs = state_partition_specs(ember(1e-3), params, {"embed": P("fsdp", "tp"), "mlp": P(None, "tp")})
+      >>> state = optax.tree.get(specs, "ScaleByEmberState")
+      >>> tuple(state.nu_token["embed"]), tuple(state.nu_feature["embed"]), tuple(state.count["embed"])
+      (('fsdp',), ('tp',), ())
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    entries, marked = _mark_axes(params, _broadcast(param_specs, params))
+    state, marked_state = jax.eval_shape(tx.init, params), jax.eval_shape(tx.init, marked)
+
+    def spec(leaf, marked_leaf) -> PartitionSpec:
+        if leaf.ndim != marked_leaf.ndim:  # the transformation chose another form for the other sizes
+            return PartitionSpec()
+        return _trimmed(entries.get(size) for size in marked_leaf.shape)
+
+    specs = jax.tree.map(spec, state, marked_state)
+    if not replicate_ember:
+        return specs
+    return jax.tree.map(_without_specs, specs, is_leaf=lambda node: isinstance(node, ScaleByEmberState | PartitionSpec))
+
+
+def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardings: Any, *, replicate_ember: bool = False) -> Any:
+    """Shardings for the whole state of an optax transformation, ready for `jax.jit(tx.init, out_shardings=...)`.
+
+    On a mesh with automatic axes `init` otherwise returns replicated state and the first step sharded state, so that the second
+    step compiles again.
+
+    Args:
+      tx: the transformation whose `init` makes the state.
+      params: the parameters; arrays or `jax.ShapeDtypeStruct`.
+      param_shardings: a tree of the parameters' structure, or a prefix of it, with `NamedSharding` leaves of one mesh.
+      replicate_ember: as for `state_partition_specs`.
+
+    Returns:
+      A tree of the structure of `tx.init(params)` with `NamedSharding` leaves.
+
+    Raises:
+      TypeError: a leaf of `param_shardings` is no `NamedSharding`.
+      ValueError: two leaves have different meshes, an axis does not divide by its devices (with the size to pad it to), or as
+        for `state_partition_specs`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
+      >>> from ember_optax import ember, state_shardings
+      >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> sharding = NamedSharding(mesh, P("fsdp"))
+      >>> params = jax.device_put({"embed": jnp.ones((1024, 64))}, sharding)
+      >>> tx = ember(1e-3)
+      >>> shardings = state_shardings(tx, params, sharding)
+      >>> opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    shardings = _broadcast(param_shardings, params)
+    for name, sharding in zip(_names(params), shardings, strict=True):
+        if not isinstance(sharding, NamedSharding):
+            raise TypeError(
+                f"the sharding of {name!r} must be a NamedSharding, got {sharding!r} of type {type(sharding).__name__}; "
+                f"write NamedSharding(mesh, PartitionSpec(...))."
+            )
+    meshes = {sharding.mesh for sharding in shardings}
+    if len(meshes) != 1:
+        raise ValueError(f"param_shardings name {len(meshes)} different meshes: {meshes}; put all parameters on one.")
+    _check_divisible(params, shardings)
+    param_specs = jax.tree.unflatten(jax.tree.structure(params), [sharding.spec for sharding in shardings])
+    specs = state_partition_specs(tx, params, param_specs, replicate_ember=replicate_ember)
+    (mesh,) = meshes
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+
+
+def _mark_axes(params: Any, specs: list[Any]) -> tuple[dict[int, Any], Any]:
+    """Parameters with a size of its own for each axis, and the spec entry that each size stands for."""
+    leaves, treedef = jax.tree.flatten(params)
+    sizes, entries, marked = itertools.count(_FIRST_SIZE), {}, []
+    for name, leaf, spec in zip(_names(params), leaves, specs, strict=True):
+        if not _is_spec(spec):
+            raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {spec!r} of type {type(spec).__name__}.")
+        if len(spec) > leaf.ndim:
+            raise ValueError(
+                f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {leaf.shape} has {leaf.ndim} axes."
+            )
+        shape = tuple(itertools.islice(sizes, leaf.ndim))
+        entries.update(itertools.zip_longest(shape, spec))
+        marked.append(jax.ShapeDtypeStruct(shape, leaf.dtype))
+    return entries, treedef.unflatten(marked)
+
+
+def _without_specs(node: Any) -> Any:
+    """Replicates an Ember state; leaves the spec of any other state as it is."""
+    return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec) if isinstance(node, ScaleByEmberState) else node
+
+
+def _trimmed(entries: Any) -> PartitionSpec:
+    entries = list(entries)
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
+    for name, leaf, sharding in zip(_names(params), jax.tree.leaves(params), shardings, strict=True):
+        for axis, (size, entry) in enumerate(zip(leaf.shape, sharding.spec, strict=False)):
+            names = (entry,) if isinstance(entry, str) else entry or ()
+            devices = math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in names)
+            if size % devices:
+                multiple = math.lcm(_PADDED_MULTIPLE, devices)
+                padded = -(-size // multiple) * multiple
+                raise ValueError(
+                    f"axis {axis} of {name!r}, of size {size}, does not divide by the {devices} devices of mesh axes {names}. "
+                    f"Pad it with zeros to {padded}, a multiple of {multiple}: rows without gradient change nothing in Ember, "
+                    f"and a size that does not depend on the number of devices lets a checkpoint move."
+                )
+
+
+def _broadcast(prefix: Any, params: Any) -> list[Any]:
+    """One leaf of a prefix tree for each parameter, in the order of `jax.tree.leaves`."""
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, PartitionSpec | jax.sharding.Sharding)
+
+    try:
+        spread = jax.tree.map(lambda leaf, part: [leaf] * len(jax.tree.leaves(part)), prefix, params, is_leaf=is_leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"the specs or shardings do not have the structure of the parameters {_names(params)}: {error}"
+        ) from None
+    return [leaf for leaves in jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, list)) for leaf in leaves]
+
+
+def _names(params: Any) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
