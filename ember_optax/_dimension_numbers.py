@@ -55,11 +55,17 @@ class EmberDimensionNumbers:
 
 
 class TableAxes(NamedTuple):
-    """The axes of one parameter, non-negative and complete: every axis is in exactly one field."""
+    """The axes of one parameter, non-negative and complete: every axis is in exactly one of the first three fields.
+
+    The mesh fields name the mesh axes over which the token and feature axes are split where the code sees one device's part
+    only, inside `jax.shard_map`. They are empty everywhere else.
+    """
 
     token: tuple[int, ...]
     feature: tuple[int, ...]
     batch: tuple[int, ...]
+    token_mesh: tuple[str, ...] = ()
+    feature_mesh: tuple[str, ...] = ()
 
 
 def table_axes(dimension_numbers: EmberDimensionNumbers, shape: tuple[int, ...], name: str) -> TableAxes:

@@ -91,6 +91,9 @@ def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.
     g_VxD, token_V1 = jax.lax.optimization_barrier((g_VxD, token_V1))
     feature_1D = mean_square(g_VxD, axes.token)
     g_VxD, feature_1D = jax.lax.optimization_barrier((g_VxD, feature_1D))
+    # Behind the barriers, whose results shard_map takes to vary over every mesh axis that one of them varies over.
+    token_V1 = _mean_over(axes.feature_mesh, token_V1)
+    feature_1D = _mean_over(axes.token_mesh, feature_1D)
     # One row's sum may overflow where no column's does; the row's mean would not have, so it stays finite.
     return g_VxD, jnp.minimum(token_V1, _LARGEST), feature_1D
 
@@ -112,7 +115,8 @@ def denominator_factors(nu_token_V1, nu_feature_1D, axes: TableAxes, correction_
     every intermediate in range: the product `nu_token * nu_feature` of the literal form underflows at |g| = 1e-10, and one
     quotient by mean and correction, which XLA turns into a quotient by their product, at 1e-16.
     """
-    mean_11 = jnp.maximum(jnp.mean(nu_feature_1D, axes.feature, keepdims=True), _TINY)
+    mean_11 = _mean_over(axes.feature_mesh, jnp.mean(nu_feature_1D, axes.feature, keepdims=True))
+    mean_11 = jnp.maximum(mean_11, _TINY)
     a_V1 = jnp.sqrt(nu_token_V1 / mean_11)
     b_1D = jnp.sqrt(nu_feature_1D / correction_11)
     # Without the barrier XLA computes both roots again for each of the V x D elements (measured: 25 % of the step).
@@ -152,7 +156,7 @@ def ember_step(
     """
     old = _reshape(jnp.expand_dims, moments, axes)
     g_VxD, token_V1, feature_1D = batch_statistics(g_VxD, axes)
-    finite_11 = jnp.all(jnp.isfinite(feature_1D), axes.feature, keepdims=True)
+    finite_11 = _all_over(axes.feature_mesh, jnp.all(jnp.isfinite(feature_1D), axes.feature, keepdims=True))
     new = Moments(
         count=jnp.where(finite_11, optax.safe_increment(old.count), old.count),
         nu_token=jnp.where(finite_11, update_moment(old.nu_token, token_V1, rate), old.nu_token),
@@ -175,6 +179,15 @@ def _reshape(change: Callable[[jax.Array, tuple[int, ...]], jax.Array], moments:
         nu_feature=change(moments.nu_feature, axes.token),
         total_notfinite=change(moments.total_notfinite, axes.token + axes.feature),
     )
+
+
+def _mean_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
+    """The mean of equal parts over mesh axes, inside `jax.shard_map`; the array itself without mesh axes."""
+    return jax.lax.pmean(local, mesh_axes) if mesh_axes else local
+
+
+def _all_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
+    return jax.lax.pmin(local.astype(jnp.int32), mesh_axes) > 0 if mesh_axes else local
 
 
 def _compute_dtype(g: jax.Array):

@@ -14,6 +14,13 @@ from ._moments import Moments, decay_rate, ember_step, init_moments, moment_shap
 from ._paths import flatten_named
 
 
+class MeshAxes(NamedTuple):
+    """The fields of `TableAxes` that come from the caller: mesh axes over which tables are split inside `jax.shard_map`."""
+
+    token_mesh: tuple[str, ...] = ()
+    feature_mesh: tuple[str, ...] = ()
+
+
 class ScaleByEmberState(NamedTuple):
     """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
 
@@ -49,6 +56,8 @@ def scale_by_ember(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     dimension_numbers: DimensionNumbersLike = None,
+    token_mesh_axes: str | tuple[str, ...] = (),
+    feature_mesh_axes: str | tuple[str, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales updates by Ember's factored second moment; every leaf is treated as a token table.
 
@@ -77,6 +86,10 @@ def scale_by_ember(
       dimension_numbers: which axis is the vocabulary: one `EmberDimensionNumbers` for all leaves (None means the
         default, token axis 0), a tree of them with the parameters' structure or a prefix of it, or a function from
         parameters to such a tree. None inside a tree means the default.
+      token_mesh_axes: only inside `jax.shard_map`, where the code sees one device's part of a table: the mesh axes over which
+        the token axes are split. Without it each part would silently take its own rows for the whole vocabulary. Under
+        `jax.jit` with automatic or explicit mesh axes leave it empty: the arrays are whole there.
+      feature_mesh_axes: likewise, the mesh axes over which the feature axes are split.
 
     Returns:
       A `GradientTransformationExtraArgs` with state `ScaleByEmberState`. Extra arguments are accepted and ignored.
@@ -103,7 +116,8 @@ def scale_by_ember(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235
     """
-    return scale_by_ember_with_decay(b2, eps, 0.0, dimension_numbers)
+    mesh_axes = MeshAxes(_mesh_names(token_mesh_axes, "token_mesh_axes"), _mesh_names(feature_mesh_axes, "feature_mesh_axes"))
+    return scale_by_ember_with_decay(b2, eps, 0.0, dimension_numbers, mesh_axes)
 
 
 def scale_by_ember_with_decay(
@@ -111,6 +125,7 @@ def scale_by_ember_with_decay(
     eps: jax.typing.ArrayLike,
     weight_decay: jax.typing.ArrayLike,
     dimension_numbers: DimensionNumbersLike,
+    mesh_axes: MeshAxes | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`scale_by_ember` that adds `weight_decay * param` to its update.
 
@@ -120,12 +135,13 @@ def scale_by_ember_with_decay(
     check_b2(b2)
     check_eps(eps)
     check_weight_decay(weight_decay)
+    mesh_axes = mesh_axes or MeshAxes()
     # A traced decay may become non-zero later, a Python zero may not: only the latter does without parameters.
     decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
 
     def init_fn(params):
         names, leaves, treedef = flatten_named(params)
-        axes = _resolve_axes(dimension_numbers, params, names, leaves)
+        axes = _resolve_axes(dimension_numbers, mesh_axes, params, names, leaves)
         moments = [_boxed(init_moments(unbox(leaf), table), leaf, table) for leaf, table in zip(leaves, axes, strict=True)]
         return _to_state(moments, treedef)
 
@@ -134,7 +150,7 @@ def scale_by_ember_with_decay(
         if decays and params is None:
             raise ValueError("weight_decay needs the parameters: call update(updates, state, params).")
         names, grads, treedef = flatten_named(updates)
-        axes = _resolve_axes(dimension_numbers, updates, names, grads)
+        axes = _resolve_axes(dimension_numbers, mesh_axes, updates, names, grads)
         weights = _leaves_of(params, names, "parameter tree") if decays else [None] * len(grads)
         boxed_moments = _from_state(state, names)
         rate = decay_rate(b2)
@@ -188,12 +204,21 @@ def _boxed(moments: Moments, parameter: Any, axes: TableAxes) -> Moments:
     )
 
 
-def _resolve_axes(dimension_numbers: DimensionNumbersLike, tree: Any, names: list[str], leaves: list[Any]) -> list[TableAxes]:
+def _mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a mesh axis name or a tuple of them, got {names!r}.")
+    return tuple(names)
+
+
+def _resolve_axes(
+    dimension_numbers: DimensionNumbersLike, mesh_axes: MeshAxes, tree: Any, names: list[str], leaves: list[Any]
+) -> list[TableAxes]:
     declared = declared_dimension_numbers(dimension_numbers, tree)
     axes = []
     for name, leaf, numbers in zip(names, leaves, declared, strict=True):
         _check_leaf(name, unbox(leaf))
-        axes.append(table_axes(numbers or EmberDimensionNumbers(), unbox(leaf).shape, name))
+        axes.append(table_axes(numbers or EmberDimensionNumbers(), unbox(leaf).shape, name)._replace(**mesh_axes._asdict()))
     return axes
 
 

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import EmberDimensionNumbers, ember, state_partition_specs, state_shardings
+from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, state_partition_specs, state_shardings
 
 V, D, STEPS = 64, 32, 10
 # Of a (V, D) table; a (D, V) table takes the two entries in the other order.
@@ -155,6 +155,39 @@ def test_square_and_stacked_tables():
     assert state.count["stacked"] == P("a")
 
 
+@LAYOUTS
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_inside_shard_map(spec, token_axis):
+    """Each device sees its part only; with the mesh axes named, all agree with one device, the guard included."""
+    token_mesh, feature_mesh = (x if isinstance(x, tuple) else (x,) if x else () for x in spec)
+    numbers = EmberDimensionNumbers(token_axis)
+    tx = scale_by_ember(dimension_numbers=numbers, token_mesh_axes=token_mesh, feature_mesh_axes=feature_mesh)
+    whole = scale_by_ember(dimension_numbers=numbers)
+    shape = (V, D) if token_axis == 0 else (D, V)
+    grads = np.random.default_rng(0).normal(size=(STEPS, *shape)).astype(np.float32)
+    grads[4, -1, -1] = np.nan
+    table_spec = P(*(spec if token_axis == 0 else spec[::-1]))
+    state_specs = state_partition_specs(whole, jax.ShapeDtypeStruct(shape, jnp.float32), table_spec)
+    with jax.set_mesh(make_mesh(AxisType.Auto)):
+        step = jax.jit(jax.shard_map(tx.update, in_specs=(table_spec, state_specs), out_specs=(table_spec, state_specs)))
+        state = expected_state = whole.init(jnp.ones(shape))
+        for g in grads:
+            updates, state = step(jnp.asarray(g), state)
+            expected, expected_state = jax.jit(whole.update)(jnp.asarray(g), expected_state)
+            np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), state, expected_state)
+    assert state.total_notfinite == 1
+
+
+def test_without_mesh_axes_shard_map_is_wrong():
+    """The reason for the arguments, and a check that the test above can fail."""
+    g = jnp.asarray(np.random.default_rng(0).normal(size=(V, D)) * np.arange(1, V + 1)[:, None], jnp.float32)
+    tx = scale_by_ember()
+    with jax.set_mesh(make_mesh(AxisType.Auto)):
+        local = jax.shard_map(lambda g: tx.update(g, tx.init(g))[0], in_specs=P("fsdp"), out_specs=P("fsdp"))(g)
+    assert np.abs(local - tx.update(g, tx.init(g))[0]).max() > 0.1
+
+
 class TestMistakes:
     params: ClassVar = {"embed": jax.ShapeDtypeStruct((50257, D), jnp.float32)}
 
@@ -169,6 +202,10 @@ class TestMistakes:
     def test_specs(self, specs, error, message):
         with pytest.raises(error, match=message):
             state_partition_specs(ember(1e-3), self.params, specs)
+
+    def test_mesh_axes(self):
+        with pytest.raises(TypeError, match=r"token_mesh_axes must be a mesh axis name or a tuple of them, got 3"):
+            scale_by_ember(token_mesh_axes=3)
 
     def test_shardings(self):
         mesh, other = make_mesh(AxisType.Auto), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
