@@ -1,6 +1,7 @@
 """Trains a small language model twice, with AdamW on everything and with Ember on the token tables, and compares.
 
-Same initial parameters, same batches, same AdamW for the body; only the optimizer of the embedding and the head differs.
+Same initial parameters, same batches, same AdamW for the body; only the optimizer of the embedding and the head differs, each with
+the learning rate that was best for it in a sweep of the default model (benchmarks/learning_rates.py).
 The text is the standard library of the running Python unless `--data` names another; nothing is downloaded.
 """
 
@@ -53,10 +54,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     training.add_argument("--batch-size", type=_positive_int, default=8, help="sequences in a batch")
     training.add_argument("--sequence-length", type=_positive_int, default=128, help="tokens in a sequence")
     training.add_argument("--learning-rate", type=_rate, default=1e-3, help="peak rate of AdamW, for the body in both runs")
-    training.add_argument("--ember-learning-rate", type=_rate, default=3e-3, help="peak rate of Ember for the tables")
-    training.add_argument(
-        "--adamw-table-learning-rate", type=_rate, help="peak rate of AdamW for the tables (default: --learning-rate)"
-    )
+    training.add_argument("--ember-learning-rate", type=_rate, default=1e-2, help="peak rate of Ember for the tables")
+    training.add_argument("--adamw-table-learning-rate", type=_rate, default=1e-2, help="peak rate of AdamW for the tables")
     training.add_argument("--seed", type=int, default=0, help="seed of parameters and batches")
     training.add_argument(
         "--optimizers", nargs="+", choices=("adamw", "ember"), default=["adamw", "ember"], help="which runs to make"
@@ -99,12 +98,10 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def make_optimizer(name: str, options: argparse.Namespace) -> optax.GradientTransformation:
-    """`adamw` trains everything with AdamW, `ember` the tables with Ember and the body with the same AdamW."""
+    """`adamw` trains the tables with AdamW, `ember` with Ember; the body has the same AdamW in both."""
     body = _body_optimizer(options)
     if name == "ember":
         return ember(_schedule(options.ember_learning_rate, options), body)
-    if options.adamw_table_learning_rate is None:
-        return body
     tables = optax.adamw(_schedule(options.adamw_table_learning_rate, options))
     return optax.partition({"ember": tables, "body": body}, token_table_labels)
 
