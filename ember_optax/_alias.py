@@ -31,7 +31,8 @@ def ember(
     where :math:`u` is the update of `scale_by_ember`, :math:`\eta` the learning rate and :math:`\lambda` the decoupled
     weight decay. The optimizer state of a (V, D) table is 4 (V + D) bytes and two counters, against 8 V D for Adam.
 
-    A table whose batch is not finite does not move at all in that step, weight decay included.
+    A table whose batch is not finite does not move at all in that step, weight decay included. A learning-rate schedule
+    counts that step all the same.
 
     Args:
       learning_rate: step size for the tables, and for the default body; a number or an `optax` schedule.

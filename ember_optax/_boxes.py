@@ -43,7 +43,7 @@ def rebox_axes(box: Any, value: jax.Array, axes: tuple[int, ...]) -> Any:
 def _integration(node: Any) -> ModuleType | None:
     for library, name in _INTEGRATIONS.items():
         if library in sys.modules:
-            integration = importlib.import_module(name)
+            integration = sys.modules.get(name) or importlib.import_module(name)
             if integration.is_box(node):
                 return integration
     return None

@@ -36,6 +36,10 @@ def declared_dimension_numbers(declaration: DimensionNumbersLike, tree: Any) -> 
         declaration = declaration(tree)
     entries, values, _ = flatten_named(declaration, is_leaf=lambda x: x is None)
     declared = dict(zip(entries, values, strict=True))
+    for spelled in (entries, names):
+        if len(set(spelled)) < len(spelled):
+            twice = sorted({name for name in spelled if spelled.count(name) > 1})
+            raise ValueError(f"paths {twice} stand for more than one leaf each (a leading 'params' is dropped); rename the keys.")
     for name, value in declared.items():
         if value is not None and not isinstance(value, EmberDimensionNumbers):
             raise TypeError(
@@ -61,6 +65,7 @@ def _owner(name: str, declared: dict[str, Any]) -> str:
 
 
 def _check_all_used(names: list[str], owners: list[str], declared: dict[str, Any], tree: Any) -> None:
-    unused = [name for name, value in declared.items() if value is not None and name not in owners]
+    used = set(owners)
+    unused = [name for name, value in declared.items() if value is not None and name not in used]
     if unused and is_complete(tree):
         raise ValueError(f"dimension numbers are declared for {unused}, but the parameters are {names}; correct the path.")

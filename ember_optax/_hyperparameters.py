@@ -4,7 +4,6 @@ Python numbers and concrete arrays are checked by value. A traced value (under `
 yet, so only its dtype and shape are.
 """
 
-import math
 import numbers
 from typing import Any
 
@@ -12,6 +11,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_b2(b2: Any) -> None:
@@ -41,7 +42,7 @@ def check_learning_rate(learning_rate: Any) -> None:
 
 def _check_non_negative(value: Any, argument: str, fix: str) -> None:
     number = _scalar(value, argument, fix)
-    if number is not None and not (math.isfinite(number) and number >= 0.0):
+    if number is not None and not 0.0 <= number <= _LARGEST:
         raise ValueError(f"{argument} must be finite and not negative, got {value!r}; pass {fix}.")
 
 

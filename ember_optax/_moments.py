@@ -16,7 +16,6 @@ from ._dimension_numbers import TableAxes
 
 # The smallest normal float32. A smaller constant is flushed to zero by XLA, and 0 / 0 follows.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
-_LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
 class DecayRate(NamedTuple):
@@ -94,8 +93,7 @@ def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.
     # Behind the barriers, whose results shard_map takes to vary over every mesh axis that one of them varies over.
     token_V1 = _mean_over(axes.feature_mesh, token_V1)
     feature_1D = _mean_over(axes.token_mesh, feature_1D)
-    # One row's sum may overflow where no column's does; the row's mean would not have, so it stays finite.
-    return g_VxD, jnp.minimum(token_V1, _LARGEST), feature_1D
+    return g_VxD, token_V1, feature_1D
 
 
 def update_moment(moment: jax.Array, statistic: jax.Array, rate: DecayRate) -> jax.Array:
@@ -111,13 +109,12 @@ def bias_correction(count: jax.Array, rate: DecayRate) -> jax.Array:
 def denominator_factors(nu_token_V1, nu_feature_1D, axes: TableAxes, correction_11) -> tuple[jax.Array, jax.Array]:
     """Factors with `a[i] * b[j] = sqrt(v_hat[i,j])`.
 
-    `a = sqrt(nu_token / mean(nu_feature))` and `b = sqrt(nu_feature / correction)`. The quotients before the roots keep
-    every intermediate in range: the product `nu_token * nu_feature` of the literal form underflows at |g| = 1e-10, and one
-    quotient by mean and correction, which XLA turns into a quotient by their product, at 1e-16.
+    `a = sqrt(nu_token) / sqrt(mean(nu_feature))` and `b = sqrt(nu_feature / correction)`. The roots come before the quotient,
+    so that no intermediate leaves float32's range: the product `nu_token * nu_feature` of the literal form underflows at
+    |g| = 1e-10, and `nu_token / mean` where one token's gradient is 1e19 times another's.
     """
     mean_11 = _mean_over(axes.feature_mesh, jnp.mean(nu_feature_1D, axes.feature, keepdims=True))
-    mean_11 = jnp.maximum(mean_11, _TINY)
-    a_V1 = jnp.sqrt(nu_token_V1 / mean_11)
+    a_V1 = jnp.sqrt(nu_token_V1) / jnp.sqrt(jnp.maximum(mean_11, _TINY))
     b_1D = jnp.sqrt(nu_feature_1D / correction_11)
     # Without the barrier XLA computes both roots again for each of the V x D elements (measured: 25 % of the step).
     return jax.lax.optimization_barrier((a_V1, b_1D))
@@ -127,7 +124,10 @@ def precondition(g_VxD: jax.Array, a_V1: jax.Array, b_1D: jax.Array, eps) -> jax
     """`g / (a * b + eps)`, and zero where that denominator is zero (a silent row with eps = 0)."""
     dtype = _compute_dtype(g_VxD)
     denominator = (a_V1 * b_1D + jnp.asarray(eps, jnp.float32)).astype(dtype)
-    return jnp.where(denominator > 0, g_VxD.astype(dtype) / denominator, jnp.zeros((), dtype))
+    positive = denominator > 0
+    # The inner choice keeps 0 / 0 from being computed at all, for jax_debug_nans.
+    quotient = g_VxD.astype(dtype) / jnp.where(positive, denominator, jnp.ones((), dtype))
+    return jnp.where(positive, quotient, jnp.zeros((), dtype))
 
 
 def ember_step(
@@ -141,7 +141,7 @@ def ember_step(
         update[i,j]    = g[i,j] / (sqrt(v_hat[i,j]) + eps) + decayed[i,j]
 
     A batch whose mean squares are not finite in float32 is skipped: the update is zero, `count` and both averages stay.
-    The column means alone tell, because every element of `g` enters one of them.
+    The two vectors tell, without another pass: every element of `g` enters both.
 
     Args:
       g_VxD: the gradient, any floating dtype.
@@ -157,6 +157,7 @@ def ember_step(
     old = _reshape(jnp.expand_dims, moments, axes)
     g_VxD, token_V1, feature_1D = batch_statistics(g_VxD, axes)
     finite_11 = _all_over(axes.feature_mesh, jnp.all(jnp.isfinite(feature_1D), axes.feature, keepdims=True))
+    finite_11 &= _all_over(axes.token_mesh, jnp.all(jnp.isfinite(token_V1), axes.token, keepdims=True))
     new = Moments(
         count=jnp.where(finite_11, optax.safe_increment(old.count), old.count),
         nu_token=jnp.where(finite_11, update_moment(old.nu_token, token_V1, rate), old.nu_token),

@@ -16,11 +16,14 @@ _TOKENS_FIRST = {2: EmberDimensionNumbers(0), 3: EmberDimensionNumbers(1, (0,))}
 _TOKENS_LAST = {2: EmberDimensionNumbers(1), 3: EmberDimensionNumbers(2, (0,))}
 _PER_LAYER = {2: EmberDimensionNumbers(0), 3: EmberDimensionNumbers(0)}
 _NO_TABLE: dict[int, EmberDimensionNumbers] = {}
+# Whoever includes a leaf means it, whatever its rank.
+_INCLUDED_FIRST = {rank: EmberDimensionNumbers(0) for rank in range(1, 9)} | _TOKENS_FIRST
+_INCLUDED_LAST = {rank: EmberDimensionNumbers(rank - 1) for rank in range(1, 9)} | _TOKENS_LAST
 
 # Words of the part of a path that names an embedding of something other than tokens.
 _OTHER_THINGS = (
     "pos|posemb|position|positions|positional|wpe|rel|relpos|relative|rotary|rope|type|types|seg|segment|segments"
-    "|time|timestep|timesteps|[ty]_embedder|class|cls|label|labels|patch|patches|image|img|pixel|audio|mask|prompt|quantizer|vq|attention|lora|bias"
+    "|time|timestep|timesteps|[ty]_embedder|class|cls|label|labels|patch|patches|image|img|pixel|audio|mask|prompt|quantizer|vq|lora|bias"
 )
 _EMBEDDING = "embeddings?|embeds?|embedder|emb|wte"
 _HEAD = (
@@ -28,7 +31,11 @@ _HEAD = (
     "|unembedder|embed_out|output_embeddings?|logits_ffn/linear|predictions/decoder"
 )
 # Parts of a path that only say how a library stores or wraps a layer, removed before matching.
-_STORAGE = re.compile(r"/(base_module|base_layer)(?=/)|(?<=/lm_head)/decoder(?=/)|(/(value|data_array|array))+$|(?<=/weight)/0$")
+_STORAGE = re.compile(
+    r"/(base_module|base_layer)(?=/)|(?<=/lm_head)/(decoder|dense_0|linear)(?=/)"
+    r"|(/(value|data_array|array))+$|(?<=/weight)/0$"
+)
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class TableRule(NamedTuple):
@@ -53,7 +60,8 @@ def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers]) ->
 # The first rule whose pattern matches decides. The axis is the rule's and never the longer side: Flax and Haiku store a dense
 # layer as (inputs, outputs) in `kernel` or `w`, Equinox and Levanter as (outputs, inputs) in `weight`.
 RULES = (
-    _rule("not tokens", rf"([^/]*_)?({_OTHER_THINGS})(_[^/]*)?(/[^/]*)?", _NO_TABLE),
+    _rule("not tokens", rf"([^/]*_)?({_OTHER_THINGS})(_[^/]*)?(/(embeddings?|emb_var|weight|w|kernel|table|[ab]))?", _NO_TABLE),
+    _rule("inside a layer", r"([^/]*_)?(attention|attn|router|gate|moe|experts?)(_\d+)?/.+", _NO_TABLE),
     _rule("bias", r"b", _NO_TABLE),
     _rule("per-layer embedding", r"([^/]*_)?per_layer(_input)?_embeddings?", _PER_LAYER),
     _rule("reversed embedding", r"reverse_embeddings?", _TOKENS_LAST),
@@ -62,14 +70,14 @@ RULES = (
     _rule("embedding", rf"([^/]*_)?({_EMBEDDING})(_var|_table|_tokens?|_words?)?", _TOKENS_FIRST),
     _rule(
         "embedding layer",
-        rf"([^/]*_)?({_EMBEDDING}|shared)(_tokens?|_words?|_linear|_lookup|_\d+)?/(embedding|weight|w|table)",
+        rf"([^/]*_)?({_EMBEDDING})(_tokens?|_words?|_linear|_lookup|_\d+)?/(embedding|weight|w|table)",
         _TOKENS_FIRST,
     ),
 )
 
 _INCLUDED = (
-    _rule("included, (inputs, outputs)", r"(kernel|w)", _TOKENS_LAST),
-    _rule("included, tokens first", r".*", _TOKENS_FIRST),
+    _rule("included, (inputs, outputs)", r"(kernel|w)", _INCLUDED_LAST),
+    _rule("included, tokens first", r".*", _INCLUDED_FIRST),
 )
 
 
@@ -102,7 +110,8 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
 
     Raises:
       ValueError: a pattern is not a regular expression.
-      TypeError: a pattern is not text, or `include` maps to something else than `EmberDimensionNumbers`.
+      TypeError: a pattern is not text, `include` maps to something else than `EmberDimensionNumbers`, or `params` is a single
+        number and not a tree of parameters.
 
     Example:
       >>> import functools
@@ -120,6 +129,11 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
     included, excluded = compile_include(include), compile_exclude(exclude)
+    if (included or excluded) and getattr(params, "shape", None) == ():
+        raise TypeError(
+            "token_tables was given a scalar instead of parameters: optax.inject_hyperparams takes callables for schedules and "
+            "calls them with the step; name this one in static_args=('tables',)."
+        )
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: match_table(path_name(path), unbox(leaf), included, excluded).dimension_numbers,
         params,
@@ -203,7 +217,7 @@ def _compile(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
 
 
 def _first_match(name: str, rank: int, rules: Sequence[TableRule]) -> TableMatch:
-    spelled = _STORAGE.sub("", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", f"/{name}").lower().replace(".", "/"))[1:]
+    spelled = _STORAGE.sub("", _WORDS.sub("_", f"/{name}").lower().replace(".", "/"))[1:]
     for rule in rules:
         if rule.pattern.fullmatch(spelled):
             return TableMatch(rule.axes.get(rank), rule.name)

@@ -29,7 +29,8 @@ class ScaleByEmberState(NamedTuple):
       nu_token: moving average of the mean squared gradient of each token, float32, (V,).
       nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
       total_notfinite: batches that were skipped because their mean squared gradient was not finite, int32, as `count`.
-        `optax.tree.get(opt_state, "total_notfinite")` reads it from any nested state.
+        `optax.tree.get(opt_state, "total_notfinite")` reads it from a nested state with one such field;
+        `optax.tree_utils.tree_get_all_with_path` finds several (`optax.apply_if_finite` has one of the same name).
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,8 +73,8 @@ def scale_by_ember(
     A leaf of rank 0 or 1 has no feature axes, so its :math:`\hat v` is :math:`\nu^{token}` itself. Several feature axes
     count as one. State is float32 whatever the parameters' dtype; updates come back in the gradients' dtype.
 
-    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19, a column whose
-    squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay,
+    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19, a row or
+    column whose squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay,
     `total_notfinite` goes up by one, and everything afterwards is bit-identical to a run that never saw that batch. Other
     tables go on.
 
@@ -85,7 +86,7 @@ def scale_by_ember(
       eps: added to the denominator after the root, in units of the gradient.
       dimension_numbers: which axis is the vocabulary: one `EmberDimensionNumbers` for all leaves (None means the
         default, token axis 0), a tree of them with the parameters' structure or a prefix of it, or a function from
-        parameters to such a tree. None inside a tree means the default.
+        parameters to such a tree.
       token_mesh_axes: only inside `jax.shard_map`, where the code sees one device's part of a table: the mesh axes over which
         the token axes are split. Without it each part would silently take its own rows for the whole vocabulary. Under
         `jax.jit` with automatic or explicit mesh axes leave it empty: the arrays are whole there.
@@ -98,7 +99,7 @@ def scale_by_ember(
       TypeError: `b2` or `eps` is not a real number or arrives in less than float32; at init or update, a leaf is
         integer or complex.
       ValueError: `b2` or `eps` out of range; at init or update, a leaf is empty, an axis does not fit it, a gradient
-        has another shape than its table, or a tree of dimension numbers does not match.
+        has another shape than its table, or a tree of dimension numbers does not match or says None of a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -148,7 +149,10 @@ def scale_by_ember_with_decay(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         if decays and params is None:
-            raise ValueError("weight_decay needs the parameters: call update(updates, state, params).")
+            raise ValueError(
+                "weight_decay needs the parameters: call update(updates, state, params). Under optax.inject_hyperparams "
+                "that is so even at zero, because the decay may be changed later."
+            )
         names, grads, treedef = flatten_named(updates)
         axes = _resolve_axes(dimension_numbers, mesh_axes, updates, names, grads)
         weights = _leaves_of(params, names, "parameter tree") if decays else [None] * len(grads)
@@ -168,8 +172,9 @@ def scale_by_ember_with_decay(
 
 
 def _decay(param: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
+    param = jnp.asarray(param)
     dtype = jnp.promote_types(jnp.float32, param.dtype)
-    return jnp.asarray(weight_decay, dtype) * jnp.asarray(param, dtype)
+    return jnp.asarray(weight_decay, dtype) * param.astype(dtype)
 
 
 def _to_state(moments: list[Moments], treedef) -> ScaleByEmberState:
@@ -214,11 +219,18 @@ def _mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
 def _resolve_axes(
     dimension_numbers: DimensionNumbersLike, mesh_axes: MeshAxes, tree: Any, names: list[str], leaves: list[Any]
 ) -> list[TableAxes]:
-    declared = declared_dimension_numbers(dimension_numbers, tree)
+    # `dimension_numbers=None` as a whole is the default for every leaf; None for one leaf contradicts giving it here.
+    default = EmberDimensionNumbers() if dimension_numbers is None else dimension_numbers
+    declared = declared_dimension_numbers(default, tree)
     axes = []
     for name, leaf, numbers in zip(names, leaves, declared, strict=True):
         _check_leaf(name, unbox(leaf))
-        axes.append(table_axes(numbers or EmberDimensionNumbers(), unbox(leaf).shape, name)._replace(**mesh_axes._asdict()))
+        if numbers is None:
+            raise ValueError(
+                f"dimension_numbers says None, no table, of {name!r} with shape {unbox(leaf).shape}, but scale_by_ember treats "
+                f"every leaf as one: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
+            )
+        axes.append(table_axes(numbers, unbox(leaf).shape, name)._replace(**mesh_axes._asdict()))
     return axes
 
 

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     try:
         compare(options)
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         print(f"pretrain.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -56,7 +56,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     training.add_argument("--learning-rate", type=_rate, default=1e-3, help="peak rate of AdamW, for the body in both runs")
     training.add_argument("--ember-learning-rate", type=_rate, default=1e-2, help="peak rate of Ember for the tables")
     training.add_argument("--adamw-table-learning-rate", type=_rate, default=1e-2, help="peak rate of AdamW for the tables")
-    training.add_argument("--seed", type=int, default=0, help="seed of parameters and batches")
+    training.add_argument("--seed", type=_seed, default=0, help="seed of parameters and batches")
     training.add_argument(
         "--optimizers", nargs="+", choices=("adamw", "ember"), default=["adamw", "ember"], help="which runs to make"
     )
@@ -72,6 +72,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> None:
     """Trains once with each optimizer, prints the table and writes JSON and picture."""
+    folder = options.output_dir / options.name
+    for needed in (folder, options.cache_dir):  # before the work whose results would be lost
+        needed.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(read_documents(options.data), options.vocabulary_size, options.cache_dir)
     check_length(corpus, options.sequence_length)
     model = ModelConfig(options.vocabulary_size, options.width, options.layers, options.heads, options.tied)
@@ -88,8 +91,6 @@ def compare(options: argparse.Namespace) -> None:
         tx = make_optimizer(name, options)
         results[name] = train(name, model, config, tx, corpus)
         summaries[name] = _summary(results[name], tx, _body_optimizer(options), params)
-    folder = options.output_dir / options.name
-    folder.mkdir(parents=True, exist_ok=True)
     save_results(folder / "results.json", _settings(options), summaries)
     save_picture(
         folder / "loss.png", results, f"{options.width} features, {options.vocabulary_size} tokens, {options.layers} layers"
@@ -112,7 +113,8 @@ def _body_optimizer(options: argparse.Namespace) -> optax.GradientTransformation
 
 def _schedule(peak: float, options: argparse.Namespace) -> optax.Schedule:
     """Linear warm-up over a tenth of the steps, then a cosine to a tenth of the peak."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, options.steps // 10), options.steps, 0.1 * peak)
+    steps = max(2, options.steps)  # a warm-up of one step and at least one after it
+    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 10), steps, 0.1 * peak)
 
 
 def _labelled(params: Any, wanted: str) -> list[Any]:
@@ -143,14 +145,22 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^32 - 1")
+    return int(text)
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite, non-negative number")
     return value

@@ -1,12 +1,14 @@
 """What Optax expects of a transformation, run on every public one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
+from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, token_tables
 
 if hasattr(jax, "enable_x64") and jax.__version_info__ >= (0, 8):
     enable_x64 = jax.enable_x64
@@ -22,7 +24,8 @@ TABLES = {
 
 def tables_only(learning_rate=0.05, b2=0.999):
     """scale_by_ember on every leaf, the dense kernel too."""
-    return optax.chain(scale_by_ember(b2, dimension_numbers=TABLES), optax.scale_by_learning_rate(learning_rate))
+    numbers = {**TABLES, "dense": EmberDimensionNumbers(0)}
+    return optax.chain(scale_by_ember(b2, dimension_numbers=numbers), optax.scale_by_learning_rate(learning_rate))
 
 
 TRANSFORMATIONS = {
@@ -232,6 +235,7 @@ def test_works_in_x64(make):
         assert optax.tree.get(opt_state, "ScaleByEmberState").count["embed"]["embedding"].dtype == jnp.int32
         assert {v.dtype for v in jax.tree.leaves(optax.tree.get(opt_state, "nu_token"))} == {jnp.dtype("float32")}
         tables = {name: updates[name] for name in ("embed", "lm_head")}
+        assert (updates["embed"]["embedding"] != updates["embed"]["embedding"].astype(jnp.float32)).any()
         assert_trees_close(tables, {name: expected[name] for name in ("embed", "lm_head")}, rtol=1e-5)
 
 
@@ -279,6 +283,23 @@ class TestInjectHyperparams:
             updates, opt_state = step(opt_state)
         assert len(traces) == 1
         assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+    def test_uses_the_injected_values(self):
+        params = initial_params()
+        injected = optax.inject_hyperparams(scale_by_ember)(b2=0.5, eps=0.1)
+        plain = scale_by_ember(b2=0.5, eps=0.1)
+        states = injected.init(params), plain.init(params)
+        for scale in (1.0, -3.0, 0.2):
+            grads = jax.tree.map(lambda p, scale=scale: scale * p, params)
+            ours, injected_state = injected.update(grads, states[0], params)
+            theirs, plain_state = plain.update(grads, states[1], params)
+            states = injected_state, plain_state
+            assert_trees_close(ours, theirs, rtol=1e-5)
+
+    def test_says_that_callable_tables_must_be_static(self):
+        tables = functools.partial(token_tables, include=["dense/kernel"])
+        with pytest.raises(TypeError, match=r"takes callables for schedules.*static_args=\('tables',\)"):
+            optax.inject_hyperparams(ember)(learning_rate=0.1, tables=tables).init(initial_params())
 
     @pytest.mark.parametrize("factory", [scale_by_ember, lambda b2: ember(0.1, b2=b2)])
     def test_refuses_low_precision_b2_with_the_cure(self, factory):

@@ -377,4 +377,9 @@ class TestRecipes:
         params = {"out": box, "mlp": jnp.ones((D, D))}
         updates, state = tx.update(params, tx.init(params), params)
         assert optax.tree.get(state, "nu_token")["out"].names == ("fsdp",)
+        stacked = nn.Partitioned(jnp.ones((V, 3, D)), names=("fsdp", "layers", "tp"))
+        tx = ember(3e-3, optax.sgd(0.1), tables=EmberDimensionNumbers(0, (1,)))
+        state = optax.tree.get(tx.init({"wte": stacked}), "ScaleByEmberState")
+        assert state.nu_token["wte"].names == ("fsdp", "layers")
+        assert state.nu_feature["wte"].names == ("layers", "tp")
         assert updates["out"].names == ("tp", "fsdp")

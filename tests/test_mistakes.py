@@ -84,6 +84,23 @@ MISTAKES = {
         ValueError,
         r"the updates have the tables \['wte'\], but the state has \['embed'\]",
     ),
+    "gradient with other features": (
+        lambda: scale_by_ember().update({"wte": jnp.ones((6, 5))}, scaled(jnp.ones((6, 4)))),
+        ValueError,
+        r"gradient of 'wte' has shape \(6, 5\).* nu_feature of shape \(5,\), but has \(6,\) and \(4,\)",
+    ),
+    "no table declared for a table": (
+        lambda: scale_by_ember(dimension_numbers={"wte": ALL, "mlp": None}).init({"wte": jnp.ones((6, 4)), "mlp": jnp.ones(4)}),
+        ValueError,
+        r"says None, no table, of 'mlp' with shape \(4,\).*optax.masked or optax.partition",
+    ),
+    "paths that collide": (
+        lambda: ember(1e-3, tables={"params": {"a": ALL}, "a": None}).init({"params": {"a": jnp.ones((6, 4))}, "a": jnp.ones(4)}),
+        ValueError,
+        r"paths \['a'\] stand for more than one leaf",
+    ),
+    "eps beyond float32": (lambda: scale_by_ember(eps=1e39), ValueError, r"eps must be finite"),
+    "complex array": (lambda: ember(jnp.complex64(1)), TypeError, r"learning_rate must be a real scalar.*complex64"),
     "integer gradient": (
         lambda: scale_by_ember().update({"wte": jnp.ones((6, 4), jnp.int32)}, scaled(jnp.ones((6, 4)))),
         TypeError,

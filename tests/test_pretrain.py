@@ -53,7 +53,14 @@ def test_compares_the_optimizers(tmp_path, text, tied):
         assert run["training_losses"][-1] < run["training_losses"][0] - 0.1
     assert runs["adamw"]["training_losses"][0] == runs["ember"]["training_losses"][0]
     assert "training a BPE tokenizer" in done.stdout
-    assert "training a BPE tokenizer" not in pretrain(tmp_path, *arguments[:-2], "--steps", "1", "--optimizers", "ember").stdout
+    again = pretrain(tmp_path, *arguments, "--steps", "1", "--optimizers", "ember")
+    assert again.returncode == 0, again.stderr
+    assert "training a BPE tokenizer" not in again.stdout
+    (cache,) = (tmp_path / "cache").glob("*.npz")
+    cache.write_bytes(cache.read_bytes()[:1000])
+    damaged = pretrain(tmp_path, *arguments, "--steps", "1", "--optimizers", "ember")
+    assert damaged.returncode == 0, damaged.stderr
+    assert "is damaged" in damaged.stdout
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,12 @@ def test_compares_the_optimizers(tmp_path, text, tied):
         (["--data", "{text}", "--vocabulary-size", "60000"], "this text makes a vocabulary of"),
         (["--data", "{text}", "--sequence-length", "1000000"], "too few for --sequence-length 1000000: use at most"),
         (["--heads", "3"], "--width 16 must be a multiple of 2 * --heads (6)"),
-        (["--steps", "0"], "0 is not positive"),
+        (["--data", "{text}", "--vocabulary-size", "100"], "a byte-level vocabulary has at least 257 tokens"),
+        (["--steps", "0"], "0 is not a positive whole number"),
+        (["--steps", "abc"], "abc is not a positive whole number"),
+        (["--seed", "-1"], "-1 is not a whole number from 0"),
+        (["--output-dir", "{text}/picture.bin"], "picture.bin"),
+        (["--cache-dir", "{text}/picture.bin"], "picture.bin"),
         (["--learning-rate", "nan"], "nan is not a finite, non-negative number"),
     ],
 )

@@ -110,6 +110,37 @@ def test_shapes_beyond_a_matrix(path, shape, expected):
         assert jax.tree.leaves(updates)[0].shape == shape
 
 
+@pytest.mark.parametrize(
+    "path, axis",
+    [
+        ("LMHead_0/kernel", 1),
+        ("lm_head/Dense_0/kernel", 1),
+        ("image_gpt/wte", 0),
+        ("mask_lm/lm_head", 1),
+        ("moe/shared/weight", None),
+        ("mlp/shared/w", None),
+        ("router/logits/kernel", None),
+        ("pool/attention/logits/kernel", None),
+        ("PositionEmbedding_0/embedding", None),
+        ("time_embed/weight", None),
+        ("timestep_embedder/w", None),
+        ("image_embed/w", None),
+        ("label_emb/weight", None),
+        ("class_embed/embedding", None),
+        ("segment_embeddings/embedding", None),
+        ("vq/embeddings", None),
+        ("soft_prompt_embedding", None),
+        ("rope_emb", None),
+        ("unembedder/w", 1),
+        ("output_embeddings/kernel", 1),
+        ("lm_logits/kernel", 1),
+        ("embedder/w", 0),
+    ],
+)
+def test_names_of_no_library_in_particular(path, axis):
+    assert found_axis(nested(path, jnp.zeros((12, 8)))) == axis
+
+
 class TestOptions:
     params: ClassVar = {
         "enc": {"pos_embed": jnp.zeros((9, 4))},
@@ -126,6 +157,17 @@ class TestOptions:
     def test_include_declares_axes(self):
         numbers = EmberDimensionNumbers(0, (1,))
         assert token_tables(self.params, include={"enc/.*": numbers})["enc"]["pos_embed"] == numbers
+
+    @pytest.mark.parametrize(
+        "name, shape, expected",
+        [
+            ("b", (97,), EmberDimensionNumbers(0)),
+            ("kernel", (2, 4, 8, 97), EmberDimensionNumbers(3)),
+            ("stack", (97, 2, 4, 8), EmberDimensionNumbers(0)),
+        ],
+    )
+    def test_include_takes_any_rank(self, name, shape, expected):
+        assert token_tables({name: jnp.zeros(shape)}, include=[name]) == {name: expected}
 
     def test_include_overrides_the_rules_and_exclude_overrides_include(self):
         assert token_tables(self.params, include=[".*pos_embed"])["enc"]["pos_embed"] == EmberDimensionNumbers(0)

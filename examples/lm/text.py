@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lm.errors import UsageError
 
-# Tests are large, repetitive and missing from some distributions; installed packages are not the standard library.
+# Of the standard library: tests are repetitive and missing from some distributions, installed packages are no part of it.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _VALIDATION_EVERY = 20
 
@@ -19,7 +19,7 @@ def read_documents(data: Path | None) -> list[str]:
     root = Path(sysconfig.get_paths()["stdlib"]) if data is None else data
     if not root.exists():
         raise UsageError(f"--data {root}: no such file or folder")
-    files = [root] if root.is_file() else sorted(_files_below(root, "*.py" if data is None else "*"))
+    files = [root] if root.is_file() else sorted(_standard_library(root) if data is None else _files_below(root, "*"))
     documents = [text for text in map(_read, files) if text]
     if not documents:
         raise UsageError(f"--data {root}: none of its {len(files)} files is UTF-8 text")
@@ -38,8 +38,12 @@ def split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
     return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
 
 
+def _standard_library(root: Path) -> list[Path]:
+    return [path for path in _files_below(root, "*.py") if not _LEFT_OUT & set(path.relative_to(root).parts)]
+
+
 def _files_below(root: Path, pattern: str) -> list[Path]:
-    return [path for path in root.rglob(pattern) if path.is_file() and not _LEFT_OUT & set(path.relative_to(root).parts)]
+    return [path for path in root.rglob(pattern) if path.is_file()]
 
 
 def _read(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,9 +37,8 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     """
     digest = hashlib.sha256("\0".join([tokenizers.__version__, str(vocabulary_size), *documents]).encode()).hexdigest()[:16]
     path = cache_dir / f"corpus-{vocabulary_size}-{digest}.npz"
-    if path.exists():
-        with np.load(path) as arrays:
-            return Corpus(arrays["training"], arrays["validation"])
+    if (cached := _read_cache(path)) is not None:
+        return cached
     print(
         f"training a BPE tokenizer of {vocabulary_size} tokens on {sum(map(len, documents)) / 1e6:.1f} M characters ...",
         flush=True,
@@ -81,6 +81,17 @@ def validation_batches(stream: np.ndarray, batch_size: int, sequence_length: int
     return list(rows.reshape(count, batch_size, sequence_length + 1))
 
 
+def _read_cache(path: Path) -> Corpus | None:
+    try:
+        with np.load(path) as arrays:
+            return Corpus(arrays["training"], arrays["validation"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"the cache {path} is damaged ({error}), making it anew")
+        return None
+
+
 def _train_tokenizer(documents: list[str], vocabulary_size: int) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,7 +104,11 @@ def _train_tokenizer(documents: list[str], vocabulary_size: int) -> tokenizers.T
     )
     tokenizer.train_from_iterator(documents, trainer)
     found = tokenizer.get_vocab_size()
-    if found != vocabulary_size:
+    if found > vocabulary_size:
+        raise UsageError(
+            f"--vocabulary-size {vocabulary_size}: a byte-level vocabulary has at least {found} tokens, use {found} or more"
+        )
+    if found < vocabulary_size:
         raise UsageError(
             f"--vocabulary-size {vocabulary_size}: this text makes a vocabulary of {found} tokens, use {found} or more text"
         )
