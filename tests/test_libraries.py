@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from ember_optax import EmberDimensionNumbers, ember, token_tables
+from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, token_tables
 from ember_optax._paths import flatten_named
 
 V, D, T = 96, 16, 12  # V divides the meshes below
@@ -383,3 +383,12 @@ class TestRecipes:
         assert state.nu_token["wte"].names == ("fsdp", "layers")
         assert state.nu_feature["wte"].names == ("layers", "tp")
         assert updates["out"].names == ("tp", "fsdp")
+
+    def test_a_box_emptied_by_a_mask(self):
+        """`optax.masked` with a mask of the parameters' own structure leaves boxes with nothing in them."""
+        params = {name: nn.Partitioned(jnp.ones((V, D)), names=("fsdp", "tp")) for name in ("wte", "frozen")}
+        mask = {"wte": jax.tree.map(lambda _: True, params["wte"]), "frozen": jax.tree.map(lambda _: False, params["frozen"])}
+        tx = optax.masked(scale_by_ember(), mask)
+        updates, state = tx.update(params, tx.init(params), params)
+        assert updates["frozen"].value is params["frozen"].value
+        assert optax.tree.get(state, "nu_token")["wte"].names == ("fsdp",)
