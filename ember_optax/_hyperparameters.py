@@ -15,12 +15,12 @@ import numpy as np
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def check_b2(b2: Any) -> None:
+def check_b2(b2: Any, argument: str = "b2") -> None:
     """Raises unless `b2` is a decay rate: a float32 scalar or number in [0, 1)."""
-    _check_precision(b2, "b2")
-    value = _scalar(b2, "b2", "a number in [0, 1), for example b2=0.999")
+    _check_precision(b2, argument)
+    value = _scalar(b2, argument, f"a number in [0, 1), for example {argument}=0.999")
     if value is not None and not 0.0 <= value < 1.0:
-        raise ValueError(f"b2 must be in [0, 1), got {b2!r}; 0.999 is the default, 0.95 follows faster.")
+        raise ValueError(f"{argument} must be in [0, 1), got {b2!r}; 0.999 is the default, 0.95 follows faster.")
 
 
 def check_eps(eps: Any) -> None:

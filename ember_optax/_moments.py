@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
+from jax.sharding import NamedSharding
 
 from ._dimension_numbers import TableAxes
+from ._specs import spec_of
 
 # The smallest normal float32. A smaller constant is flushed to zero by XLA, and 0 / 0 follows.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -56,12 +59,13 @@ def moment_shapes(shape: tuple[int, ...], axes: TableAxes) -> Moments:
 def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
     """All-zero state of a table, given as an array or a `jax.ShapeDtypeStruct`.
 
-    Strongly typed and, on a mesh with explicit axes, sharded like the table's own axes: a state whose type changes in the
-    first step makes the second one compile again and cannot be carried by `lax.scan`.
+    Strongly typed, and sharded like the table's own axes: a state whose type or sharding changes in the first step makes the
+    second one compile again, and `lax.scan` cannot carry it.
     """
 
     def zeros(dropped: tuple[int, ...], dtype) -> jax.Array:
-        return jnp.zeros_like(jax.eval_shape(lambda x: jnp.sum(x, dropped).astype(dtype), table_VxD))
+        like = jax.eval_shape(lambda x: jnp.sum(x, dropped).astype(dtype), table_VxD)
+        return jnp.zeros(like.shape, like.dtype, device=_sharding_without(dropped, table_VxD, like.sharding))
 
     counter = axes.token + axes.feature
     return Moments(
@@ -70,6 +74,16 @@ def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
         nu_feature=zeros(axes.token, jnp.float32),
         total_notfinite=zeros(counter, jnp.int32),
     )
+
+
+def _sharding_without(dropped: tuple[int, ...], table: Any, of_type: NamedSharding | None) -> NamedSharding | None:
+    """The sharding of a table's reduction over axes; `of_type` is what its type says, on a mesh with explicit axes."""
+    if isinstance(table, Tracer) or not isinstance(getattr(table, "sharding", None), NamedSharding):
+        return of_type  # while tracing, the compiler places arrays
+    if of_type is not None:
+        return NamedSharding(table.sharding.mesh, of_type.spec)
+    entries = (entry for axis, entry in enumerate(table.sharding.spec) if axis not in dropped)
+    return NamedSharding(table.sharding.mesh, spec_of(entries))
 
 
 def mean_square(g_VxD: jax.Array, axes: tuple[int, ...]) -> jax.Array:

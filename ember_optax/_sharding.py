@@ -8,11 +8,11 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ._axis_origins import AxisOrigin, axis_origins
 from ._paths import path_name
+from ._specs import spec_of
 from ._transform import ScaleByEmberState
 
-# No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
-_FIRST_SIZE = 10_007
 _PADDED_MULTIPLE = 256
 
 
@@ -38,7 +38,8 @@ def state_partition_specs(
 
     Raises:
       TypeError: a leaf of `param_specs` is no `PartitionSpec`.
-      ValueError: a spec is longer than its parameter's rank, or the structures do not match.
+      ValueError: a spec is longer than its parameter's rank, the structures do not match, or a spec names an axis that the mesh
+        of `jax.set_mesh` does not have.
 
     Example:
       >>> import jax
@@ -55,18 +56,10 @@ def state_partition_specs(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
-    entries, marked = _mark_axes(params, _broadcast(param_specs, params))
-    state, marked_state = jax.eval_shape(tx.init, params), jax.eval_shape(tx.init, marked)
-
-    def spec(leaf, marked_leaf) -> PartitionSpec:
-        if leaf.ndim != marked_leaf.ndim:  # the transformation chose another form for the other sizes
-            return PartitionSpec()
-        return _trimmed(entries.get(size) for size in marked_leaf.shape)
-
-    specs = jax.tree.map(spec, state, marked_state)
-    if not replicate_ember:
-        return specs
-    return jax.tree.map(_without_specs, specs, is_leaf=lambda node: isinstance(node, ScaleByEmberState | PartitionSpec))
+    specs = _broadcast(param_specs, params)
+    _check_specs(params, specs)
+    _check_names(params, specs)
+    return _state_specs(tx, params, specs, replicate_ember)
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardings: Any, *, replicate_ember: bool = False) -> Any:
@@ -115,27 +108,54 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     if len(meshes) != 1:
         raise ValueError(f"param_shardings name {len(meshes)} different meshes: {meshes}; put all parameters on one.")
     _check_divisible(params, shardings)
-    param_specs = jax.tree.unflatten(jax.tree.structure(params), [sharding.spec for sharding in shardings])
-    specs = state_partition_specs(tx, params, param_specs, replicate_ember=replicate_ember)
+    specs = [sharding.spec for sharding in shardings]
+    _check_specs(params, specs)
     (mesh,) = meshes
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+    state_specs = _state_specs(tx, params, specs, replicate_ember)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs, is_leaf=_is_spec)
 
 
-def _mark_axes(params: Any, specs: list[Any]) -> tuple[dict[int, Any], Any]:
-    """Parameters with a size of its own for each axis, and the spec entry that each size stands for."""
-    leaves, treedef = jax.tree.flatten(params)
-    sizes, entries, marked = itertools.count(_FIRST_SIZE), {}, []
-    for name, leaf, spec in zip(_names(params), leaves, specs, strict=True):
+def _state_specs(tx: optax.GradientTransformation, params: Any, specs: list[PartitionSpec], replicate_ember: bool) -> Any:
+    _, origins = axis_origins(tx, params)
+
+    def entry(origin: AxisOrigin | None) -> Any:
+        if origin is None or origin.axis >= len(specs[origin.parameter]):
+            return None
+        return specs[origin.parameter][origin.axis]
+
+    state_specs = jax.tree.map(lambda leaf: spec_of(map(entry, leaf.axes)), origins)
+    if not replicate_ember:
+        return state_specs
+    return jax.tree.map(_without_specs, state_specs, is_leaf=lambda node: isinstance(node, ScaleByEmberState | PartitionSpec))
+
+
+def _check_specs(params: Any, specs: list[Any]) -> None:
+    for name, leaf, spec in zip(_names(params), jax.tree.leaves(params), specs, strict=True):
         if not _is_spec(spec):
             raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {spec!r} of type {type(spec).__name__}.")
         if len(spec) > leaf.ndim:
             raise ValueError(
                 f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {leaf.shape} has {leaf.ndim} axes."
             )
-        shape = tuple(itertools.islice(sizes, leaf.ndim))
-        entries.update(itertools.zip_longest(shape, spec))
-        marked.append(jax.ShapeDtypeStruct(shape, leaf.dtype))
-    return entries, treedef.unflatten(marked)
+
+
+def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
+    """Compares with the mesh of `jax.set_mesh`, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    for name, spec in zip(_names(params), specs, strict=True):
+        for mesh_axis in itertools.chain.from_iterable(map(_mesh_axes, spec)):
+            if not mesh.empty and mesh_axis not in mesh.axis_names:
+                raise ValueError(
+                    f"the spec {spec} of {name!r} names the mesh axis {mesh_axis!r}, but the mesh in use has the axes "
+                    f"{mesh.axis_names}; name one of them, or set the mesh that these specs are for with jax.set_mesh."
+                )
+
+
+def _mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a spec names."""
+    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+        return ()
+    return (entry,) if isinstance(entry, str) else entry
 
 
 def _without_specs(node: Any) -> Any:
@@ -143,17 +163,10 @@ def _without_specs(node: Any) -> Any:
     return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec) if isinstance(node, ScaleByEmberState) else node
 
 
-def _trimmed(entries: Any) -> PartitionSpec:
-    entries = list(entries)
-    while entries and entries[-1] is None:
-        entries.pop()
-    return PartitionSpec(*entries)
-
-
 def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
     for name, leaf, sharding in zip(_names(params), jax.tree.leaves(params), shardings, strict=True):
         for axis, (size, entry) in enumerate(zip(leaf.shape, sharding.spec, strict=False)):
-            names = (entry,) if isinstance(entry, str) else entry or ()
+            names = _mesh_axes(entry)
             devices = math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in names)
             if size % devices:
                 multiple = math.lcm(_PADDED_MULTIPLE, devices)

@@ -157,6 +157,7 @@ def scale_by_ember_with_decay(
         axes = _resolve_axes(dimension_numbers, mesh_axes, updates, names, grads)
         weights = _leaves_of(params, names, "parameter tree") if decays else [None] * len(grads)
         boxed_moments = _from_state(state, names)
+        _check_bound(mesh_axes)
         rate = decay_rate(b2)
         new_updates, new_moments = [], []
         for name, grad, boxes, table, weight in zip(names, grads, boxed_moments, axes, weights, strict=True):
@@ -250,7 +251,27 @@ def _check_leaf(name: str, leaf: Any) -> None:
         )
 
 
+def _check_bound(mesh_axes: MeshAxes) -> None:
+    """Whether the caller is inside a `jax.shard_map` (or a `jax.vmap` with `axis_name`) over these axes."""
+    for argument, names in mesh_axes._asdict().items():
+        for name in names:
+            try:
+                jax.lax.axis_size(name)
+            except (NameError, KeyError):
+                raise ValueError(
+                    f"{argument}_axes names {name!r}, which is no mesh axis that jax.shard_map splits arrays over at this place. "
+                    f"Name an axis of the mesh, or leave the argument out under jax.jit, where arrays are whole."
+                ) from None
+
+
 def _check_gradient(name: str, g: Any, moments: Moments, axes: TableAxes) -> None:
+    for field, moment in zip(("nu_token", "nu_feature"), (moments.nu_token, moments.nu_feature), strict=True):
+        if moment.dtype != jnp.float32:
+            raise TypeError(
+                f"{field} of {name!r} is {moment.dtype}, but Ember's state is float32 whatever the parameters' dtype: a step of "
+                f"1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
+                f"jax.eval_shape(tx.init, params)."
+            )
     shapes = moment_shapes(g.shape, axes)
     if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
         raise ValueError(

@@ -99,6 +99,11 @@ MISTAKES = {
         ValueError,
         r"paths \['a'\] stand for more than one leaf",
     ),
+    "state cast down": (
+        lambda: scale_by_ember().update({"wte": jnp.ones((6, 4))}, optax.tree.cast(scaled(jnp.ones((6, 4))), jnp.bfloat16)),
+        TypeError,
+        r"nu_token of 'wte' is bfloat16, but Ember's state is float32.*jax.eval_shape\(tx.init, params\)",
+    ),
     "eps beyond float32": (lambda: scale_by_ember(eps=1e39), ValueError, r"eps must be finite"),
     "complex array": (lambda: ember(jnp.complex64(1)), TypeError, r"learning_rate must be a real scalar.*complex64"),
     "integer gradient": (
