@@ -7,25 +7,35 @@ The text is the standard library of the running Python unless `--data` names ano
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+from lm.checkpoints import Checkpoints
+from lm.devices import check_same_in_all_processes, is_main_process, make_mesh, mesh_sizes, report, start_processes
 from lm.errors import UsageError
 from lm.model import ModelConfig
 from lm.report import save_picture, save_results, summary_table
 from lm.text import read_documents
-from lm.tokens import check_length, default_cache_dir, load_corpus
+from lm.tokens import check_length, default_cache_dir, fingerprint, load_corpus
 from lm.training import TrainingConfig, TrainingResult, init_params, state_bytes, train
 
 from ember_optax import ember, token_table_labels
+
+# What decides a run's trajectory. A checkpoint goes on, and processes work together, only where all of these are equal.
+_DECISIVE = (
+    *("vocabulary_size", "width", "layers", "heads", "tied", "steps", "batch_size", "sequence_length", "seed"),
+    *("learning_rate", "ember_learning_rate", "adamw_table_learning_rate", "validate_every"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     options = parse_options(arguments)
     try:
+        start_processes(options)
         compare(options)
     except (UsageError, OSError) as error:
         print(f"pretrain.py: {error}", file=sys.stderr)
@@ -60,6 +70,29 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     training.add_argument(
         "--optimizers", nargs="+", choices=("adamw", "ember"), default=["adamw", "ember"], help="which runs to make"
     )
+    devices = parser.add_argument_group("devices and processes")
+    devices.add_argument(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="data=2,fsdp=4",
+        help="devices for batch (data), batch and parameters (fsdp), layers (tp)",
+    )
+    devices.add_argument("--cpu-devices", type=_positive_int, help="simulate this many devices on the CPU, in each process")
+    devices.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes train together"
+    )
+    devices.add_argument("--num-processes", type=_positive_int, help="how many processes there are")
+    devices.add_argument("--process-id", type=_whole_number, help="which of them this is, from 0")
+    devices.add_argument(
+        "--distributed", action="store_true", help="let JAX find the other processes: on TPU pods, Slurm, Open MPI, Kubernetes"
+    )
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
+        "--checkpoint-dir", type=Path, help="keep the newest two checkpoints of each run here; all processes"
+    )
+    checkpoints.add_argument("--checkpoint-every", type=_positive_int, default=100, help="steps between checkpoints")
+    checkpoints.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on any mesh")
+    checkpoints.add_argument("--stop-after", type=_positive_int, help="save a checkpoint after this step, and stop")
     output = parser.add_argument_group("output")
     output.add_argument("--name", default="pretrain", help="results go to OUTPUT_DIR/NAME")
     output.add_argument("--output-dir", type=Path, default=Path("runs"), help="folder for results")
@@ -67,6 +100,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.width % (2 * options.heads):
         parser.error(f"--width {options.width} must be a multiple of 2 * --heads ({2 * options.heads}), for rotary positions")
+    for argument in ("resume", "stop_after"):
+        if getattr(options, argument) and options.checkpoint_dir is None:
+            parser.error(f"--{argument.replace('_', '-')} needs --checkpoint-dir")
     return options
 
 
@@ -75,27 +111,51 @@ def compare(options: argparse.Namespace) -> None:
     folder = options.output_dir / options.name
     for needed in (folder, options.cache_dir):  # before the work whose results would be lost
         needed.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(options.mesh, options.batch_size)
     corpus = load_corpus(read_documents(options.data), options.vocabulary_size, options.cache_dir)
     check_length(corpus, options.sequence_length)
+    decisive = {key: getattr(options, key) for key in _DECISIVE} | {"text": fingerprint(corpus)}
+    check_same_in_all_processes(decisive)
     model = ModelConfig(options.vocabulary_size, options.width, options.layers, options.heads, options.tied)
-    config = TrainingConfig(options.steps, options.batch_size, options.sequence_length, options.seed, options.validate_every)
-    params = jax.eval_shape(lambda: init_params(model, options.seed)[0])
+    config = TrainingConfig(
+        options.steps,
+        options.batch_size,
+        options.sequence_length,
+        options.seed,
+        options.validate_every,
+        options.checkpoint_every,
+        options.stop_after,
+    )
+    params = jax.eval_shape(lambda: init_params(model, options.seed))
     tokens, tables = options.batch_size * options.sequence_length, _count(_labelled(params, "ember"))
-    print(
+    report(
         f"{len(corpus.training):,} training tokens, {_count(params):,} parameters ({tables:,} in token tables), "
-        f"{options.steps} steps of {tokens:,} tokens on {jax.devices()[0].device_kind}",
-        flush=True,
+        f"{options.steps} steps of {tokens:,} tokens on {mesh.size} x {jax.devices()[0].device_kind}"
     )
-    results, summaries = {}, {}
+    results = {}
     for name in options.optimizers:
-        tx = make_optimizer(name, options)
-        results[name] = train(name, model, config, tx, corpus)
-        summaries[name] = _summary(results[name], tx, _body_optimizer(options), params)
+        with _open_checkpoints(name, decisive, options) as checkpoints:
+            tx = make_optimizer(name, options)
+            results[name] = train(name, model, config, tx, corpus, mesh=mesh, checkpoints=checkpoints)
+    if options.stop_after is not None and options.stop_after < options.steps:
+        report(f"\nstopped after step {options.stop_after}; the same command with --resume and without --stop-after goes on")
+    elif is_main_process():
+        _write(results, params, options, folder)
+
+
+def _write(results: dict[str, TrainingResult], params: Any, options: argparse.Namespace, folder: Path) -> None:
+    body = _body_optimizer(options)
+    summaries = {name: _summary(result, make_optimizer(name, options), body, params) for name, result in results.items()}
     save_results(folder / "results.json", _settings(options), summaries)
-    save_picture(
-        folder / "loss.png", results, f"{options.width} features, {options.vocabulary_size} tokens, {options.layers} layers"
-    )
-    print(f"\n{summary_table(summaries)}\n\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+    title = f"{options.width} features, {options.vocabulary_size} tokens, {options.layers} layers"
+    save_picture(folder / "loss.png", results, title)
+    report(f"\n{summary_table(summaries)}\n\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+
+
+def _open_checkpoints(name: str, decisive: dict[str, Any], options: argparse.Namespace) -> AbstractContextManager:
+    if options.checkpoint_dir is None:
+        return nullcontext()
+    return Checkpoints(options.checkpoint_dir / name, decisive, options.resume)
 
 
 def make_optimizer(name: str, options: argparse.Namespace) -> optax.GradientTransformation:
@@ -135,7 +195,7 @@ def _summary(result: TrainingResult, tx, body, params: Any) -> dict[str, Any]:
         "state_bytes": total,
         "ms_per_step": result.milliseconds_per_step,
         "validation": dict(zip(result.validation_steps, result.validation_losses, strict=True)),
-        "training_losses": [round(loss, 5) for loss in result.training_losses],
+        "training_losses": result.training_losses,
     }
 
 
@@ -147,6 +207,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
 
 

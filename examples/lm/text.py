@@ -3,6 +3,7 @@
 import sysconfig
 from pathlib import Path
 
+from lm.devices import report
 from lm.errors import UsageError
 
 # Of the standard library: tests are repetitive and missing from some distributions, installed packages are no part of it.
@@ -24,7 +25,7 @@ def read_documents(data: Path | None) -> list[str]:
     if not documents:
         raise UsageError(f"--data {root}: none of its {len(files)} files is UTF-8 text")
     if len(documents) < len(files):
-        print(f"left out {len(files) - len(documents)} of {len(files)} files that are empty or not UTF-8 text")
+        report(f"left out {len(files) - len(documents)} of {len(files)} files that are empty or not UTF-8 text")
     return documents
 
 

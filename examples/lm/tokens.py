@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from lm.devices import report
 from lm.errors import UsageError
 from lm.text import split_documents
 
@@ -39,9 +40,8 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     path = cache_dir / f"corpus-{vocabulary_size}-{digest}.npz"
     if (cached := _read_cache(path)) is not None:
         return cached
-    print(
+    report(
         f"training a BPE tokenizer of {vocabulary_size} tokens on {sum(map(len, documents)) / 1e6:.1f} M characters ...",
-        flush=True,
     )
     training, validation = split_documents(documents)
     tokenizer = _train_tokenizer(training, vocabulary_size)
@@ -54,6 +54,11 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     np.savez(partial, training=corpus.training, validation=corpus.validation)
     partial.replace(path)
     return corpus
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """A short name for exactly these tokens."""
+    return hashlib.sha256(b"".join(stream.tobytes() for stream in corpus)).hexdigest()[:16]
 
 
 def check_length(corpus: Corpus, sequence_length: int) -> None:
@@ -88,7 +93,7 @@ def _read_cache(path: Path) -> Corpus | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"the cache {path} is damaged ({error}), making it anew")
+        report(f"the cache {path} is damaged ({error}), making it anew")
         return None
 
 

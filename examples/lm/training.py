@@ -1,4 +1,4 @@
-"""One training run: a jitted step, a progress bar, validation on the way."""
+"""One training run: a jitted step, a progress bar, validation and checkpoints on the way."""
 
 import time
 from collections.abc import Callable
@@ -9,25 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from ember_optax import state_shardings
+from lm.checkpoints import Checkpoint, Checkpoints
+from lm.devices import is_main_process, param_shardings, place_batch
 from lm.model import ModelConfig, Transformer
 from lm.tokens import Corpus, random_batch, validation_batches
 
 
 class TrainingConfig(NamedTuple):
-    """How long, on what and how often to validate."""
+    """How long, on what, and how often to validate and to save; `stop_after` ends a session before the last step."""
 
     steps: int
     batch_size: int
     sequence_length: int
     seed: int
     validate_every: int
+    checkpoint_every: int = 100
+    stop_after: int | None = None
     validation_batches: int = 20
 
 
 class TrainingResult(NamedTuple):
-    """What one run measured."""
+    """What one run measured; the lists begin at the first step also where the run was resumed."""
 
     training_losses: list[float]
     validation_steps: list[int]
@@ -36,16 +42,30 @@ class TrainingResult(NamedTuple):
     parameters: Any
 
 
-def init_params(config: ModelConfig, seed: int) -> tuple[dict, Callable[[dict, jax.Array], jax.Array]]:
-    """A nested dictionary of parameters and the function `logits(params, ids)`."""
-    graph, state = nnx.split(Transformer(config, nnx.Rngs(seed)))
+class _Program(NamedTuple):
+    """The compiled functions of a run and the layout of what they take."""
+
+    init: Callable[[], dict[str, Any]]
+    step: Callable[[dict[str, Any], jax.Array], tuple[dict[str, Any], jax.Array]]
+    evaluate: Callable[[Any, jax.Array], jax.Array]
+    abstract_state: dict[str, Any]
+
+
+def init_params(config: ModelConfig, seed: int) -> dict:
+    """A nested dictionary of fresh parameters."""
+    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed))))
+
+
+def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
+    """The model as a function `logits(params, ids)`; it holds no arrays."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
     def logits(params: dict, ids_BxT: jax.Array) -> jax.Array:
-        restored = jax.tree.map(lambda x: x, state)
-        nnx.replace_by_pure_dict(restored, params)
-        return nnx.merge(graph, restored)(ids_BxT)
+        state = jax.tree.map(lambda x: x, abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)(ids_BxT)
 
-    return nnx.to_pure_dict(state), logits
+    return logits
 
 
 def train(
@@ -54,39 +74,73 @@ def train(
     config: TrainingConfig,
     tx: optax.GradientTransformation,
     corpus: Corpus,
+    *,
+    mesh: Mesh,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingResult:
-    """Trains a fresh model with `tx`; parameters and batches depend on the seed alone, so runs can be compared."""
-    params, logits = init_params(model, config.seed)
+    """Trains a model with `tx`, from the newest checkpoint or afresh.
+
+    Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed.
+    """
+    program = _compile(model, config.seed, tx, mesh)
+    found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
+    step, state, history = found or Checkpoint(0, program.init(), {"losses": [], "validation_steps": [], "validation_losses": []})
+    held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, config.validation_batches)
+    tokens, seconds = config.batch_size * config.sequence_length, []
+    last = min(config.steps, config.stop_after or config.steps)
+    with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not is_main_process()) as bar:
+        while step < last:
+            batch = place_batch(_batch(corpus, config, step), mesh)
+            start = time.perf_counter()
+            state, loss = program.step(state, batch)
+            history["losses"].append(float(loss))
+            seconds.append(time.perf_counter() - start)
+            step += 1
+            bar.update()
+            bar.set_postfix({"loss": f"{history['losses'][-1]:.3f}", "tokens/s": f"{tokens / seconds[-1]:,.0f}"}, refresh=False)
+            if step % config.validate_every == 0 or step == config.steps:
+                losses = [float(program.evaluate(state["params"], place_batch(batch, mesh))) for batch in held_out]
+                history["validation_steps"].append(step)
+                history["validation_losses"].append(float(np.mean(losses)))
+            if checkpoints and (step % config.checkpoint_every == 0 or step == last):
+                checkpoints.save(Checkpoint(step, state, history))
+    # The first step of a session compiles.
+    milliseconds = 1e3 * float(np.median(seconds[1:] or seconds or [0.0]))
+    return TrainingResult(
+        history["losses"], history["validation_steps"], history["validation_losses"], milliseconds, state["params"]
+    )
+
+
+def _compile(model: ModelConfig, seed: int, tx: optax.GradientTransformation, mesh: Mesh) -> _Program:
+    logits = logits_function(model)
 
     def loss_fn(params, batch):
         per_token = optax.softmax_cross_entropy_with_integer_labels(logits(params, batch[:, :-1]), batch[:, 1:])
         return jnp.mean(per_token)
 
-    def step_fn(params, opt_state, batch):
-        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
+    def init():
+        params = init_params(model, seed)
+        return {"params": params, "opt_state": tx.init(params)}
 
-    opt_state = jax.jit(tx.init)(params)
-    step = jax.jit(step_fn, donate_argnums=(0, 1)).lower(params, opt_state, _batch(corpus, config, 0)).compile()
-    held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, config.validation_batches)
-    evaluate = jax.jit(loss_fn)
+    def step(state, batch):
+        loss, grads = jax.value_and_grad(loss_fn)(state["params"], batch)
+        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, loss
 
-    losses, seconds, validation = [], [], []
-    tokens = config.batch_size * config.sequence_length
-    with tqdm(total=config.steps, desc=name, unit="step") as bar:
-        for i in range(config.steps):
-            batch = _batch(corpus, config, i)
-            start = time.perf_counter()
-            params, opt_state, loss = step(params, opt_state, batch)
-            losses.append(float(loss))
-            seconds.append(time.perf_counter() - start)
-            bar.update()
-            bar.set_postfix({"loss": f"{losses[-1]:.3f}", "tokens/s": f"{tokens / seconds[-1]:,.0f}"}, refresh=False)
-            if (i + 1) % config.validate_every == 0 or i + 1 == config.steps:
-                validation.append((i + 1, float(np.mean([evaluate(params, batch) for batch in held_out]))))
-    steps, validation_losses = zip(*validation, strict=True)
-    return TrainingResult(losses, list(steps), list(validation_losses), 1e3 * float(np.median(seconds)), params)
+    state = jax.eval_shape(init)
+    of_params = param_shardings(state["params"], mesh)
+    shardings = {"params": of_params, "opt_state": state_shardings(tx, state["params"], of_params)}
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def abstract(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return _Program(
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        evaluate=jax.jit(loss_fn, out_shardings=replicated),
+        abstract_state=jax.tree.map(abstract, state, shardings),
+    )
 
 
 def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:

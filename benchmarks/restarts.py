@@ -1,0 +1,156 @@
+"""Saves on one set of processes and devices, goes on on another, and compares with the run that was never interrupted.
+
+Every run is `examples/pretrain.py` in processes of its own on simulated CPU devices. The run stops after step 20 of 30 with a
+checkpoint; the continued run's losses, parameters and optimizer state are compared with those of the uninterrupted run on the
+saving layout. Results are written as they come.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from tabulate import tabulate
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+STEPS, SAVED_AT = 30, 20
+
+
+class Layout(NamedTuple):
+    """So many processes with so many devices each, and the mesh over all of them."""
+
+    processes: int
+    devices: int
+    mesh: str
+
+    def __str__(self):
+        return f"{self.processes} x {self.devices}"
+
+
+SAVE = [
+    Layout(2, 2, "data=2,fsdp=2"),
+    Layout(2, 4, "data=2,fsdp=2,tp=2"),
+    Layout(4, 2, "fsdp=4,tp=2"),
+    Layout(4, 4, "data=2,fsdp=4,tp=2"),
+]
+RESTORE = [
+    Layout(1, 1, "data=1"),
+    Layout(1, 2, "fsdp=2"),
+    Layout(1, 4, "fsdp=2,tp=2"),
+    Layout(1, 8, "data=2,fsdp=4"),
+    Layout(2, 2, "data=2,tp=2"),
+]
+
+
+def main() -> None:
+    """Makes every pair of layouts and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "restarts.json", help="results")
+    options = parser.parse_args()
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    model = ["--sequence-length", "32"]  # 256 tokens a step; the main job's model otherwise
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(SAVE) * len(RESTORE), unit="pair") as bar:
+        for save in SAVE:
+            pairs = [f"{save} -> {restore}" for restore in RESTORE]
+            if not all(pair in results for pair in pairs):
+                work = Path(folder) / str(save)
+                saved, whole = save_and_finish(save, work, model)
+                for restore, pair in zip(RESTORE, pairs, strict=True):
+                    results[pair] = difference(whole, resume(restore, saved, work / str(restore), model))
+                    options.output.parent.mkdir(parents=True, exist_ok=True)
+                    options.output.write_text(json.dumps(results, indent=1) + "\n")
+                    bar.update()
+    rows = [(pair, *(f"{value:.1e}" for value in found.values())) for pair, found in results.items()]
+    headers = ("processes x devices, saved -> restored", "losses", "parameters", "optimizer state")
+    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+
+def save_and_finish(layout: Layout, work: Path, model: list[str]) -> tuple[Path, Path]:
+    """Folders of two runs on one layout: one that stopped at a checkpoint after step `SAVED_AT`, one that did all steps."""
+    saved, whole = work / "saved", work / "whole"
+    pretrain(layout, saved, [*model, "--stop-after", str(SAVED_AT)])
+    pretrain(layout, whole, model)
+    return saved, whole
+
+
+def resume(layout: Layout, saved: Path, work: Path, model: list[str]) -> Path:
+    """The folder of a run that goes on on `layout` from a copy of `saved`."""
+    shutil.copytree(saved, work)
+    pretrain(layout, work, [*model, "--resume"])
+    return work
+
+
+def pretrain(layout: Layout, folder: Path, arguments: list[str]) -> None:
+    """Runs `examples/pretrain.py` with Ember in one or several processes; checkpoints and results go to `folder`.
+
+    Raises:
+      RuntimeError: a process failed; with its messages.
+    """
+    command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), "--optimizers", "ember", "--steps", str(STEPS)]
+    command += ["--mesh", layout.mesh, "--cpu-devices", str(layout.devices), *arguments]
+    command += ["--checkpoint-dir", str(folder), "--output-dir", str(folder), "--name", "results"]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    address = f"127.0.0.1:{_free_port()}"
+    processes = []
+    for number in range(layout.processes):
+        together = ["--coordinator", address, "--num-processes", str(layout.processes), "--process-id", str(number)]
+        extra = together if layout.processes > 1 else []
+        processes.append(
+            subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        )
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"{' '.join(command)} failed on {layout}:\n" + "\n".join(outputs))
+
+
+def difference(whole: Path, resumed: Path) -> dict[str, float]:
+    """Largest relative difference of the losses after the restart, of a parameter array and of an optimizer-state array."""
+
+    def losses(folder: Path) -> np.ndarray:
+        return np.array(json.loads((folder / "results" / "results.json").read_text())["runs"]["ember"]["training_losses"])
+
+    ours, theirs = final_state(resumed / "ember"), final_state(whole / "ember")
+    return {
+        "losses": float(np.max(np.abs(losses(resumed) / losses(whole) - 1)[SAVED_AT:])),
+        "params": _relative(ours["params"], theirs["params"]),
+        "opt_state": _relative(ours["opt_state"], theirs["opt_state"]),
+    }
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """The last checkpoint's arrays, as NumPy has them."""
+    arrays = folder.resolve() / str(STEPS) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restore_args = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(arrays).item_metadata.tree
+        )
+        return checkpointer.restore(arrays, restore_args=restore_args)
+
+
+def _relative(ours: Any, theirs: Any) -> float:
+    """The largest difference in any array, as a fraction of the largest value in it."""
+
+    def one(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30))
+
+    return max(jax.tree.leaves(jax.tree.map(one, ours, theirs)))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

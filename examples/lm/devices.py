@@ -1,0 +1,124 @@
+"""Processes, devices and the mesh over them; how parameters and batches lie on it."""
+
+import argparse
+import hashlib
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm.errors import UsageError
+
+MESH_AXES = ("data", "fsdp", "tp")
+# By the name of the layer: vocabulary over fsdp, the wide side of a block over tp. Norms are replicated.
+_SPECS = {
+    "embed": P("fsdp", "tp"),
+    "lm_head": P("tp", "fsdp"),
+    "qkv": P("fsdp", "tp"),
+    "gate_up": P("fsdp", "tp"),
+    "attention_out": P("tp", "fsdp"),
+    "mlp_out": P("tp", "fsdp"),
+}
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Parses `data=2,fsdp=4`; axes that are not named have size one."""
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES or name in sizes or not size.isdecimal() or int(size) < 1:
+            raise argparse.ArgumentTypeError(f"{text} is not a list like data=2,fsdp=4 with axes of {', '.join(MESH_AXES)}")
+        sizes[name] = int(size)
+    return {name: sizes.get(name, 1) for name in MESH_AXES}
+
+
+def start_processes(options: argparse.Namespace) -> None:
+    """Simulates CPU devices and joins the other processes, as the options say; before any other use of JAX.
+
+    Raises:
+      UsageError: only some of the three options that start several processes are given.
+    """
+    if options.cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    by_hand = (options.coordinator, options.num_processes, options.process_id)
+    if None in by_hand and by_hand != (None, None, None):
+        raise UsageError(
+            "--coordinator, --num-processes and --process-id belong together: give all three, or --distributed alone"
+        )
+    if options.process_id is not None and options.process_id >= options.num_processes:
+        raise UsageError(f"--process-id {options.process_id} must be below --num-processes {options.num_processes}")
+    if options.distributed or None not in by_hand:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        try:
+            jax.distributed.initialize(*by_hand)
+        except ValueError as error:
+            raise UsageError(f"--distributed: JAX found no cluster here ({error}); name it with --coordinator") from error
+
+
+def check_same_in_all_processes(settings: dict[str, Any]) -> None:
+    """Raises UsageError in every process if one was started with other settings or read another text."""
+    digest = np.frombuffer(hashlib.sha256(repr(sorted(settings.items())).encode()).digest(), np.uint32)
+    if (multihost_utils.process_allgather(digest) != digest).any():
+        raise UsageError(f"the processes differ in their options or their text; this one has {settings}")
+
+
+def make_mesh(sizes: dict[str, int] | None, batch_size: int) -> Mesh:
+    """A mesh of these sizes; None means one device, or data parallelism over all devices of several processes.
+
+    Raises:
+      UsageError: the sizes do not fit the devices or the batch.
+    """
+    devices = jax.device_count() if jax.process_count() > 1 else 1
+    sizes = sizes or {"data": devices, "fsdp": 1, "tp": 1}
+    wanted, found = math.prod(sizes.values()), jax.device_count()
+    described = ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "data=1"
+    if wanted > found or (jax.process_count() > 1 and wanted != found):
+        raise UsageError(f"--mesh {described} needs {wanted} devices, there are {found}; --cpu-devices {wanted} simulates them")
+    if batch_size % (sizes["data"] * sizes["fsdp"]):
+        raise UsageError(
+            f"--batch-size {batch_size} does not divide by the {sizes['data'] * sizes['fsdp']} parts of --mesh {described}: "
+            f"data and fsdp split the batch"
+        )
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """A tree of the parameters' structure with their shardings.
+
+    Raises:
+      UsageError: an axis of a parameter does not divide by its part of the mesh.
+    """
+
+    def sharding(path, leaf) -> NamedSharding:
+        names = [key.key for key in path]
+        spec = next((spec for layer, spec in _SPECS.items() if layer in names), P())
+        for size, mesh_axis in zip(leaf.shape, spec, strict=False):
+            if size % mesh.shape[mesh_axis]:
+                raise UsageError(
+                    f"--mesh {mesh_axis}={mesh.shape[mesh_axis]}: {'/'.join(names)} of shape {leaf.shape} does not divide by it"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def place_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Splits a batch, which every process has whole, over the data and fsdp axes."""
+    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
+
+
+def report(text: str) -> None:
+    """Prints, once for all processes."""
+    if is_main_process():
+        print(text, flush=True)
+
+
+def is_main_process() -> bool:
+    """Whether this process prints and writes results."""
+    return jax.process_index() == 0
