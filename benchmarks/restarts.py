@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "restarts.json", help="results")
     options = parser.parse_args()
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    model = ["--sequence-length", "32"]  # 256 tokens a step; the main job's model otherwise
+    model = ["--steps", str(STEPS), "--sequence-length", "32"]  # 256 tokens a step; the main job's model otherwise
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(SAVE) * len(RESTORE), unit="pair") as bar:
         for save in SAVE:
             pairs = [f"{save} -> {restore}" for restore in RESTORE]
@@ -96,30 +96,34 @@ def pretrain(layout: Layout, folder: Path, arguments: list[str]) -> None:
     Raises:
       RuntimeError: a process failed; with its messages.
     """
-    command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), "--optimizers", "ember", "--steps", str(STEPS)]
-    command += ["--mesh", layout.mesh, "--cpu-devices", str(layout.devices), *arguments]
-    command += ["--checkpoint-dir", str(folder), "--output-dir", str(folder), "--name", "results"]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    address = f"127.0.0.1:{_free_port()}"
-    processes = []
-    for number in range(layout.processes):
-        together = ["--coordinator", address, "--num-processes", str(layout.processes), "--process-id", str(number)]
-        extra = together if layout.processes > 1 else []
-        processes.append(
-            subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-        )
+    processes = start(layout, folder, arguments)
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise RuntimeError(f"{' '.join(command)} failed on {layout}:\n" + "\n".join(outputs))
+        raise RuntimeError(f"{arguments} failed on {layout}:\n" + "\n".join(outputs))
+
+
+def start(layout: Layout, folder: Path, arguments: list[str]) -> list[subprocess.Popen]:
+    """The processes of such a run, just started."""
+    command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), "--optimizers", "ember", "--name", "results"]
+    command += ["--mesh", layout.mesh, "--cpu-devices", str(layout.devices)]
+    command += ["--checkpoint-dir", str(folder), "--output-dir", str(folder), *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    together = ["--coordinator", f"127.0.0.1:{_free_port()}", "--num-processes", str(layout.processes), "--process-id"]
+    return [
+        subprocess.Popen(
+            [*command, *([*together, str(number)] if layout.processes > 1 else [])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for number in range(layout.processes)
+    ]
 
 
 def difference(whole: Path, resumed: Path) -> dict[str, float]:
     """Largest relative difference of the losses after the restart, of a parameter array and of an optimizer-state array."""
-
-    def losses(folder: Path) -> np.ndarray:
-        return np.array(json.loads((folder / "results" / "results.json").read_text())["runs"]["ember"]["training_losses"])
-
-    ours, theirs = final_state(resumed / "ember"), final_state(whole / "ember")
+    ours, theirs = final_state(resumed / "ember", STEPS), final_state(whole / "ember", STEPS)
     return {
         "losses": float(np.max(np.abs(losses(resumed) / losses(whole) - 1)[SAVED_AT:])),
         "params": _relative(ours["params"], theirs["params"]),
@@ -127,14 +131,18 @@ def difference(whole: Path, resumed: Path) -> dict[str, float]:
     }
 
 
-def final_state(folder: Path) -> dict[str, Any]:
-    """The last checkpoint's arrays, as NumPy has them."""
-    arrays = folder.resolve() / str(STEPS) / "state"
+def losses(folder: Path) -> np.ndarray:
+    """The training loss of every step."""
+    results = json.loads((folder / "results" / "results.json").read_text())
+    return np.array(results["runs"]["ember"]["training_losses"])
+
+
+def final_state(folder: Path, step: int) -> dict[str, Any]:
+    """The arrays of the checkpoint of that step, as NumPy has them."""
+    arrays = folder.resolve() / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
-        restore_args = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(arrays).item_metadata.tree
-        )
-        return checkpointer.restore(arrays, restore_args=restore_args)
+        saved = checkpointer.metadata(arrays).item_metadata.tree
+        return checkpointer.restore(arrays, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved))
 
 
 def _relative(ours: Any, theirs: Any) -> float:

@@ -1,6 +1,5 @@
 """Which axis of which parameter each axis of an optimizer state came from, for any optax transformation."""
 
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,23 +28,30 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, An
     Returns:
       Two trees of the structure of `tx.init(params)`: with `jax.ShapeDtypeStruct` leaves, and with `Origins` leaves.
     """
-    sizes = itertools.count(_FIRST_SIZE)
-    found: dict[int, AxisOrigin] = {}
     leaves, treedef = jax.tree.flatten(params)
-    marked = []
-    for number, leaf in enumerate(leaves):
-        shape = tuple(itertools.islice(sizes, leaf.ndim))
-        found.update({size: AxisOrigin(number, axis) for axis, size in enumerate(shape)})
-        marked.append(jax.ShapeDtypeStruct(shape, leaf.dtype))
+    # In the order of the real sizes: optax.adafactor's state depends on which axis of a parameter is the longer one.
+    every_axis = [AxisOrigin(number, axis) for number, leaf in enumerate(leaves) for axis in range(leaf.ndim)]
+    ordered = sorted(every_axis, key=lambda origin: leaves[origin.parameter].shape[origin.axis])
+    found = dict(enumerate(ordered, _FIRST_SIZE))
+    size_of = {origin: size for size, origin in found.items()}
+
+    def marked_shape(number: int) -> tuple[int, ...]:
+        return tuple(size_of[AxisOrigin(number, axis)] for axis in range(leaves[number].ndim))
+
     # Without the parameters' own shardings: an abstract state needs no mesh.
     plain = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    marked = [jax.ShapeDtypeStruct(marked_shape(number), leaf.dtype) for number, leaf in enumerate(leaves)]
     state = jax.eval_shape(tx.init, treedef.unflatten(plain))
     marked_state = jax.eval_shape(tx.init, treedef.unflatten(marked))
+
+    def origin(size: int, marked_size: int) -> AxisOrigin | None:
+        known = found.get(marked_size)
+        return known if known is not None and leaves[known.parameter].shape[known.axis] == size else None
 
     def origins(leaf, marked_leaf) -> Origins:
         # Some transformations choose another form of state for other sizes, as optax.adafactor does for small matrices.
         same_form = leaf.ndim == marked_leaf.ndim
-        return Origins(tuple(found.get(size) for size in marked_leaf.shape) if same_form else (None,) * leaf.ndim)
+        return Origins(tuple(map(origin, leaf.shape, marked_leaf.shape)) if same_form else (None,) * leaf.ndim)
 
     return state, jax.tree.map(origins, state, marked_state)
 

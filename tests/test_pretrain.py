@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,19 +18,6 @@ def pretrain(tmp_path, *arguments):
     command = [sys.executable, str(PROGRAM), "--cache-dir", str(tmp_path / "cache"), "--output-dir", str(tmp_path), *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """Real English, some 150 kB: this repository's licence and documentation strings of the standard library."""
-    folder = tmp_path_factory.mktemp("text")
-    source = Path(os.__file__).parent
-    for name in ("argparse.py", "os.py", "typing.py", "zipfile.py"):
-        path = source / name
-        if path.exists():
-            (folder / name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    (folder / "picture.bin").write_bytes(b"\xff\xfe\x00\x80")
-    return folder
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -78,6 +66,19 @@ def test_compares_the_optimizers(tmp_path, text, tied):
         (["--output-dir", "{text}/picture.bin"], "picture.bin"),
         (["--cache-dir", "{text}/picture.bin"], "picture.bin"),
         (["--learning-rate", "nan"], "nan is not a finite, non-negative number"),
+        (["--mesh", "data=2,rows=2"], "data=2,rows=2 is not a list like data=2,fsdp=4 with axes of data, fsdp, tp"),
+        (["--mesh", "fsdp=0"], "fsdp=0 is not a list"),
+        (["--mesh", "fsdp=2"], "--mesh fsdp=2 needs 2 devices, there are 1; --cpu-devices 2 simulates them"),
+        (["--mesh", "data=8", "--cpu-devices", "8"], "--batch-size 4 does not divide by the 8 parts of --mesh data=8"),
+        (
+            ["--data", "{text}", "--mesh", "tp=3", "--cpu-devices", "3"],
+            "--mesh tp=3: block_0/attention_out/kernel of shape (16, 16)",
+        ),
+        (["--resume"], "--resume needs --checkpoint-dir"),
+        (["--stop-after", "3"], "--stop-after needs --checkpoint-dir"),
+        (["--coordinator", "localhost:1234"], "--coordinator, --num-processes and --process-id belong together"),
+        (["--coordinator=localhost:1", "--num-processes=2", "--process-id=2"], "--process-id 2 must be below --num-processes 2"),
+        (["--distributed"], "--distributed: JAX found no cluster here"),
     ],
 )
 def test_explains_mistakes(tmp_path, text, arguments, message):
@@ -90,4 +91,52 @@ def test_explains_mistakes(tmp_path, text, arguments, message):
 def test_help_explains_every_option():
     done = subprocess.run([sys.executable, str(PROGRAM), "--help"], capture_output=True, text=True, check=True)
     options = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert len(options) >= 18
+    assert len(options) >= 28
+
+
+def test_goes_on_from_a_checkpoint(tmp_path, text):
+    """The same results as without a stop, to the last bit; and what cannot be continued is refused."""
+    arguments = [*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember"]
+    folder = tmp_path / "checkpoints"
+    kept = [*arguments, "--checkpoint-dir", str(folder), "--checkpoint-every", "4"]
+    whole = pretrain(tmp_path, *arguments, "--name", "whole")
+    stopped = pretrain(tmp_path, *kept, "--name", "parts", "--stop-after", "6")
+    assert (whole.returncode, stopped.returncode) == (0, 0), whole.stderr + stopped.stderr
+    assert "stopped after step 6" in stopped.stdout
+    assert not (tmp_path / "parts" / "results.json").exists()
+    assert sorted(path.name for path in (folder / "ember").iterdir()) == ["4", "6"]
+
+    refused = {
+        "holds checkpoints already; go on with --resume or name another folder": [],
+        "was made with vocabulary_size = 512, this run has 520": ["--resume", "--vocabulary-size", "520"],
+        "was made with seed = 0, this run has 1": ["--resume", "--seed", "1"],
+    }
+    for message, options in refused.items():
+        done = pretrain(tmp_path, *kept, *options)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr
+
+    goes_on = pretrain(tmp_path, *kept, "--name", "parts", "--resume")
+    assert goes_on.returncode == 0, goes_on.stderr
+    assert "ember: going on from step 6" in goes_on.stdout
+    runs = [json.loads((tmp_path / name / "results.json").read_text())["runs"]["ember"] for name in ("whole", "parts")]
+    assert runs[0]["training_losses"] == runs[1]["training_losses"]
+    assert runs[0]["validation"] == runs[1]["validation"]
+
+
+def test_damaged_checkpoint(tmp_path, text):
+    """Every array file is replaced by that of another step: it decodes well, and is not what was saved."""
+    kept = [*TINY, "--data", str(text), "--steps", "8", "--optimizers", "ember", "--checkpoint-every", "4"]
+    kept += ["--checkpoint-dir", str(tmp_path / "checkpoints")]
+    assert pretrain(tmp_path, *kept).returncode == 0
+    earlier, newest = (tmp_path / "checkpoints" / "ember" / step for step in ("4", "8"))
+    shutil.rmtree(newest / "state")
+    shutil.copytree(earlier / "state", newest / "state")
+    damaged = pretrain(tmp_path, *kept, "--resume")
+    assert damaged.returncode == 2
+    assert "checkpoint 8 in" in damaged.stderr
+    assert "is damaged" in damaged.stderr
+    shutil.rmtree(newest)
+    cured = pretrain(tmp_path, *kept, "--resume")
+    assert cured.returncode == 0, cured.stderr
+    assert "going on from step 4" in cured.stdout

@@ -174,6 +174,19 @@ def test_square_and_stacked_tables():
     assert state.count["stacked"] == P("a")
 
 
+def test_factored_body():
+    """optax.adafactor drops the longer axis first, factors nothing below 128; its vectors follow their own axes all the same."""
+    shapes = {"tall": (512, 256), "wide": (256, 512), "square": (256, 256), "small": (64, 32), "bias": (512,)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    specs = {name: P(*("fsdp", "tp")[: len(shape)]) for name, shape in shapes.items()}
+    tx = optax.adafactor(1e-2)
+    found = optax.tree.get(state_partition_specs(tx, params, specs), "FactoredState")
+    assert (found.v_row["tall"], found.v_col["tall"]) == (P("tp"), P("fsdp"))
+    assert (found.v_row["wide"], found.v_col["wide"]) == (P("fsdp"), P("tp"))
+    assert {found.v_row["square"], found.v_col["square"]} == {P("fsdp"), P("tp")}
+    assert (found.v["bias"], found.v_row["bias"], found.v_row["small"]) == (P("fsdp"), P(), P())
+
+
 @LAYOUTS
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_inside_shard_map(spec, token_axis):

@@ -6,16 +6,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+_PADDED_MULTIPLE = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the transformer; `tied` shares the embedding with the head."""
+    """Sizes of the transformer; `tied` shares the embedding with the head.
+
+    The tables have `rows` rows, the vocabulary padded to a multiple of 256: most meshes divide that, and because it does not
+    depend on the mesh, a checkpoint can move to another one. Padding rows never get a gradient, and Ember leaves them where
+    they are.
+    """
 
     vocabulary_size: int
     width: int
     layers: int
     heads: int
     tied: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the token tables, at least `vocabulary_size`."""
+        return -(-self.vocabulary_size // _PADDED_MULTIPLE) * _PADDED_MULTIPLE
 
 
 class Block(nnx.Module):
@@ -48,25 +60,29 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Maps `(B, T)` token ids to `(B, T, V)` logits."""
+    """Maps `(B, T)` token ids to `(B, T, rows)` logits; those of padding rows are so low that their probability is zero."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
-        self.embed = nnx.Embed(config.vocabulary_size, config.width, embedding_init=init, rngs=rngs)
+        self.embed = nnx.Embed(config.rows, config.width, embedding_init=init, rngs=rngs)
         self.layers = config.layers
         for i in range(config.layers):
             setattr(self, f"block_{i}", Block(config, rngs))
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
         self.tied = config.tied
+        self.vocabulary_size, self.rows = config.vocabulary_size, config.rows
         if not config.tied:
-            self.lm_head = nnx.Linear(config.width, config.vocabulary_size, use_bias=False, kernel_init=init, rngs=rngs)
+            self.lm_head = nnx.Linear(config.width, config.rows, use_bias=False, kernel_init=init, rngs=rngs)
 
     def __call__(self, ids_BxT: jax.Array) -> jax.Array:
         x = self.embed(ids_BxT)
         for i in range(self.layers):
             x = getattr(self, f"block_{i}")(x)
         x = self.norm(x)
-        return self.embed.attend(x) if self.tied else self.lm_head(x)
+        logits = self.embed.attend(x) if self.tied else self.lm_head(x)
+        if self.rows == self.vocabulary_size:
+            return logits
+        return jnp.where(jnp.arange(self.rows) < self.vocabulary_size, logits, jnp.finfo(logits.dtype).min)
 
 
 def rotate(x_BxTxHxK: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ember_optax import state_shardings
 from lm.checkpoints import Checkpoint, Checkpoints
-from lm.devices import is_main_process, param_shardings, place_batch
+from lm.devices import is_main_process, param_shardings, place_batch, report
 from lm.model import ModelConfig, Transformer
 from lm.tokens import Corpus, random_batch, validation_batches
 
@@ -84,6 +84,8 @@ def train(
     """
     program = _compile(model, config.seed, tx, mesh)
     found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
+    if found:
+        report(f"{name}: going on from step {found.step}")
     step, state, history = found or Checkpoint(0, program.init(), {"losses": [], "validation_steps": [], "validation_losses": []})
     held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, config.validation_batches)
     tokens, seconds = config.batch_size * config.sequence_length, []
