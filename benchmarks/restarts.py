@@ -59,20 +59,29 @@ def main() -> None:
     options = parser.parse_args()
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     model = ["--steps", str(STEPS), "--sequence-length", "32"]  # 256 tokens a step; the main job's model otherwise
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(SAVE) * len(RESTORE), unit="pair") as bar:
-        for save in SAVE:
-            pairs = [f"{save} -> {restore}" for restore in RESTORE]
-            if not all(pair in results for pair in pairs):
-                work = Path(folder) / str(save)
-                saved, whole = save_and_finish(save, work, model)
-                for restore, pair in zip(RESTORE, pairs, strict=True):
-                    results[pair] = difference(whole, resume(restore, saved, work / str(restore), model))
-                    options.output.parent.mkdir(parents=True, exist_ok=True)
-                    options.output.write_text(json.dumps(results, indent=1) + "\n")
-                    bar.update()
-    rows = [(pair, *(f"{value:.1e}" for value in found.values())) for pair, found in results.items()]
-    headers = ("processes x devices, saved -> restored", "losses", "parameters", "optimizer state")
-    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    with tempfile.TemporaryDirectory() as folder:
+        for save in tqdm([save for save in SAVE if str(save) not in results], unit="saving layout"):
+            results[str(save)] = measure(save, RESTORE, Path(folder) / str(save), model)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+def measure(save: Layout, restores: list[Layout], work: Path, model: list[str]) -> dict[str, dict[str, float]]:
+    """Differences after a restart on each of `restores`, from the run on `save` that was never interrupted."""
+    saved, whole = save_and_finish(save, work, model)
+    return {str(restore): difference(whole, resume(restore, saved, work / str(restore), model)) for restore in restores}
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """One line for each pair of layouts."""
+    rows = [
+        (save, restore, *(f"{value:.1e}" for value in values.values()))
+        for save, restored in results.items()
+        for restore, values in restored.items()
+    ]
+    headers = ("saved on", "restored on", "losses", "parameters", "optimizer state")
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=("left",) * 2 + ("right",) * 3)
 
 
 def save_and_finish(layout: Layout, work: Path, model: list[str]) -> tuple[Path, Path]:
@@ -122,10 +131,10 @@ def start(layout: Layout, folder: Path, arguments: list[str]) -> list[subprocess
 
 
 def difference(whole: Path, resumed: Path) -> dict[str, float]:
-    """Largest relative difference of the losses after the restart, of a parameter array and of an optimizer-state array."""
+    """Largest relative difference of a loss, of a parameter array and of an optimizer-state array."""
     ours, theirs = final_state(resumed / "ember", STEPS), final_state(whole / "ember", STEPS)
     return {
-        "losses": float(np.max(np.abs(losses(resumed) / losses(whole) - 1)[SAVED_AT:])),
+        "losses": float(np.max(np.abs(losses(resumed) / losses(whole) - 1))),
         "params": _relative(ours["params"], theirs["params"]),
         "opt_state": _relative(ours["opt_state"], theirs["opt_state"]),
     }

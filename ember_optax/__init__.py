@@ -1,6 +1,7 @@
 """Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
 
 from ._alias import ember as ember
+from ._checkpoint import check_shapes as check_shapes
 from ._convert import state_from_adam as state_from_adam
 from ._describe import describe_token_tables as describe_token_tables
 from ._dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers

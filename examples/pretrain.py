@@ -134,7 +134,7 @@ def compare(options: argparse.Namespace) -> None:
     )
     results = {}
     for name in options.optimizers:
-        with _open_checkpoints(name, decisive, options) as checkpoints:
+        with jax.set_mesh(mesh), _open_checkpoints(name, decisive, options) as checkpoints:
             tx = make_optimizer(name, options)
             results[name] = train(name, model, config, tx, corpus, mesh=mesh, checkpoints=checkpoints)
     if options.stop_after is not None and options.stop_after < options.steps:

@@ -124,6 +124,30 @@ def test_goes_on_from_a_checkpoint(tmp_path, text):
     assert runs[0]["validation"] == runs[1]["validation"]
 
 
+def test_a_mesh_changes_nothing(tmp_path, text):
+    """Batch, vocabulary and features split over eight devices. At this size XLA needs the model's `split_batch` to be right."""
+    arguments = [
+        *TINY,
+        "--vocabulary-size=1024",
+        "--width=128",
+        "--heads=4",
+        "--batch-size=8",
+        "--data",
+        str(text),
+        "--steps",
+        "6",
+    ]
+    meshes = {"one": [], "eight": ["--cpu-devices", "8", "--mesh", "data=2,fsdp=2,tp=2"]}
+    runs = []
+    for name, options in meshes.items():
+        done = pretrain(tmp_path, *arguments, "--name", name, *options)
+        assert done.returncode == 0, done.stderr
+        runs.append(json.loads((tmp_path / name / "results.json").read_text())["runs"])
+    for optimizer in ("adamw", "ember"):
+        one, eight = (run[optimizer]["training_losses"] for run in runs)
+        assert one == pytest.approx(eight, rel=1e-5)
+
+
 def test_damaged_checkpoint(tmp_path, text):
     """Every array file is replaced by that of another step: it decodes well, and is not what was saved."""
     kept = [*TINY, "--data", str(text), "--steps", "8", "--optimizers", "ember", "--checkpoint-every", "4"]

@@ -1,7 +1,7 @@
 """The main job in real processes: stopped on one set of devices, continued on another, and compared with a run never stopped."""
 
 import pytest
-from restarts import Layout, difference, resume, save_and_finish
+from restarts import Layout, measure
 
 MODEL = ["--vocabulary-size=500", "--width=16", "--heads=2", "--layers=1", "--sequence-length=32", "--steps=30"]
 PAIRS = {
@@ -13,9 +13,9 @@ PAIRS = {
 @pytest.mark.parametrize("save", PAIRS, ids=str)
 def test_goes_on_elsewhere(save, tmp_path, text):
     model = [*MODEL, "--data", str(text), "--cache-dir", str(tmp_path / "cache")]
-    saved, whole = save_and_finish(save, tmp_path, model)
+    found = measure(save, PAIRS[save], tmp_path, model)
     for restore in PAIRS[save]:
-        found = difference(whole, resume(restore, saved, tmp_path / str(restore), model))
-        assert max(found.values()) < 1e-6, f"{save} -> {restore}: {found}"
+        difference = max(found[str(restore)].values())
+        assert difference < 1e-6, found
         if restore.devices * restore.processes != save.devices * save.processes:
-            assert max(found.values()) > 0.0, "other programs round differently; without any difference nothing was continued"
+            assert difference > 0.0, "other programs round differently; without any difference nothing was continued"
