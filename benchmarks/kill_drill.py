@@ -79,7 +79,7 @@ def start_and_kill(layout: Layout, folder: Path, model: list[str], delays: rando
             if any(process.poll() is not None for process in processes):
                 raise RuntimeError(f"a process ended by itself: {[process.communicate()[0] for process in processes]}")
             time.sleep(0.001)
-        delay = delays.uniform(0.0, 0.3)
+        delay = delays.uniform(0.0, 1.0)
         time.sleep(delay)
         finished, in_flight = newest(folder), max(in_flight, being_written(folder))
     finally:

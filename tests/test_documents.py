@@ -1,9 +1,11 @@
 """What the documents show runs: Python blocks of the README, the notebook in smoke mode."""
 
+import json
 import os
 import re
 from pathlib import Path
 
+import collectives
 import flax
 import nbclient
 import nbformat
@@ -42,3 +44,13 @@ def test_quickstart_notebook_runs(tmp_path):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "AdamW" in printed
     assert "Ember" in printed
+
+
+def test_sharding_tables_are_those_of_the_benchmark():
+    results = json.loads((ROOT / "benchmarks" / "results" / "collectives.json").read_text(encoding="utf-8"))
+    document = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    assert collectives.bytes_table(results) in document
+    assert collectives.collectives_table(results) in document
+    measured = collectives.measure((96, 40))
+    assert {layout: set(row) for layout, row in measured.items()} == {layout: set(row) for layout, row in results.items()}
+    assert measured["P('fsdp', None)"]["Ember"]["state bytes per device"] == 4 * (96 // 2 + 40 + 2 + 1)

@@ -89,8 +89,8 @@ class Transformer(nnx.Module):
 def split_batch(x_BxTxD: jax.Array) -> jax.Array:
     """Under `jax.set_mesh`, splits activations over the batch alone; otherwise the compiler chooses.
 
-    Left to choose, XLA on CPU (jax 0.10.2) computes wrong numbers where a lookup in a table that is split both ways is followed by
-    attention, on a mesh of three axes: logits were off by 1.
+    Left to choose, XLA on CPU (jax 0.10.2) computes wrong numbers where a lookup in a table that is split both ways is
+    followed by attention, on a mesh of three axes: logits were off by 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x_BxTxD if mesh.empty else jax.lax.with_sharding_constraint(x_BxTxD, PartitionSpec(("data", "fsdp")))

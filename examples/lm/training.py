@@ -80,8 +80,8 @@ def train(
 ) -> TrainingResult:
     """Trains a model with `tx`, from the newest checkpoint or afresh.
 
-    Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device call it
-    inside `jax.set_mesh(mesh)`.
+    Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device
+    call it inside `jax.set_mesh(mesh)`.
     """
     program = _compile(model, config.seed, tx, mesh)
     found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
