@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from ._dimension_numbers import TableAxes
+from ._mean_square import compute_dtype, mean_square
 from ._specs import spec_of
 
 # The smallest normal float32. A smaller constant is flushed to zero by XLA, and 0 / 0 follows.
@@ -86,11 +87,6 @@ def _sharding_without(dropped: tuple[int, ...], table: Any, of_type: NamedShardi
     return NamedSharding(table.sharding.mesh, spec_of(entries))
 
 
-def mean_square(g_VxD: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`mean(g^2)` over `axes`, kept as axes of length one; squared in float32 whatever the dtype of `g`."""
-    return jnp.mean(jnp.square(g_VxD.astype(_compute_dtype(g_VxD))), axes, keepdims=True).astype(jnp.float32)
-
-
 def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The two means of one batch, each a pass over the gradient that writes nothing of its size.
 
@@ -136,7 +132,7 @@ def denominator_factors(nu_token_V1, nu_feature_1D, axes: TableAxes, correction_
 
 def precondition(g_VxD: jax.Array, a_V1: jax.Array, b_1D: jax.Array, eps) -> jax.Array:
     """`g / (a * b + eps)`, and zero where that denominator is zero (a silent row with eps = 0)."""
-    dtype = _compute_dtype(g_VxD)
+    dtype = compute_dtype(g_VxD)
     denominator = (a_V1 * b_1D + jnp.asarray(eps, jnp.float32)).astype(dtype)
     positive = denominator > 0
     # The inner choice keeps 0 / 0 from being computed at all, for jax_debug_nans.
@@ -203,7 +199,3 @@ def _mean_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
 
 def _all_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
     return jax.lax.pmin(local.astype(jnp.int32), mesh_axes) > 0 if mesh_axes else local
-
-
-def _compute_dtype(g: jax.Array):
-    return jnp.float64 if g.dtype == jnp.float64 else jnp.float32
