@@ -111,8 +111,10 @@ def pretrain(layout: Layout, folder: Path, arguments: list[str]) -> None:
         raise RuntimeError(f"{arguments} failed on {layout}:\n" + "\n".join(outputs))
 
 
-def start(layout: Layout, folder: Path, arguments: list[str]) -> list[subprocess.Popen]:
-    """The processes of such a run, just started."""
+def start(
+    layout: Layout, folder: Path, arguments: list[str], of_process: list[list[str]] | None = None
+) -> list[subprocess.Popen]:
+    """The processes of such a run, just started; `of_process` holds arguments for each alone."""
     command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), "--optimizers", "ember", "--name", "results"]
     command += ["--mesh", layout.mesh, "--cpu-devices", str(layout.devices)]
     command += ["--checkpoint-dir", str(folder), "--output-dir", str(folder), *arguments]
@@ -120,7 +122,7 @@ def start(layout: Layout, folder: Path, arguments: list[str]) -> list[subprocess
     together = ["--coordinator", f"127.0.0.1:{_free_port()}", "--num-processes", str(layout.processes), "--process-id"]
     return [
         subprocess.Popen(
-            [*command, *([*together, str(number)] if layout.processes > 1 else [])],
+            [*command, *([*together, str(number)] if layout.processes > 1 else []), *(of_process[number] if of_process else [])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,8 +1,8 @@
 """Time of one optimizer step on a token table, as a multiple of `p - lr * g` measured next to it, and compiled temporaries.
 
-The step is `update` and `apply_updates`, jitted and donated, on a dense gradient. Each measurement of an optimizer alternates with
-one of `p - lr * g` (axpy, the least that any step does) in the same process, and the optimizers take turns over several rounds:
-the machine may be shared, so ratios of neighbours count and milliseconds do not.
+The step is `update` and `apply_updates`, jitted and donated, on a dense gradient. Each measurement of an optimizer alternates
+with one of `p - lr * g` (axpy, the least that any step does) in the same process, and the optimizers take turns over several
+rounds: the machine may be shared, so ratios of neighbours count and milliseconds do not.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "step_time.json", help="results")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "step_time.png", help="picture of the ratios")
     options = parser.parse_args()
-    results = {
+    results: dict[str, Any] = {
         "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}, optax {optax.__version__}"
     }
     for shape in options.shapes:

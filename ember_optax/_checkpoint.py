@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._paths import path_name
+from ._paths import full_path_name
 
 
 def check_shapes(saved: Any, target: Any) -> None:
@@ -51,4 +51,4 @@ def check_shapes(saved: Any, target: Any) -> None:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_name(path): tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for path, leaf in leaves}
+    return {full_path_name(path): tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for path, leaf in leaves}

@@ -40,7 +40,9 @@ def state_from_adam(
     rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments carry over.
 
     Of `tx`, every `ScaleByEmberState` gets these, every `optax.ScaleByAdamState` (a body) takes over `count`, `mu` and `nu`, and
-    every learning-rate schedule goes on at Adam's step. Anything else, such as the momentum of a Muon body, starts afresh.
+    every learning-rate schedule goes on at Adam's step. Anything else, such as the momentum of a Muon body or the accumulator of
+    `optax.MultiSteps`, starts afresh. `optax.adamax` and `optax.yogi` keep other moments in a state of the same type, which
+    cannot be told apart: do not convert their states, and do not convert for a `tx` that contains them.
 
     Args:
       tx: the transformation to go on with, for example `ember(1e-3)`.
@@ -126,7 +128,7 @@ def _moments_by_name(adam_state: Any) -> dict[str, _AdamMoments]:
     if not moments:
         raise ValueError(
             f"adam_state holds no optax.ScaleByAdamState with moments, but {jax.tree.structure(adam_state)}; pass the state "
-            f"that optax.adam or optax.adamw made."
+            f"that optax.adam or optax.adamw made, restored from a checkpoint into jax.eval_shape(adam.init, params)."
         )
     return moments
 

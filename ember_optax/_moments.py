@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from ._dimension_numbers import TableAxes
 from ._mean_square import compute_dtype, mean_square
 from ._specs import spec_of
+from ._varying import as_varying, varying_axes
 
 # The smallest normal float32. A smaller constant is flushed to zero by XLA, and 0 / 0 follows.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -64,23 +65,27 @@ def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
     second one compile again, and `lax.scan` cannot carry it.
     """
 
-    def zeros(dropped: tuple[int, ...], dtype) -> jax.Array:
+    def zeros(dropped: tuple[int, ...], summed_over: tuple[str, ...], dtype) -> jax.Array:
         like = jax.eval_shape(lambda x: jnp.sum(x, dropped).astype(dtype), table_VxD)
-        return jnp.zeros(like.shape, like.dtype, device=_sharding_without(dropped, table_VxD, like.sharding))
+        values = jnp.zeros(like.shape, like.dtype, device=_device_without(dropped, table_VxD, like.sharding))
+        varying = varying_axes(table_VxD) if isinstance(table_VxD, Tracer) else frozenset()
+        return as_varying(values, varying - set(summed_over))
 
-    counter = axes.token + axes.feature
+    counter = axes.token + axes.feature, axes.token_mesh + axes.feature_mesh
     return Moments(
-        count=zeros(counter, jnp.int32),
-        nu_token=zeros(axes.feature, jnp.float32),
-        nu_feature=zeros(axes.token, jnp.float32),
-        total_notfinite=zeros(counter, jnp.int32),
+        count=zeros(*counter, jnp.int32),
+        nu_token=zeros(axes.feature, axes.feature_mesh, jnp.float32),
+        nu_feature=zeros(axes.token, axes.token_mesh, jnp.float32),
+        total_notfinite=zeros(*counter, jnp.int32),
     )
 
 
-def _sharding_without(dropped: tuple[int, ...], table: Any, of_type: NamedSharding | None) -> NamedSharding | None:
-    """The sharding of a table's reduction over axes; `of_type` is what its type says, on a mesh with explicit axes."""
-    if isinstance(table, Tracer) or not isinstance(getattr(table, "sharding", None), NamedSharding):
+def _device_without(dropped: tuple[int, ...], table: Any, of_type: NamedSharding | None) -> jax.sharding.Sharding | None:
+    """Where a table's reduction over axes lies; `of_type` is what its type says, on a mesh with explicit axes."""
+    if isinstance(table, Tracer) or not isinstance(table, jax.Array):
         return of_type  # while tracing, the compiler places arrays
+    if not isinstance(table.sharding, NamedSharding):
+        return table.sharding if table.committed and len(table.devices()) == 1 else None
     if of_type is not None:
         return NamedSharding(table.sharding.mesh, of_type.spec)
     entries = (entry for axis, entry in enumerate(table.sharding.spec) if axis not in dropped)

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -123,19 +125,27 @@ def _state_specs(tx: optax.GradientTransformation, params: Any, specs: list[Part
             return None
         return specs[origin.parameter][origin.axis]
 
-    state_specs = jax.tree.map(lambda leaf: spec_of(map(entry, leaf.axes)), origins)
+    state_specs = jax.tree.map(lambda leaf: spec_of(_once(map(entry, leaf.axes))), origins)
     if not replicate_ember:
         return state_specs
     return jax.tree.map(_without_specs, state_specs, is_leaf=lambda node: isinstance(node, ScaleByEmberState | PartitionSpec))
+
+
+def _once(entries: Iterable[Any]) -> Iterator[Any]:
+    """Replicates an axis whose mesh axes an earlier one has: a Shampoo statistic has one axis of a parameter twice."""
+    taken: set[str] = set()
+    for entry in entries:
+        yield None if taken & set(_mesh_axes(entry)) else entry
+        taken |= set(_mesh_axes(entry))
 
 
 def _check_specs(params: Any, specs: list[Any]) -> None:
     for name, leaf, spec in zip(_names(params), jax.tree.leaves(params), specs, strict=True):
         if not _is_spec(spec):
             raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {spec!r} of type {type(spec).__name__}.")
-        if len(spec) > leaf.ndim:
+        if len(spec) > np.ndim(leaf):
             raise ValueError(
-                f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {leaf.shape} has {leaf.ndim} axes."
+                f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {np.shape(leaf)} has {np.ndim(leaf)} axes."
             )
 
 
@@ -165,7 +175,7 @@ def _without_specs(node: Any) -> Any:
 
 def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
     for name, leaf, sharding in zip(_names(params), jax.tree.leaves(params), shardings, strict=True):
-        for axis, (size, entry) in enumerate(zip(leaf.shape, sharding.spec, strict=False)):
+        for axis, (size, entry) in enumerate(zip(np.shape(leaf), sharding.spec, strict=False)):
             names = _mesh_axes(entry)
             devices = math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in names)
             if size % devices:
@@ -188,7 +198,8 @@ def _broadcast(prefix: Any, params: Any) -> list[Any]:
         spread = jax.tree.map(lambda leaf, part: [leaf] * len(jax.tree.leaves(part)), prefix, params, is_leaf=is_leaf)
     except ValueError as error:
         raise ValueError(
-            f"the specs or shardings do not have the structure of the parameters {_names(params)}: {error}"
+            f"the specs or shardings do not have the structure of the parameters {_names(params)} (replicated is "
+            f"PartitionSpec(), not None): {error}"
         ) from None
     return [leaf for leaves in jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, list)) for leaf in leaves]
 

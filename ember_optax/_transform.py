@@ -12,6 +12,7 @@ from ._dimension_numbers import EmberDimensionNumbers, TableAxes, table_axes
 from ._hyperparameters import check_b2, check_eps, check_weight_decay
 from ._moments import Moments, decay_rate, ember_step, init_moments, moment_shapes
 from ._paths import flatten_named
+from ._varying import varying_axes
 
 
 class MeshAxes(NamedTuple):
@@ -98,8 +99,9 @@ def scale_by_ember(
     Raises:
       TypeError: `b2` or `eps` is not a real number or arrives in less than float32; at init or update, a leaf is
         integer or complex.
-      ValueError: `b2` or `eps` out of range; at init or update, a leaf is empty, an axis does not fit it, a gradient
-        has another shape than its table, or a tree of dimension numbers does not match or says None of a leaf.
+      ValueError: `b2` or `eps` out of range; a mesh axis named twice, or at update one that is not in use; at init or update, a
+        leaf is empty, an axis does not fit it, a gradient has another shape than its table, or a tree of dimension numbers does
+        not match or says None of a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,6 +120,12 @@ def scale_by_ember(
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235
     """
     mesh_axes = MeshAxes(_mesh_names(token_mesh_axes, "token_mesh_axes"), _mesh_names(feature_mesh_axes, "feature_mesh_axes"))
+    names = mesh_axes.token_mesh + mesh_axes.feature_mesh
+    if len(set(names)) != len(names):
+        raise ValueError(
+            f"token_mesh_axes={token_mesh_axes!r} and feature_mesh_axes={feature_mesh_axes!r} name a mesh axis twice; "
+            f"it splits either the tokens or the features."
+        )
     return scale_by_ember_with_decay(b2, eps, 0.0, dimension_numbers, mesh_axes)
 
 
@@ -212,7 +220,7 @@ def _boxed(moments: Moments, parameter: Any, axes: TableAxes) -> Moments:
 
 def _mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else names
-    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name for name in names):
         raise TypeError(f"{argument} must be a mesh axis name or a tuple of them, got {names!r}.")
     return tuple(names)
 
@@ -265,6 +273,13 @@ def _check_bound(mesh_axes: MeshAxes) -> None:
 
 
 def _check_gradient(name: str, g: Any, moments: Moments, axes: TableAxes) -> None:
+    split_over = varying_axes(g)
+    whole = [axis for axis in axes.token_mesh + axes.feature_mesh if split_over and axis not in split_over]
+    if whole:
+        raise ValueError(
+            f"the gradient of {name!r} is the same along the mesh axes {whole}, which token_mesh_axes or feature_mesh_axes "
+            f"name, and differs along {sorted(split_over)}: name only axes over which this table is split."
+        )
     for field, moment in zip(("nu_token", "nu_feature"), (moments.nu_token, moments.nu_feature), strict=True):
         if moment.dtype != jnp.float32:
             raise TypeError(

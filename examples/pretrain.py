@@ -29,6 +29,8 @@ _DECISIVE = (
     *("vocabulary_size", "width", "layers", "heads", "tied", "steps", "batch_size", "sequence_length", "seed"),
     *("learning_rate", "ember_learning_rate", "adamw_table_learning_rate", "validate_every"),
 )
+# What processes must do together, though a run may change it when it is resumed.
+_SHARED = ("mesh", "optimizers", "checkpoint_dir", "checkpoint_every", "resume", "stop_after")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UsageError, OSError) as error:
         print(f"pretrain.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("pretrain.py: interrupted; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -109,13 +114,15 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def compare(options: argparse.Namespace) -> None:
     """Trains once with each optimizer, prints the table and writes JSON and picture."""
     folder = options.output_dir / options.name
-    for needed in (folder, options.cache_dir):  # before the work whose results would be lost
+    check_same_in_all_processes({key: getattr(options, key) for key in (*_DECISIVE, *_SHARED)})
+    of_runs = [options.checkpoint_dir / name for name in options.optimizers] if options.checkpoint_dir else []
+    for needed in (folder, options.cache_dir, *of_runs):  # before the work whose results would be lost
         needed.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(options.mesh, options.batch_size)
     corpus = load_corpus(read_documents(options.data), options.vocabulary_size, options.cache_dir)
     check_length(corpus, options.sequence_length)
     decisive = {key: getattr(options, key) for key in _DECISIVE} | {"text": fingerprint(corpus)}
-    check_same_in_all_processes(decisive)
+    check_same_in_all_processes({"text": decisive["text"]})
     model = ModelConfig(options.vocabulary_size, options.width, options.layers, options.heads, options.tied)
     config = TrainingConfig(
         options.steps,

@@ -28,7 +28,9 @@ def test_fits(saved):
 
 
 def test_another_vocabulary(saved):
-    with pytest.raises(ValueError, match=r"'embed/embedding' was saved with shape \(12, 4\), wanted is \(16, 4\)") as error:
+    with pytest.raises(
+        ValueError, match=r"'params/embed/embedding' was saved with shape \(12, 4\), wanted is \(16, 4\)"
+    ) as error:
         check_shapes(saved, model(16))
     assert "nu_token/embed/embedding' was saved with shape (12,), wanted is (16,)" in str(error.value)
 
@@ -40,6 +42,13 @@ def test_another_optimizer(saved):
         check_shapes(saved, model(12, optax.adam(1e-3)))
     with pytest.raises(ValueError, match=r"'mlp/kernel' of shape \(4, 4\) is only in the checkpoint"):
         check_shapes({"params": {"a": jnp.ones(3)}, "mlp": {"kernel": jnp.ones((4, 4))}}, {"params": {"a": jnp.ones(3)}})
+
+
+def test_names_are_not_shortened():
+    """`params` and `value` are dropped from names elsewhere; two arrays must not become one here."""
+    ours, theirs = ({"params": {"w": jnp.ones((rows, 4))}, "w": {"value": jnp.ones(3)}} for rows in (8, 12))
+    with pytest.raises(ValueError, match=r"'params/w' was saved with shape \(8, 4\), wanted is \(12, 4\)"):
+        check_shapes(ours, theirs)
 
 
 def test_numbers_count_as_scalars():

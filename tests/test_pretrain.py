@@ -65,6 +65,7 @@ def test_compares_the_optimizers(tmp_path, text, tied):
         (["--seed", "-1"], "-1 is not a whole number from 0"),
         (["--output-dir", "{text}/picture.bin"], "picture.bin"),
         (["--cache-dir", "{text}/picture.bin"], "picture.bin"),
+        (["--checkpoint-dir", "{text}/picture.bin"], "picture.bin"),
         (["--learning-rate", "nan"], "nan is not a finite, non-negative number"),
         (["--mesh", "data=2,rows=2"], "data=2,rows=2 is not a list like data=2,fsdp=4 with axes of data, fsdp, tp"),
         (["--mesh", "fsdp=0"], "fsdp=0 is not a list"),
@@ -160,6 +161,10 @@ def test_damaged_checkpoint(tmp_path, text):
     assert damaged.returncode == 2
     assert "checkpoint 8 in" in damaged.stderr
     assert "is damaged" in damaged.stderr
+    (newest / "progress" / "metadata").write_text("")
+    cut_off = pretrain(tmp_path, *kept, "--resume")
+    assert cut_off.returncode == 2
+    assert f"is damaged: Expecting value: line 1 column 1 (char 0); remove the folder {newest}" in cut_off.stderr
     shutil.rmtree(newest)
     cured = pretrain(tmp_path, *kept, "--resume")
     assert cured.returncode == 0, cured.stderr

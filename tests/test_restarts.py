@@ -1,9 +1,10 @@
 """The main job in real processes: stopped on one set of devices, continued on another, and compared with a run never stopped."""
 
 import pytest
-from restarts import Layout, measure
+from restarts import Layout, measure, start
 
 MODEL = ["--vocabulary-size=500", "--width=16", "--heads=2", "--layers=1", "--sequence-length=32", "--steps=30"]
+TWO = Layout(2, 1, "data=2")
 PAIRS = {
     Layout(2, 2, "data=2,fsdp=2"): [Layout(1, 1, "data=1"), Layout(1, 8, "data=2,fsdp=2,tp=2")],
     Layout(4, 2, "fsdp=4,tp=2"): [Layout(2, 2, "data=2,tp=2"), Layout(1, 4, "fsdp=4")],
@@ -19,3 +20,13 @@ def test_goes_on_elsewhere(save, tmp_path, text):
         assert difference < 1e-6, found
         if restore.devices * restore.processes != save.devices * save.processes:
             assert difference > 0.0, "other programs round differently; without any difference nothing was continued"
+
+
+def test_processes_that_differ(tmp_path, text):
+    """Both say so and stop; they would wait for each other's collectives otherwise."""
+    model = [*MODEL, "--data", str(text), "--cache-dir", str(tmp_path / "cache")]
+    processes = start(TWO, tmp_path, model, of_process=[["--stop-after", "5"], ["--stop-after", "6"]])
+    for number, process in enumerate(processes):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
+        assert f"the processes were started with different stop_after; this one has stop_after = {5 + number}" in output

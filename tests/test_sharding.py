@@ -164,6 +164,11 @@ def test_state_shardings_spare_the_second_compilation(name):
     assert token.sharding.spec == P("fsdp")
 
 
+def test_eager_init_on_one_device():
+    table = jax.device_put(jnp.ones((V, D)), jax.devices()[3])
+    assert {leaf.devices().pop() for leaf in jax.tree.leaves(scale_by_ember().init(table))} == {jax.devices()[3]}
+
+
 def test_square_and_stacked_tables():
     params = {"square": jax.ShapeDtypeStruct((D, D), jnp.float32), "stacked": jax.ShapeDtypeStruct((4, V, D), jnp.float32)}
     tables = {"square": EmberDimensionNumbers(1), "stacked": EmberDimensionNumbers(1, (0,))}
@@ -185,6 +190,21 @@ def test_factored_body():
     assert (found.v_row["wide"], found.v_col["wide"]) == (P("fsdp"), P("tp"))
     assert {found.v_row["square"], found.v_col["square"]} == {P("fsdp"), P("tp")}
     assert (found.v["bias"], found.v_row["bias"], found.v_row["small"]) == (P("fsdp"), P(), P())
+    assert found.v["small"] == P("fsdp", "tp"), "a second moment that is not factored is as large as its parameter"
+
+
+def test_body_whose_state_depends_on_sizes():
+    """Shampoo keeps a square statistic of each axis, and none of an axis that is too long."""
+
+    def init(params):
+        return jax.tree.map(lambda p: [jnp.eye(size) if size <= 256 else None for size in p.shape], params)
+
+    body = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    params = {**PARAMS, "wide": jax.ShapeDtypeStruct((64, 512), jnp.float32)}
+    tx = ember(1e-3, body)
+    specs = state_partition_specs(tx, params, {**PARAM_SPECS, "wide": P("fsdp", "tp")})
+    assert jax.tree.structure(specs) == jax.tree.structure(jax.eval_shape(tx.init, params))
+    assert set(jax.tree.leaves(specs.inner_states["body"])) <= {P(), P("fsdp"), P("tp")}
 
 
 @LAYOUTS
@@ -209,6 +229,25 @@ def test_inside_shard_map(spec, token_axis):
             np.testing.assert_allclose(updates, expected, rtol=1e-6)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), state, expected_state)
     assert state.total_notfinite == 1
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_scan_inside_shard_map(spec):
+    """The state that is made there has the type that the step gives it."""
+    token_mesh, feature_mesh = (x if isinstance(x, tuple) else (x,) if x else () for x in spec)
+    tx, whole = scale_by_ember(token_mesh_axes=token_mesh, feature_mesh_axes=feature_mesh), scale_by_ember()
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, V, D)), jnp.float32)
+
+    def last_update(tx, grads):
+        def body(state, g):
+            updates, state = tx.update(g, state)
+            return state, updates
+
+        return jax.lax.scan(body, tx.init(grads[0]), grads)[1][-1]
+
+    with jax.set_mesh(make_mesh(AxisType.Auto)):
+        ours = jax.shard_map(functools.partial(last_update, tx), in_specs=P(None, *spec), out_specs=P(*spec))
+        np.testing.assert_allclose(jax.jit(ours)(grads), last_update(whole, grads), rtol=1e-6)
 
 
 def test_without_mesh_axes_shard_map_is_wrong():
@@ -250,6 +289,19 @@ class TestMistakes:
             with jax.set_mesh(make_mesh(AxisType.Auto)), pytest.raises(ValueError, match=message):
                 shard = jax.shard_map if name == "fdsp" else lambda f, **_: jax.jit(f)
                 shard(lambda g, tx=tx: tx.update(g, tx.init(g))[0], in_specs=P("fsdp"), out_specs=P("fsdp"))(g)
+
+    def test_mesh_axis_named_twice(self):
+        for axes in ({"token_mesh_axes": ("tp", "tp")}, {"token_mesh_axes": "tp", "feature_mesh_axes": "tp"}):
+            with pytest.raises(ValueError, match="name a mesh axis twice"):
+                scale_by_ember(**axes)
+        with pytest.raises(TypeError, match=r"token_mesh_axes must be a mesh axis name or a tuple of them, got \('',\)"):
+            scale_by_ember(token_mesh_axes="")
+
+    def test_mesh_axis_over_which_the_table_is_whole(self):
+        tx = scale_by_ember(token_mesh_axes="tp")
+        message = r"gradient of '' is the same along the mesh axes \['tp'\], .* and differs along \['fsdp'\]"
+        with jax.set_mesh(make_mesh(AxisType.Auto)), pytest.raises(ValueError, match=message):
+            jax.shard_map(lambda g: tx.update(g, tx.init(g))[0], in_specs=P("fsdp"), out_specs=P("fsdp"))(jnp.ones((V, D)))
 
     def test_explicit_mesh_that_is_not_set(self):
         params = jax.device_put({"embed": jnp.ones((V, D))}, NamedSharding(make_mesh(AxisType.Explicit), P("fsdp")))

@@ -30,7 +30,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], resume: bool):
-        self._folder, self._settings = folder, settings
+        self._folder, self._settings, self.resume = folder, settings, resume
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
         if self._manager.latest_step() is not None and not resume:
@@ -54,28 +54,37 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        progress = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        try:
+            progress = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+            history, checksum_then = progress["history"], progress["checksum"]
+            self._check_settings(progress["settings"])
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))["state"]
+        except (KeyError, ValueError, OSError) as error:  # whatever Orbax makes of files that are not there or cut off
+            raise self._damaged(step, str(error).partition("\n")[0][:200]) from error
+        if int(checksum(state)) != checksum_then:
+            raise self._damaged(step, "its arrays have another checksum than when they were saved")
+        return Checkpoint(step, state, history)
+
+    def _check_settings(self, saved: dict[str, Any]) -> None:
         for name, value in self._settings.items():
-            if (saved := progress["settings"].get(name)) != value:
+            if saved.get(name) != value:
                 raise UsageError(
-                    f"--resume: the checkpoint in {self._folder} was made with {name} = {saved}, this run has {value}"
+                    f"--resume: the checkpoint in {self._folder} was made with {name} = {saved.get(name)}, this run has {value}"
                 )
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        state = self._manager.restore(step, args=arguments)["state"]
-        if int(checksum(state)) != progress["checksum"]:
-            raise UsageError(
-                f"--resume: checkpoint {step} in {self._folder} is damaged: its arrays have another checksum than when they were "
-                f"saved; remove the folder {self._folder / str(step)} to go on from an earlier one"
-            )
-        return Checkpoint(step, state, progress["history"])
+
+    def _damaged(self, step: int, reason: str) -> UsageError:
+        remedy = f"remove the folder {self._folder / str(step)} to go on from an earlier one"
+        return UsageError(f"--resume: checkpoint {step} in {self._folder} is damaged: {reason}; {remedy}")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
 
 @jax.jit

@@ -61,10 +61,13 @@ def start_processes(options: argparse.Namespace) -> None:
 
 
 def check_same_in_all_processes(settings: dict[str, Any]) -> None:
-    """Raises UsageError in every process if one was started with other settings or read another text."""
-    digest = np.frombuffer(hashlib.sha256(repr(sorted(settings.items())).encode()).digest(), np.uint32)
-    if (multihost_utils.process_allgather(digest) != digest).any():
-        raise UsageError(f"the processes differ in their options or their text; this one has {settings}")
+    """Raises UsageError in every process if one has other settings, which would otherwise wait for the rest for ever."""
+    digests = [hashlib.sha256(repr(value).encode()).digest() for value in settings.values()]
+    ours = np.frombuffer(b"".join(digests), np.uint32).reshape(len(settings), -1)
+    everywhere = multihost_utils.process_allgather(ours).reshape(-1, *ours.shape)
+    if differing := [name for name, same in zip(settings, (everywhere == ours).all((0, 2)), strict=True) if not same]:
+        here = ", ".join(f"{name} = {settings[name]}" for name in differing)
+        raise UsageError(f"the processes were started with different {', '.join(differing)}; this one has {here}")
 
 
 def make_mesh(sizes: dict[str, int] | None, batch_size: int) -> Mesh:

@@ -87,7 +87,9 @@ def train(
     found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
     if found:
         report(f"{name}: going on from step {found.step}")
-    step, state, history = found or Checkpoint(0, program.init(), {"losses": [], "validation_steps": [], "validation_losses": []})
+    elif checkpoints and checkpoints.resume:
+        report(f"{name}: no checkpoint yet, starting at step 0")
+    step, state, history = found or Checkpoint(0, program.init(), _empty_history())
     held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, config.validation_batches)
     tokens, seconds = config.batch_size * config.sequence_length, []
     last = min(config.steps, config.stop_after or config.steps)
@@ -106,12 +108,24 @@ def train(
                 history["validation_steps"].append(step)
                 history["validation_losses"].append(float(np.mean(losses)))
             if checkpoints and (step % config.checkpoint_every == 0 or step == last):
+                history["milliseconds_per_step"] = _milliseconds(seconds)
                 checkpoints.save(Checkpoint(step, state, history))
-    # The first step of a session compiles.
-    milliseconds = 1e3 * float(np.median(seconds[1:] or seconds or [0.0]))
     return TrainingResult(
-        history["losses"], history["validation_steps"], history["validation_losses"], milliseconds, state["params"]
+        history["losses"],
+        history["validation_steps"],
+        history["validation_losses"],
+        _milliseconds(seconds) if seconds else history["milliseconds_per_step"],
+        state["params"],
     )
+
+
+def _milliseconds(seconds: list[float]) -> float:
+    """The median time of a step, without the first, which compiles."""
+    return 1e3 * float(np.median(seconds[1:] or seconds))
+
+
+def _empty_history() -> dict[str, Any]:
+    return {"losses": [], "validation_steps": [], "validation_losses": [], "milliseconds_per_step": 0.0}
 
 
 def _compile(model: ModelConfig, seed: int, tx: optax.GradientTransformation, mesh: Mesh) -> _Program:
