@@ -1,0 +1,75 @@
+"""The blocked mean of squares: the same numbers as one reduction, without a copy of the array, and only where it may be used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from layouts import make_mesh
+
+from ember_optax._mean_square import blocked_mean_square, mean_square
+
+LARGE = {
+    "(V, D)": ((16_411, 129), (0,)),
+    "(D, V)": ((96, 16_411), (0,)),
+    "stacked": ((3, 4_099, 130), (1,)),
+    "head": ((8, 16, 9_001), (0, 1)),
+}
+
+
+def expected(x, axes):
+    return np.square(np.asarray(x, np.float64)).mean(axes, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_arrays(name, dtype):
+    shape, axes = LARGE[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    compiled = jax.jit(mean_square, static_argnums=1).lower(x, axes).compile()
+    assert "while" in compiled.as_text(), "this size should take blocks on one CPU"
+    assert compiled.memory_analysis().temp_size_in_bytes < x.nbytes / 4
+    found = compiled(x)
+    assert found.dtype == jnp.float32
+    assert found.shape == expected(x, axes).shape
+    np.testing.assert_allclose(found, expected(x, axes), rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 40)),
+    st.sampled_from([(0,), (1,), (0, 1)]),
+    st.integers(1, 3000),
+)
+def test_any_shape_and_block(shape, axes, block):
+    x = np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+    found = blocked_mean_square(jnp.asarray(x), axes, block)
+    np.testing.assert_allclose(found, expected(x, axes), rtol=1e-6)
+
+
+def test_not_finite_is_seen():
+    for place in ((0, 0), (16_410, 128), (16_400, 5)):
+        x = np.ones((16_411, 129), np.float32)
+        x[place] = np.inf
+        found = np.asarray(mean_square(jnp.asarray(x), (0,)))[0]
+        assert (~np.isfinite(found)).nonzero()[0].tolist() == [place[1]]
+
+
+def test_vmap():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8_209, 129)), jnp.float32)
+    found = jax.vmap(lambda x: mean_square(x, (0,)))(x)
+    np.testing.assert_allclose(found, expected(x, (1,)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_sharded_array_is_not_sliced(axis_type):
+    """Slices of a sharded axis would gather the array."""
+    mesh = make_mesh(axis_type)
+    x = jax.ShapeDtypeStruct((16_384, 128), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+    with jax.set_mesh(mesh):
+        text = jax.jit(mean_square, static_argnums=1).lower(x, (0,)).compile().as_text()
+    assert "while" not in text
+    assert "all-gather" not in text
