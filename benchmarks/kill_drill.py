@@ -64,7 +64,9 @@ def main() -> None:
         "bit-identical to the uninterrupted run": same,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result | {"each": [kill._asdict() for kill in kills]}, indent=1) + "\n")
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    results[f"processes: {options.processes}"] = result | {"each": [kill._asdict() for kill in kills]}
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     if not same or result["finished checkpoints lost"] or result["most steps lost"] > 1:
         raise SystemExit("the drill failed")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import collectives
 import flax
+import memory
 import nbclient
 import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "sharding.md"]
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
 
@@ -54,3 +55,13 @@ def test_sharding_tables_are_those_of_the_benchmark():
     measured = collectives.measure((96, 40))
     assert {layout: set(row) for layout, row in measured.items()} == {layout: set(row) for layout, row in results.items()}
     assert measured["P('fsdp', None)"]["Ember"]["state bytes per device"] == 4 * (96 // 2 + 40 + 2 + 1)
+
+
+def test_memory_table_is_that_of_the_benchmark():
+    results = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))
+    assert memory.table(results) in (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    tiny = memory.Shape((512, 32), 2, 2, 1, 16, 64)
+    adam, ember = (memory.measure(tiny, memory.OPTIMIZERS[name]()) for name in ("Adam", "Ember + Adam"))
+    assert adam["table state"] == 2 * 4 * 512 * 32 + 4
+    assert ember["table state"] == 4 * (512 + 32) + 8 + 4
+    assert adam["state"] - ember["state"] == 2 * 4 * 512 * 32 - 4 * (512 + 32) - 8
