@@ -198,11 +198,12 @@ def test_factored_body():
     assert found.v["small"] == P("fsdp", "tp"), "a second moment that is not factored is as large as its parameter"
 
 
-def test_body_whose_state_depends_on_sizes():
-    """Shampoo keeps a square statistic of each axis, and none of an axis that is too long."""
+@pytest.mark.parametrize("longest", [256, 10**9])
+def test_body_with_square_statistics(longest):
+    """Shampoo keeps one for each axis, and none for an axis that is too long: neither twice the same mesh axis, nor a failure."""
 
     def init(params):
-        return jax.tree.map(lambda p: [jnp.eye(size) if size <= 256 else None for size in p.shape], params)
+        return jax.tree.map(lambda p: [jnp.eye(size) if size <= longest else None for size in p.shape], params)
 
     body = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
     params = {**PARAMS, "wide": jax.ShapeDtypeStruct((64, 512), jnp.float32)}
