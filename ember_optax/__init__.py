@@ -1,5 +1,6 @@
 """Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
 
+from . import row_sparse as row_sparse
 from ._alias import ember as ember
 from ._checkpoint import check_shapes as check_shapes
 from ._convert import state_from_adam as state_from_adam

@@ -12,6 +12,7 @@ from ._describe import check_patterns, no_table_message
 from ._hyperparameters import check_learning_rate
 from ._paths import flatten_named, is_complete
 from ._tables import token_tables
+from ._token_ids import check_known, token_ids_by_name
 from ._transform import scale_by_ember_with_decay
 
 
@@ -99,7 +100,35 @@ def ember(
                 raise ValueError(no_table_message(params))
         return partition.init(params)
 
-    return optax.GradientTransformationExtraArgs(init_fn, partition.update)
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        ids = token_ids_by_name(token_ids)
+        if not ids:
+            return partition.update(updates, state, params, **extra_args)
+        if params is None:
+            raise ValueError("token_ids need the parameters: call update(updates, state, params, token_ids=token_ids).")
+        # A compact update has not the shape by which its table is found, the parameter has.
+        of_params = labels(params)
+        _check_tables(ids, params, of_params)
+        by_params = optax.partition({"ember": table_optimizer, "body": body}, of_params)
+        return by_params.update(updates, state, params, token_ids=token_ids, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_tables(ids: dict[str, jax.Array], params: Any, labels: Any) -> None:
+    """Ids for a parameter of the body would be ignored there."""
+    names, leaves, _ = flatten_named(params)
+    check_known(ids, names, "the parameters are")
+    of_body = [
+        f"{name!r} of shape {unbox(leaf).shape}"
+        for name, leaf, label in zip(names, leaves, jax.tree.leaves(labels), strict=True)
+        if name in ids and label == "body"
+    ]
+    if of_body:
+        raise ValueError(
+            f"token_ids are given for {', '.join(of_body)}, trained by the body: only token tables take row-sparse steps. Name "
+            f"the table in the `tables` argument of ember, or give its updates dense."
+        )
 
 
 def _check_body(body: Any) -> None:

@@ -28,7 +28,7 @@ def unbox(leaf: Any) -> Any:
     return leaf if integration is None else integration.unbox(leaf)
 
 
-def rebox(box: Any, value: jax.Array) -> Any:
+def rebox(box: Any, value: Any) -> Any:
     """The same box around another value of the same axes; the bare value where `box` is no box."""
     integration = _integration(box)
     return value if integration is None else integration.rebox(box, value)

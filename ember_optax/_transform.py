@@ -11,7 +11,9 @@ from ._declared import DimensionNumbersLike, declared_dimension_numbers
 from ._dimension_numbers import EmberDimensionNumbers, TableAxes, table_axes
 from ._hyperparameters import check_b2, check_eps, check_weight_decay
 from ._moments import Moments, decay_rate, ember_step, init_moments, moment_shapes
-from ._paths import flatten_named
+from ._paths import flatten_named, is_complete
+from ._row_step import ember_row_step
+from ._token_ids import check_compact, check_known, token_ids_by_name
 from ._varying import varying_axes
 
 
@@ -154,30 +156,54 @@ def scale_by_ember_with_decay(
         moments = [_boxed(init_moments(unbox(leaf), table), leaf, table) for leaf, table in zip(leaves, axes, strict=True)]
         return _to_state(moments, treedef)
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
+        ids = token_ids_by_name(token_ids)
+        if ids and params is None:
+            raise ValueError(
+                "token_ids need the parameters: call update(updates, state, params, token_ids=token_ids). A compact update does "
+                "not tell the shape of its table."
+            )
         if decays and params is None:
             raise ValueError(
                 "weight_decay needs the parameters: call update(updates, state, params). Under optax.inject_hyperparams "
                 "that is so even at zero, because the decay may be changed later."
             )
         names, grads, treedef = flatten_named(updates)
-        axes = _resolve_axes(dimension_numbers, mesh_axes, updates, names, grads)
-        weights = _leaves_of(params, names, "parameter tree") if decays else [None] * len(grads)
+        if is_complete(updates):
+            check_known(ids, names)
+        weights = _leaves_of(params, names, "parameter tree") if decays or ids else [None] * len(grads)
+        # Where the updates are compact, the dense gradient that they stand for.
+        dense = [
+            rebox(grad, _dense_gradient(unbox(grad), unbox(weight))) if name in ids else grad
+            for name, grad, weight in zip(names, grads, weights, strict=True)
+        ]
+        axes = _resolve_axes(dimension_numbers, mesh_axes, treedef.unflatten(dense), names, dense)
         boxed_moments = _from_state(state, names)
         _check_bound(mesh_axes)
         rate = decay_rate(b2)
         new_updates, new_moments = [], []
-        for name, grad, boxes, table, weight in zip(names, grads, boxed_moments, axes, weights, strict=True):
+        for name, grad, like, boxes, table, weight in zip(names, grads, dense, boxed_moments, axes, weights, strict=True):
             g, moments = jnp.asarray(unbox(grad)), Moments(*map(unbox, boxes))
-            _check_gradient(name, g, moments, table)
-            decayed = None if weight is None else _decay(unbox(weight), weight_decay)
-            update, moments = ember_step(g, moments, table, rate, eps, decayed_VxD=decayed)
+            _check_gradient(name, g, unbox(like).shape, moments, table)
+            if name in ids:
+                check_compact(name, g.shape, ids[name], unbox(weight), table)
+                decayed = unbox(weight) if decays else None
+                update, moments = ember_row_step(
+                    g, ids[name], moments, table, rate, eps=eps, table=decayed, weight_decay=weight_decay
+                )
+            else:
+                decayed = _decay(unbox(weight), weight_decay) if decays else None
+                update, moments = ember_step(g, moments, table, rate, eps, decayed_VxD=decayed)
             new_updates.append(rebox(grad, update))
             new_moments.append(Moments(*map(rebox, boxes, moments)))
         return treedef.unflatten(new_updates), _to_state(new_moments, treedef)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _dense_gradient(compact: Any, table: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(table.shape, jnp.asarray(compact).dtype)
 
 
 def _decay(param: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
@@ -272,7 +298,7 @@ def _check_bound(mesh_axes: MeshAxes) -> None:
                 ) from None
 
 
-def _check_gradient(name: str, g: Any, moments: Moments, axes: TableAxes) -> None:
+def _check_gradient(name: str, g: Any, shape: tuple[int, ...], moments: Moments, axes: TableAxes) -> None:
     split_over = varying_axes(g)
     whole = [axis for axis in axes.token_mesh + axes.feature_mesh if split_over and axis not in split_over]
     if whole:
@@ -287,10 +313,10 @@ def _check_gradient(name: str, g: Any, moments: Moments, axes: TableAxes) -> Non
                 f"1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
                 f"jax.eval_shape(tx.init, params)."
             )
-    shapes = moment_shapes(g.shape, axes)
+    shapes = moment_shapes(shape, axes)
     if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
         raise ValueError(
-            f"the gradient of {name!r} has shape {g.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
+            f"the gradient of {name!r} has shape {shape}, so its state needs nu_token of shape {shapes.nu_token} and "
             f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
             f"initialise the state from the parameters that these gradients belong to."
         )

@@ -1,0 +1,167 @@
+"""`RowSlice`: what stands in a table's place while a loss is differentiated, and the lookup that reads both."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._rows import flat_ids, rows_first, take_rows
+
+
+@jax.tree_util.register_pytree_node_class
+class RowSlice:
+    """Some rows of a token table, in its place in the parameters: `row_sparse.value_and_grad` gives it to the loss.
+
+    `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared. Everything that
+    would need every row (`table.T`, a product with it) raises. A pytree of `rows` and `ids`.
+
+    Args:
+      rows: the rows, of the table's shape with N in the place of V; differentiated.
+      ids: which rows they are, (N,) int32, increasing; V stands for padding.
+      size: V, the number of rows of the whole table.
+      token_axis: the axis of `rows` that counts them.
+
+    Attributes:
+      shape: the shape of the whole table.
+      dtype: of the rows.
+
+    Raises:
+      TypeError: the whole table is asked for.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> table = row_sparse.RowSlice(jnp.ones((2, 4)), jnp.array([3, 7]), size=100, token_axis=0)
+      >>> table[jnp.array([[7, 3, 3]])].shape, table.shape
+      ((1, 3, 4), (100, 4))
+
+    References:
+      docs/row_sparse.md
+    """
+
+    def __init__(self, rows: jax.Array, ids: jax.Array, size: int, token_axis: int = 0):
+        self.rows, self.ids, self.size, self.token_axis = rows, ids, size, token_axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.rows.shape)
+        shape[self.token_axis] = self.size
+        return tuple(shape)
+
+    @property
+    def ndim(self) -> int:
+        return self.rows.ndim
+
+    @property
+    def dtype(self):
+        return self.rows.dtype
+
+    def astype(self, dtype) -> "RowSlice":
+        return RowSlice(self.rows.astype(dtype), self.ids, self.size, self.token_axis)
+
+    def __getitem__(self, ids: Any) -> Any:
+        if ids is Ellipsis:  # nnx.Variable
+            return self
+        if isinstance(ids, tuple) and len(ids) == 1:
+            ids = ids[0]
+        if self.token_axis or isinstance(ids, tuple | slice) or not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
+            raise _whole_table(self, f"it was indexed with {ids!r}")
+        return lookup(self, ids)
+
+    def tree_flatten(self):
+        return (self.rows, self.ids), (self.size, self.token_axis)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        return cls(*children, *static)
+
+    @property
+    def T(self):
+        raise _whole_table(self, "its transpose was asked for")
+
+    def __jax_array__(self):
+        raise _whole_table(self, "it was used as an array")
+
+    def __matmul__(self, other):
+        raise _whole_table(self, "it was multiplied with a matrix")
+
+    __rmatmul__ = __array__ = __iter__ = __matmul__
+
+    def __repr__(self) -> str:
+        return f"RowSlice({self.rows.shape[self.token_axis]} of {self.size} rows, shape={self.shape}, dtype={self.dtype})"
+
+
+def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_axis: int = 0) -> jax.Array:
+    """The rows of a table for token ids; zeros for padding (ids below zero or from V on).
+
+    .. math:: x_n = table_{ids_n} + tap_n
+
+    The gradient with respect to `table` has the size of the table. Two ways around it: in the loss of
+    `row_sparse.value_and_grad` the table is a `RowSlice`, whose gradient is compact. Or pass a `tap` of zeros and differentiate
+    with respect to it: the table then gets no gradient, and that of the tap is the compact gradient of `ids`.
+
+    Args:
+      table: (V, D), any floating dtype, or a `RowSlice`.
+      ids: integers of any shape.
+      tap: added to the rows, of the result's shape; or None.
+      token_axis: which axis of an array is the vocabulary; a `RowSlice` knows its own.
+
+    Returns:
+      Of shape `ids.shape + (D,)`, in the table's dtype. NaN for an id that is none of a `RowSlice`'s: it was not declared.
+
+    Raises:
+      TypeError: `ids` are not integers.
+      ValueError: `tap` has another shape than the result.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> table, ids = jnp.ones((100, 4)), jnp.array([3, 7, 3])
+      >>> grads = jax.grad(lambda tap: row_sparse.lookup(table, ids, tap).sum())(jnp.zeros((3, 4)))
+      >>> grads.shape
+      (3, 4)
+
+    References:
+      docs/row_sparse.md
+    """
+    ids = jnp.asarray(ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass token ids.")
+    if isinstance(table, RowSlice):
+        rows_NxF = _lookup_slice(table, flat_ids(ids, table.size))
+    else:
+        rows_NxF = take_rows(table, flat_ids(ids, table.shape[token_axis]), token_axis)
+    rows = rows_NxF.reshape(*ids.shape, *rows_NxF.shape[1:])
+    if tap is None:
+        return rows
+    if tap.shape != rows.shape:
+        raise ValueError(f"tap has shape {tap.shape}, but the rows of ids of shape {ids.shape} have shape {rows.shape}.")
+    return jax.lax.stop_gradient(rows) + tap
+
+
+def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
+    """The distinct ids in increasing order, V after them, and the rows of a `RowSlice`: min(N, V) of them."""
+    size = table.shape[token_axis]
+    ids_N = jnp.unique(flat_ids(ids, size), size=min(ids.size, size), fill_value=size)
+    return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+
+
+def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(table.ids.dtype, jnp.integer):
+        raise TypeError(f"the ids of {table!r} have become {table.ids.dtype}: cast only the floating leaves of the parameters.")
+    rows_NxF = rows_first(table.rows, table.token_axis, 1)
+    count = table.ids.size
+    place_M = jnp.searchsorted(table.ids, ids_M).astype(jnp.int32)
+    known_M = jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M
+    found = jnp.take(rows_NxF, jnp.where(known_M, place_M, count), 0, mode="fill", fill_value=jnp.nan)
+    padding_M = (ids_M == table.size).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
+    return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
+
+
+def _whole_table(table: RowSlice, reason: str) -> TypeError:
+    return TypeError(
+        f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "
+        f"row_sparse.lookup(table, ids). A table that is tied to the head, or a head of all tokens, has a gradient in every row "
+        f"and cannot be row-sparse: leave its ids None, or train an input table next to a head of its own."
+    )
