@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._auto_mode import in_auto_mode, spec_entries
 from ._rows import flat_ids, rows_first, take_rows
+from ._specs import spec_of
 
 
 @jax.tree_util.register_pytree_node_class
@@ -128,11 +130,22 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
     ids = jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass token ids.")
-    if isinstance(table, RowSlice):
-        rows_NxF = _lookup_slice(table, flat_ids(ids, table.size))
-    else:
-        rows_NxF = take_rows(table, flat_ids(ids, table.shape[token_axis]), token_axis)
-    rows = rows_NxF.reshape(*ids.shape, *rows_NxF.shape[1:])
+    stored = table.rows if isinstance(table, RowSlice) else table
+    token_axis = table.token_axis if isinstance(table, RowSlice) else token_axis
+
+    def lookup_automatically(table, ids):
+        if isinstance(table, RowSlice):
+            rows_NxF = _lookup_slice(table, flat_ids(ids, table.size))
+        else:
+            rows_NxF = take_rows(table, flat_ids(ids, table.shape[token_axis]), token_axis)
+        return rows_NxF.reshape(*ids.shape, *rows_NxF.shape[1:])
+
+    def spec():
+        features = [entry for axis, entry in enumerate(spec_entries(stored)) if axis != token_axis]
+        taken = {name for entry in spec_entries(ids) for name in _names(entry)}
+        return spec_of([*spec_entries(ids), *(None if _names(entry) & taken else entry for entry in features)])
+
+    rows = in_auto_mode(lookup_automatically, spec, table, ids)
     if tap is None:
         return rows
     if tap.shape != rows.shape:
@@ -143,8 +156,22 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
     """The distinct ids in increasing order, V after them, and the rows of a `RowSlice`: min(N, V) of them."""
     size = table.shape[token_axis]
-    ids_N = jnp.unique(flat_ids(ids, size), size=min(ids.size, size), fill_value=size)
-    return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+
+    def slice_automatically(table, ids):
+        ids_N = jnp.unique(flat_ids(ids, size), size=min(ids.size, size), fill_value=size)
+        return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+
+    def specs():
+        entries = list(spec_entries(table))
+        entries[token_axis] = None
+        return spec_of([]), spec_of(entries)
+
+    return in_auto_mode(slice_automatically, specs, table, ids)
+
+
+def _names(entry: Any) -> set[str]:
+    """The mesh axes of one entry of a spec."""
+    return {entry} if isinstance(entry, str) else set(entry or ())
 
 
 def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:

@@ -28,12 +28,12 @@ def ember_row_step(
     compact: jax.Array,
     ids: jax.Array,
     moments: Moments,
+    table: jax.Array | None,
+    *,
     axes: TableAxes,
     rate: DecayRate,
-    *,
     eps: Any,
-    table: jax.Array | None = None,
-    weight_decay: Any = 0.0,
+    weight_decay: Any,
 ) -> tuple[jax.Array, Moments]:
     """`ember_step` for a gradient that is zero outside of the rows `ids`.
 
@@ -41,10 +41,10 @@ def ember_row_step(
       compact: their gradients, of the table's shape with the axes of `ids` in the place of the token axis.
       ids: integers of any shape; equal ids are summed before they are squared, padding (below zero, from V on) is ignored.
       moments: the state before the step.
+      table: the parameter, for its decay, or None.
       axes: the table's axes, without batch axes.
       rate: the decay rate.
       eps: added to the root, float32.
-      table: the parameter, for its decay, or None.
       weight_decay: times the touched rows of `table`, added to their update.
 
     Returns:

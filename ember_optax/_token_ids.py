@@ -39,13 +39,18 @@ def check_known(ids: dict[str, jax.Array], names: list[str], what: str = "the up
         raise ValueError(f"token_ids names {unknown}, but {what} {names}; correct the path.")
 
 
-def check_compact(name: str, update_shape: tuple[int, ...], ids: jax.Array, table: Any, axes: TableAxes) -> None:
-    """Raises unless an update has the table's shape with the axes of the ids in the place of the token axis."""
+def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:
+    """Raises for stacked tables and for scalars, which have no rows."""
     if axes.batch or not axes.token:
         raise ValueError(
-            f"token_ids are given for {name!r} of shape {table.shape}, which has the batch axes {axes.batch}: row-sparse steps "
-            f"are for one table with a token axis. Give its updates dense, with None for its ids, or keep the tables apart."
+            f"token_ids are given for {name!r} of shape {shape}, which has the batch axes {axes.batch}: row-sparse steps are for "
+            f"one table with a token axis. Give its updates dense, with None for its ids, or keep the tables apart."
         )
+
+
+def check_compact(name: str, update_shape: tuple[int, ...], ids: jax.Array, table: Any, axes: TableAxes) -> None:
+    """Raises unless an update has the table's shape with the axes of the ids in the place of the token axis."""
+    check_one_table(name, table.shape, axes)
     token = axes.token[0]
     expected = (*table.shape[:token], *ids.shape, *table.shape[token + 1 :])
     if update_shape == expected:

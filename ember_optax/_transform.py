@@ -1,11 +1,13 @@
 """`scale_by_ember`: the mathematics of one table mapped over a tree of them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ._auto_mode import in_auto_mode, spec_like
 from ._boxes import rebox, rebox_axes, unbox
 from ._declared import DimensionNumbersLike, declared_dimension_numbers
 from ._dimension_numbers import EmberDimensionNumbers, TableAxes, table_axes
@@ -188,10 +190,9 @@ def scale_by_ember_with_decay(
             _check_gradient(name, g, unbox(like).shape, moments, table)
             if name in ids:
                 check_compact(name, g.shape, ids[name], unbox(weight), table)
-                decayed = unbox(weight) if decays else None
-                update, moments = ember_row_step(
-                    g, ids[name], moments, table, rate, eps=eps, table=decayed, weight_decay=weight_decay
-                )
+                row_step = functools.partial(ember_row_step, axes=table, rate=rate, eps=eps, weight_decay=weight_decay)
+                specs = functools.partial(jax.tree.map, spec_like, (g, moments))
+                update, moments = in_auto_mode(row_step, specs, g, ids[name], moments, unbox(weight) if decays else None)
             else:
                 decayed = _decay(unbox(weight), weight_decay) if decays else None
                 update, moments = ember_step(g, moments, table, rate, eps, decayed_VxD=decayed)

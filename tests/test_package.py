@@ -9,16 +9,24 @@ from pathlib import Path
 import pytest
 
 import ember_optax
+from ember_optax import row_sparse
 
-PUBLIC = [name for name in vars(ember_optax) if not name.startswith("_")]
+PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse"])
 def test_public_names_are_documented_with_an_example(name):
     documentation = inspect.getdoc(getattr(ember_optax, name))
     assert documentation
     assert ">>>" in documentation
     assert "2607.01455" in documentation
+
+
+@pytest.mark.parametrize("name", row_sparse.__all__)
+def test_public_names_of_row_sparse_are_documented_with_an_example(name):
+    documentation = inspect.getdoc(getattr(row_sparse, name))
+    assert documentation
+    assert all(part in documentation for part in (">>>", "Args:", "References:"))
 
 
 def test_version_is_the_package_metadata():

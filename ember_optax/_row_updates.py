@@ -1,0 +1,133 @@
+"""From compact updates to parameters."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._auto_mode import in_auto_mode, spec_like
+from ._boxes import rebox, unbox
+from ._declared import DimensionNumbersLike
+from ._paths import flatten_named
+from ._row_tables import axes_by_place
+from ._rows import flat_ids, rows_first, sum_duplicates, take_rows
+from ._token_ids import check_compact, check_known, token_ids_by_name
+
+
+def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_numbers: DimensionNumbersLike = None) -> Any:
+    """`optax.apply_updates` for updates of which some are compact.
+
+    .. math:: p_{ids_n} \\leftarrow p_{ids_n} + u_n
+
+    Only the rows that have ids are read and written, in place where the parameters are donated.
+
+    Args:
+      params: the parameters.
+      updates: of their structure; where there are ids, of the table's shape with the axes of the ids in place of the token axis.
+      token_ids: a tree like `params` or a dictionary from paths, as in `row_sparse.value_and_grad`. The updates of equal ids
+        are added up, padding is ignored.
+      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`; the default is axis 0.
+
+    Returns:
+      The parameters after the step, in their dtypes.
+
+    Raises:
+      TypeError: ids are not integers.
+      ValueError: ids for a path that is no parameter; an update of another shape than its ids ask for.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> params = {"wte": jnp.zeros((4, 2)), "bias": jnp.zeros(1)}
+      >>> updates = {"wte": jnp.ones((3, 2)), "bias": jnp.ones(1)}
+      >>> row_sparse.apply_updates(params, updates, {"wte": jnp.array([2, -1, 2])})["wte"][:, 0]
+      Array([0., 0., 2., 0.], dtype=float32)
+
+    References:
+      docs/row_sparse.md
+    """
+    ids = token_ids_by_name(token_ids)
+    names, leaves, treedef = flatten_named(params)
+    axes = axes_by_place(ids, params, names, leaves, dimension_numbers)
+    new = []
+    for place, (name, leaf, update) in enumerate(zip(names, leaves, treedef.flatten_up_to(updates), strict=True)):
+        p, u = unbox(leaf), unbox(update)
+        if u is None:
+            new.append(leaf)
+        elif place not in axes:
+            _check_dense(name, p, u)
+            new.append(rebox(leaf, jnp.asarray(p + u).astype(p.dtype)))
+        else:
+            check_compact(name, u.shape, ids[name], p, axes[place])
+            add_rows = functools.partial(_add_rows, token_axis=axes[place].token[0])
+            new.append(rebox(leaf, in_auto_mode(add_rows, functools.partial(spec_like, p), p, u, ids[name])))
+    return treedef.unflatten(new)
+
+
+def sum_over_duplicates(updates: Any, token_ids: Any) -> Any:
+    """Adds the rows of equal ids up, each sum where its id stands first, zeros elsewhere; dense leaves stay.
+
+    `scale_by_ember` does that itself. For what comes before it and depends on the gradient's norm, such as
+    `optax.clip_by_global_norm`, the norm is the dense gradient's only after this. The gradients of `row_sparse.value_and_grad`
+    have distinct ids and do not need it.
+
+    Args:
+      updates: gradients whose compact leaves have their token axis first.
+      token_ids: as in `row_sparse.apply_updates`.
+
+    Returns:
+      The updates, of the same shapes and dtypes.
+
+    Raises:
+      ValueError: ids for a path that is no update; an update whose first axes are not those of its ids.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> row_sparse.sum_over_duplicates({"wte": jnp.ones((3, 1))}, {"wte": jnp.array([5, 2, 5])})["wte"][:, 0]
+      Array([2., 1., 0.], dtype=float32)
+
+    References:
+      docs/row_sparse.md
+    """
+    ids = token_ids_by_name(token_ids)
+    names, leaves, treedef = flatten_named(updates)
+    check_known(ids, names)
+    return treedef.unflatten([_sum_leaf(name, leaf, ids) for name, leaf in zip(names, leaves, strict=True)])
+
+
+def _sum_leaf(name: str, leaf: Any, ids: dict[str, jax.Array]) -> Any:
+    if name not in ids:
+        return leaf
+    rows, of = unbox(leaf), ids[name]
+    if rows.shape[: of.ndim] != of.shape:
+        raise ValueError(
+            f"the update of {name!r} has shape {rows.shape}, but its ids have shape {of.shape}: it must begin with one row for "
+            f"each id."
+        )
+    size = jnp.iinfo(jnp.int32).max  # of the table: no matter, only padding below zero is known here
+    rows_NxF, _ = sum_duplicates(rows_first(rows, 0, of.ndim), flat_ids(of, size), size)
+    return rebox(leaf, rows_NxF.astype(rows.dtype).reshape(rows.shape))
+
+
+def _check_dense(name: str, param: Any, update: Any) -> None:
+    if jnp.shape(update) != jnp.shape(param):
+        raise ValueError(
+            f"the update of {name!r} has shape {jnp.shape(update)}, but the parameter has {jnp.shape(param)}: if it is compact, "
+            f"give token_ids of {name!r}, those that tx.update got."
+        )
+
+
+def _add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
+    size = table.shape[token_axis]
+    ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
+    at_rows = (slice(None),) * token_axis + (ids_N,)
+    if jnp.promote_types(table.dtype, rows_NxF.dtype) == table.dtype:
+        rows = jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis)
+        return table.at[at_rows].add(rows, mode="drop")
+    # A bfloat16 table and float32 updates: added in float32 and rounded once, as optax.apply_updates does.
+    summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
+    rows_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF).astype(table.dtype)
+    once = (slice(None),) * token_axis + (jnp.where(first_N, ids_N, size),)
+    return table.at[once].set(jnp.moveaxis(rows_NxF, 0, token_axis), mode="drop")
