@@ -186,6 +186,12 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
     return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
 
 
+def refuse_attend(table: Any) -> None:
+    """Raises where a layer of a library would use a `RowSlice` as a head."""
+    if isinstance(table, RowSlice):
+        raise _whole_table(table, "it was used as a head")
+
+
 def _whole_table(table: RowSlice, reason: str) -> TypeError:
     return TypeError(
         f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "

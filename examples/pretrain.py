@@ -24,6 +24,8 @@ from lm.training import TrainingConfig, TrainingResult, init_params, state_bytes
 
 from ember_optax import ember, token_table_labels
 
+# The run with row-sparse steps.
+_ROW_SPARSE = "ember, row-sparse"
 # What decides a run's trajectory. A checkpoint goes on, and processes work together, only where all of these are equal.
 _DECISIVE = (
     *("vocabulary_size", "width", "layers", "heads", "tied", "steps", "batch_size", "sequence_length", "seed"),
@@ -75,6 +77,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     training.add_argument(
         "--optimizers", nargs="+", choices=("adamw", "ember"), default=["adamw", "ember"], help="which runs to make"
     )
+    training.add_argument(
+        "--row-sparse",
+        action="store_true",
+        help="also train with Ember on the rows of each batch alone, for the input table, and compare the two",
+    )
     devices = parser.add_argument_group("devices and processes")
     devices.add_argument(
         "--mesh",
@@ -105,6 +112,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.width % (2 * options.heads):
         parser.error(f"--width {options.width} must be a multiple of 2 * --heads ({2 * options.heads}), for rotary positions")
+    if options.row_sparse:
+        if options.tied:
+            parser.error("--row-sparse needs an input table of its own: a tied one has a gradient in every row; leave out --tied")
+        options.optimizers = [*dict.fromkeys([*options.optimizers, "ember"]), _ROW_SPARSE]
     for argument in ("resume", "stop_after"):
         if getattr(options, argument) and options.checkpoint_dir is None:
             parser.error(f"--{argument.replace('_', '-')} needs --checkpoint-dir")
@@ -143,7 +154,8 @@ def compare(options: argparse.Namespace) -> None:
     for name in options.optimizers:
         with jax.set_mesh(mesh), _open_checkpoints(name, decisive, options) as checkpoints:
             tx = make_optimizer(name, options)
-            results[name] = train(name, model, config, tx, corpus, mesh=mesh, checkpoints=checkpoints)
+            sparse = name == _ROW_SPARSE
+            results[name] = train(name, model, config, tx, corpus, mesh=mesh, checkpoints=checkpoints, row_sparse_input=sparse)
     if options.stop_after is not None and options.stop_after < options.steps:
         report(f"\nstopped after step {options.stop_after}; the same command with --resume and without --stop-after goes on")
     elif is_main_process():
@@ -156,7 +168,20 @@ def _write(results: dict[str, TrainingResult], params: Any, options: argparse.Na
     save_results(folder / "results.json", _settings(options), summaries)
     title = f"{options.width} features, {options.vocabulary_size} tokens, {options.layers} layers"
     save_picture(folder / "loss.png", results, title)
-    report(f"\n{summary_table(summaries)}\n\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+    report(f"\n{summary_table(summaries)}")
+    if options.row_sparse:
+        report(f"\n{_row_sparse_verdict(results['ember'], results[_ROW_SPARSE])}")
+    report(f"\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+
+
+def _row_sparse_verdict(dense: TrainingResult, sparse: TrainingResult) -> str:
+    difference = max(abs(a - b) for a, b in zip(dense.training_losses, sparse.training_losses, strict=True))
+    final = abs(dense.validation_losses[-1] - sparse.validation_losses[-1])
+    faster = dense.milliseconds_per_step / sparse.milliseconds_per_step
+    return (
+        f"row-sparse against dense Ember: training losses differ by at most {difference:.1e}, the last validation loss by "
+        f"{final:.1e}; the step was {faster:.2f} times as fast"
+    )
 
 
 def _open_checkpoints(name: str, decisive: dict[str, Any], options: argparse.Namespace) -> AbstractContextManager:
@@ -168,7 +193,7 @@ def _open_checkpoints(name: str, decisive: dict[str, Any], options: argparse.Nam
 def make_optimizer(name: str, options: argparse.Namespace) -> optax.GradientTransformation:
     """`adamw` trains the tables with AdamW, `ember` with Ember; the body has the same AdamW in both."""
     body = _body_optimizer(options)
-    if name == "ember":
+    if name in ("ember", _ROW_SPARSE):
         return ember(_schedule(options.ember_learning_rate, options), body)
     tables = optax.adamw(_schedule(options.adamw_table_learning_rate, options))
     return optax.partition({"ember": tables, "body": body}, token_table_labels)

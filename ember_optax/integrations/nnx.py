@@ -1,4 +1,4 @@
-"""Flax NNX: a `Variable` is a box whose metadata may name the axes of the array inside.
+"""Flax NNX: a `Variable` is a box whose metadata may name the axes of the array inside; an `Embed` for row-sparse steps.
 
 Source: https://flax.readthedocs.io/en/latest/guides/flax_gspmd.html
 """
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 from flax import nnx
+
+from .._row_slice import RowSlice, refuse_attend
 
 # One name for each axis: `out_sharding` from Flax 0.12 on, `sharding_names` before; NNX adds `sharding` to some copies.
 _NAMES = ("out_sharding", "sharding_names", "sharding", "optimizer_sharding")
@@ -64,3 +66,47 @@ def rebox_axes(box: nnx.Variable, value: jax.Array, axes: tuple[int, ...]) -> nn
             names = tuple(metadata[key])
             metadata[key] = tuple(names[axis] for axis in axes if axis < len(names))
     return type(box).from_metadata(value, metadata)
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed` whose table may be a `RowSlice`, so that `row_sparse.value_and_grad` can give it compact gradients.
+
+    With an array in it, the base class. Rows of padding are zeros where the table is a `RowSlice`.
+
+    Args:
+      num_embeddings: V.
+      features: D.
+      **options: those of `nnx.Embed`.
+
+    Raises:
+      TypeError: `attend`, which needs every row, while the table is a `RowSlice`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from ember_optax import row_sparse
+      >>> graph, state = nnx.split(Embed(1000, 4, rngs=nnx.Rngs(0)))
+      >>> def loss_fn(params, ids):
+      ...     model_state = nnx.split(nnx.merge(graph, state))[1]
+      ...     nnx.replace_by_pure_dict(model_state, params)
+      ...     return jnp.sum(nnx.merge(graph, model_state)(ids) ** 2)
+      >>> ids = jnp.array([5, 9, 5])
+      >>> params = nnx.to_pure_dict(state)
+      >>> loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embedding": ids}, ids)
+      >>> grads["embedding"].shape
+      (3, 4)
+
+    References:
+      docs/row_sparse.md
+    """
+
+    def __call__(self, inputs: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
+        table = unbox(self.embedding)
+        if not isinstance(table, RowSlice):
+            return super().__call__(inputs, *arguments, **options)
+        (rows,) = self.promote_dtype((table[inputs],), dtype=self.dtype, inexact=False)
+        return rows
+
+    def attend(self, query: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
+        refuse_attend(unbox(self.embedding))
+        return super().attend(query, *arguments, **options)

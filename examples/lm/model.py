@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from ember_optax.integrations.nnx import Embed
+
 _PADDED_MULTIPLE = 256
 
 
@@ -65,7 +67,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
-        self.embed = nnx.Embed(config.rows, config.width, embedding_init=init, rngs=rngs)
+        self.embed = Embed(config.rows, config.width, embedding_init=init, rngs=rngs)
         self.layers = config.layers
         for i in range(config.layers):
             setattr(self, f"block_{i}", Block(config, rngs))

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ember_optax import state_shardings
+from ember_optax import row_sparse, state_shardings
 from lm.checkpoints import Checkpoint, Checkpoints
 from lm.devices import is_main_process, param_shardings, place_batch, report
 from lm.model import ModelConfig, Transformer
@@ -77,13 +77,16 @@ def train(
     *,
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
+    row_sparse_input: bool = False,
 ) -> TrainingResult:
     """Trains a model with `tx`, from the newest checkpoint or afresh.
+
+    With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then.
 
     Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device
     call it inside `jax.set_mesh(mesh)`.
     """
-    program = _compile(model, config.seed, tx, mesh)
+    program = _compile(model, config.seed, tx, mesh, row_sparse_input=row_sparse_input)
     found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
     if found:
         report(f"{name}: going on from step {found.step}")
@@ -128,7 +131,7 @@ def _empty_history() -> dict[str, Any]:
     return {"losses": [], "validation_steps": [], "validation_losses": [], "milliseconds_per_step": 0.0}
 
 
-def _compile(model: ModelConfig, seed: int, tx: optax.GradientTransformation, mesh: Mesh) -> _Program:
+def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
     logits = logits_function(model)
 
     def loss_fn(params, batch):
@@ -144,6 +147,12 @@ def _compile(model: ModelConfig, seed: int, tx: optax.GradientTransformation, me
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, loss
 
+    def row_sparse_step(state, batch):
+        params, ids = state["params"], {"embed/embedding": batch[:, :-1]}
+        loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, ids, batch)
+        updates, opt_state = tx.update(grads, state["opt_state"], params, token_ids=token_ids)
+        return {"params": row_sparse.apply_updates(params, updates, token_ids), "opt_state": opt_state}, loss
+
     state = jax.eval_shape(init)
     of_params = param_shardings(state["params"], mesh)
     shardings = {"params": of_params, "opt_state": state_shardings(tx, state["params"], of_params)}
@@ -154,7 +163,7 @@ def _compile(model: ModelConfig, seed: int, tx: optax.GradientTransformation, me
 
     return _Program(
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        step=jax.jit(row_sparse_step if row_sparse_input else step, donate_argnums=0, out_shardings=(shardings, replicated)),
         evaluate=jax.jit(loss_fn, out_shardings=replicated),
         abstract_state=jax.tree.map(abstract, state, shardings),
     )
