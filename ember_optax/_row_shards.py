@@ -15,11 +15,11 @@ from ._token_ids import token_ids_by_name
 def local_token_ids(
     token_ids: Any, params: Any, mesh_axes: str | tuple[str, ...], *, dimension_numbers: DimensionNumbersLike = None
 ) -> dict[str, jax.Array]:
-    """Inside `jax.shard_map`, the ids as each device's part of a row-sharded table counts them, -1 for other parts.
+    """Inside `jax.shard_map`, the ids as each device counts the rows of its part of a table, -1 for those of other parts.
 
     With them `row_sparse.lookup` returns zeros for the rows of other parts, so that the sum over the devices is the lookup, and
-    """Inside `jax.shard_map`, the ids as each device counts the rows of its own part of the table, -1 for those of other parts.
-    automatic or explicit mesh axes, arrays are whole and nobody needs this.
+    `tx.update` (of `scale_by_ember` with `token_mesh_axes`) and `row_sparse.apply_updates` leave them alone. Under `jax.jit`,
+    with automatic or explicit mesh axes, arrays are whole and nobody needs this.
 
     Args:
       token_ids: ids of the whole table, the same on all devices along `mesh_axes`; a tree like `params` or a dictionary from
