@@ -109,7 +109,8 @@ def ember(
         # A compact update has not the shape by which its table is found, the parameter has.
         of_params = labels(params)
         _check_tables(ids, params, of_params)
-        by_params = optax.partition({"ember": table_optimizer, "body": body}, of_params)
+        # As a function, because a tree that is callable, an Equinox model, would be called.
+        by_params = optax.partition({"ember": table_optimizer, "body": body}, lambda _: of_params)
         return by_params.update(updates, state, params, token_ids=token_ids, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
