@@ -11,10 +11,12 @@ import memory
 import nbclient
 import nbformat
 import pytest
+import row_sparse
+import step_time
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "sharding.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "sharding.md", ROOT / "docs" / "row_sparse.md"]
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
 
@@ -65,3 +67,31 @@ def test_memory_table_is_that_of_the_benchmark():
     assert adam["table state"] == 2 * 4 * 512 * 32 + 4
     assert ember["table state"] == 4 * (512 + 32) + 8 + 4
     assert adam["state"] - ember["state"] == 2 * 4 * 512 * 32 - 4 * (512 + 32) - 8
+
+
+def test_speed_tables_are_those_of_the_benchmarks():
+    document = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    for table, name in (
+        (step_time.table, "step_time"),
+        (row_sparse.table, "row_sparse"),
+        (collectives.train_steps_table, "collectives_row_sparse"),
+    ):
+        results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        assert table(results) in document
+    assert set(collectives.measure_train_steps((96, 40), 16)) == set(results)
+
+
+def test_benchmarks_of_speed_run(tmp_path, monkeypatch):
+    """Small, and all of them: the numbers are not looked at."""
+    arguments = ["step_time.py", "--shapes", "64x16", "--rounds", "1", "--repeats", "2", "--output", str(tmp_path / "a.json")]
+    monkeypatch.setattr("sys.argv", [*arguments, "--picture", str(tmp_path / "a.png")])
+    step_time.main()
+    monkeypatch.setattr(row_sparse, "STEPS", [(4096, 256, 2048)])
+    monkeypatch.setattr(row_sparse, "MODEL", {**row_sparse.MODEL, "vocabulary": 512, "width": 16, "hidden": 16, "negatives": 8})
+    arguments = ["row_sparse.py", "--repeats", "1", "--output", str(tmp_path / "b.json")]
+    monkeypatch.setattr("sys.argv", [*arguments, "--picture", str(tmp_path / "b.png")])
+    row_sparse.main()
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert set(found["train"]["sampled softmax"]) == {"row-sparse", "dense Ember", "AdamW"}
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert (tmp_path / "b.png").stat().st_size > 10_000
