@@ -112,7 +112,7 @@ def measure_train_steps(shape: tuple[int, int], batch: int) -> dict[str, dict[st
 
 def train_step(shape: tuple[int, int], batch: int, sharding: NamedSharding, *, sparse: bool) -> list[Collective]:
     """The collectives of lookup, backward pass and Ember's step for one input table and a batch split over all devices."""
-    tx = OPTIMIZERS["Ember"]()
+    tx = ember(1e-3, tables=EmberDimensionNumbers())
     table = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     ids = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=NamedSharding(sharding.mesh, P(("data", "fsdp", "tp"))))
     shardings = state_shardings(tx, table, sharding)

@@ -98,7 +98,8 @@ def scale_by_ember(
       feature_mesh_axes: likewise, the mesh axes over which the feature axes are split.
 
     Returns:
-      A `GradientTransformationExtraArgs` with state `ScaleByEmberState`. Extra arguments are accepted and ignored.
+      A `GradientTransformationExtraArgs` with state `ScaleByEmberState`. `update` takes `token_ids` for compact updates (see
+      `row_sparse`); other extra arguments are accepted and ignored.
 
     Raises:
       TypeError: `b2` or `eps` is not a real number or arrives in less than float32; at init or update, a leaf is
@@ -190,15 +191,17 @@ def scale_by_ember_with_decay(
             _check_gradient(name, g, unbox(like).shape, moments, table)
             if name in ids:
                 check_compact(name, g.shape, ids[name], unbox(weight), table)
-                row_step = functools.partial(ember_row_step, axes=table, rate=rate, eps=eps, weight_decay=weight_decay)
-                specs = functools.partial(jax.tree.map, spec_like, (g, moments))
-                update, moments = in_auto_mode(row_step, specs, g, ids[name], moments, unbox(weight) if decays else None)
-            else:
-                decayed = _decay(unbox(weight), weight_decay) if decays else None
-                update, moments = ember_step(g, moments, table, rate, eps, decayed_VxD=decayed)
+            decayed = unbox(weight) if decays else None
+            update, moments = step_table(g, ids.get(name), moments, table, rate=rate, decayed=decayed)
             new_updates.append(rebox(grad, update))
             new_moments.append(Moments(*map(rebox, boxes, moments)))
         return treedef.unflatten(new_updates), _to_state(new_moments, treedef)
+
+    def step_table(g, ids, moments, axes, *, rate, decayed):
+        if ids is None:
+            return ember_step(g, moments, axes, rate, eps, decayed_VxD=_decay(decayed, weight_decay) if decays else None)
+        row_step = functools.partial(ember_row_step, axes=axes, rate=rate, eps=eps, weight_decay=weight_decay)
+        return in_auto_mode(row_step, lambda: jax.tree.map(spec_like, (g, moments)), g, ids, moments, decayed)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -319,5 +322,5 @@ def _check_gradient(name: str, g: Any, shape: tuple[int, ...], moments: Moments,
         raise ValueError(
             f"the gradient of {name!r} has shape {shape}, so its state needs nu_token of shape {shapes.nu_token} and "
             f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
-            f"initialise the state from the parameters that these gradients belong to."
+            f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
         )
