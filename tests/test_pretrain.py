@@ -169,3 +169,18 @@ def test_damaged_checkpoint(tmp_path, text):
     cured = pretrain(tmp_path, *kept, "--resume")
     assert cured.returncode == 0, cured.stderr
     assert "going on from step 4" in cured.stdout
+
+
+def test_row_sparse_steps_train_the_same_model(tmp_path, text):
+    """The program compares both runs and says so; on two devices, so that the sharded step is used."""
+    arguments = [*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember", "--row-sparse", "--name", "run"]
+    done = pretrain(tmp_path, *arguments, "--cpu-devices", "2", "--mesh", "data=2")
+    assert done.returncode == 0, done.stderr
+    assert "row-sparse against dense Ember: training losses differ by at most" in done.stdout
+    runs = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
+    assert list(runs) == ["ember", "ember, row-sparse"]
+    losses = [run["training_losses"] for run in runs.values()]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-4
+    tied = pretrain(tmp_path, *TINY, "--tied", "--row-sparse")
+    assert tied.returncode == 2
+    assert "--row-sparse needs an input table of its own" in tied.stderr
