@@ -14,8 +14,9 @@ from ._specs import spec_of
 class RowSlice:
     """Some rows of a token table, in its place in the parameters: `row_sparse.value_and_grad` gives it to the loss.
 
-    `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared. Everything that
-    would need every row (`table.T`, a product with it) raises. A pytree of `rows` and `ids`.
+    `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared; but negative ids
+    are padding, whose rows are zeros, and do not count from the end. Everything that would need every row (`table.T`, a product
+    with it) raises. A pytree of `rows` and `ids`.
 
     Args:
       rows: the rows, of the table's shape with N in the place of V; differentiated.
@@ -84,10 +85,16 @@ class RowSlice:
     def __jax_array__(self):
         raise _whole_table(self, "it was used as an array")
 
-    def __matmul__(self, other):
+    def __array__(self, *_, **__):
+        raise _whole_table(self, "it was used as an array")
+
+    def __matmul__(self, _):
         raise _whole_table(self, "it was multiplied with a matrix")
 
-    __rmatmul__ = __array__ = __iter__ = __matmul__
+    __rmatmul__ = __matmul__
+
+    def __iter__(self):
+        raise _whole_table(self, "its rows were iterated over")
 
     def __repr__(self) -> str:
         return f"RowSlice({self.rows.shape[self.token_axis]} of {self.size} rows, shape={self.shape}, dtype={self.dtype})"

@@ -4,6 +4,8 @@ A compact array holds N rows of a (V, D) table instead of all V. Ids below zero 
 more than once.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +24,7 @@ def flat_ids(ids: jax.Array, size: int) -> jax.Array:
 def rows_first(compact: jax.Array, token_axis: int, ids_rank: int) -> jax.Array:
     """A compact array with the axes of the ids, which stand in the place of the token axis, as one first axis: (N, ...)."""
     moved = jnp.moveaxis(compact, range(token_axis, token_axis + ids_rank), range(ids_rank))
-    return moved.reshape(-1 if compact.size else 0, *moved.shape[ids_rank:])
+    return moved.reshape(math.prod(moved.shape[:ids_rank]), *moved.shape[ids_rank:])
 
 
 def rows_back(rows_NxF: jax.Array, shape: tuple[int, ...], token_axis: int, ids_rank: int) -> jax.Array:
