@@ -64,6 +64,10 @@ def test_two_hundred_steps_of_both_kinds(weight_decay):
         if step % 13 == 5:
             compact[7] = np.nan if step % 2 else np.inf
             ids[7] = 3
+        if step % 29 == 7:  # squares that overflow only in the sum over the features
+            compact[:], compact[7] = 1.0, 1.7e19
+            ids[ids == 5] = 6
+            ids[7] = 5
         compact[ids < 0] = np.nan  # padding is ignored, whatever stands there
         grads = to_dense(compact, ids, shape)
         if weight_decay:  # touched rows only: the reference decays them by itself
