@@ -294,6 +294,8 @@ def test_a_tap_has_the_compact_gradient():
 
     compact = jax.grad(tapped)(jnp.zeros((*ids.shape, D)))
     np.testing.assert_allclose(to_dense(compact, ids, (V, D)), jax.grad(plain)(params["embed"]["embedding"]), atol=1e-7)
+    of_table = jax.grad(lambda table: row_sparse.lookup(table, ids, jnp.zeros((*ids.shape, D))).sum())
+    assert not of_table(params["embed"]["embedding"]).any()
 
 
 def test_auxiliary_output_and_keyword_arguments():

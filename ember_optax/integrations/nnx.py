@@ -100,12 +100,13 @@ class Embed(nnx.Embed):
       docs/row_sparse.md
     """
 
-    def __call__(self, inputs: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         table = unbox(self.embedding)
         if not isinstance(table, RowSlice):
-            return super().__call__(inputs, *arguments, **options)
+            options = {} if out_sharding is None else {"out_sharding": out_sharding}  # Flax 0.11 has no such argument
+            return super().__call__(inputs, **options)
         (rows,) = self.promote_dtype((table[inputs],), dtype=self.dtype, inexact=False)
-        return rows
+        return rows if out_sharding is None else jax.sharding.auto_axes(lambda x: x, out_sharding=out_sharding)(rows)
 
     def attend(self, query: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
         refuse_attend(unbox(self.embedding))
