@@ -67,7 +67,7 @@ class RowSlice:
             return self
         if isinstance(ids, tuple) and len(ids) == 1:
             ids = ids[0]
-        if self.token_axis or isinstance(ids, tuple | slice) or not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
+        if self.token_axis or ids is None or isinstance(ids, tuple | slice):
             raise _whole_table(self, f"it was indexed with {ids!r}")
         return lookup(self, ids)
 

@@ -516,6 +516,11 @@ MISTAKES = {
         TypeError,
         r"have become bfloat16: cast only the floating leaves",
     ),
+    "indexed with a mask": (
+        lambda: row_sparse.value_and_grad(lambda p: p["embed"]["embedding"][IDS > 3].sum())(PARAMS, {"embed/embedding": IDS}),
+        TypeError,
+        r"ids must be integers, got bool",
+    ),
     "lookup of floats": (lambda: row_sparse.lookup(jnp.ones((4, 2)), jnp.ones(3)), TypeError, r"ids must be integers, got f"),
     "tap of another shape": (
         lambda: row_sparse.lookup(jnp.ones((4, 2)), jnp.arange(3), jnp.ones((2, 2))),

@@ -214,6 +214,7 @@ def restored_from_shapes(graph, state):
 
 
 NNX_FLOWS = {
+    "variable[...]": lambda graph, state: nnx.merge(graph, state).embedding[...][IDS],
     "split again": lambda graph, state: nnx.merge(*nnx.split(nnx.merge(graph, state)))(IDS),
     "nnx.state": lambda graph, state: nnx.merge(graph, nnx.state(nnx.merge(graph, state), nnx.Param))(IDS),
     "nnx.clone": lambda graph, state: nnx.clone(nnx.merge(graph, state))(IDS),

@@ -106,7 +106,10 @@ class Embed(nnx.Embed):
             options = {} if out_sharding is None else {"out_sharding": out_sharding}  # Flax 0.11 has no such argument
             return super().__call__(inputs, **options)
         (rows,) = self.promote_dtype((table[inputs],), dtype=self.dtype, inexact=False)
-        return rows if out_sharding is None else jax.sharding.auto_axes(lambda x: x, out_sharding=out_sharding)(rows)
+        if out_sharding is None:
+            return rows
+        place: Any = jax.sharding.auto_axes(lambda x: x, out_sharding=out_sharding)
+        return place(rows)
 
     def attend(self, query: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
         refuse_attend(unbox(self.embedding))
