@@ -11,7 +11,7 @@ from ._declared import DimensionNumbersLike
 from ._paths import flatten_named
 from ._row_slice import RowSlice, slice_rows
 from ._row_tables import axes_by_place
-from ._token_ids import check_known, token_ids_by_name
+from ._token_ids import check_known, check_rows_first, token_ids_by_name
 
 
 def value_and_grad(
@@ -34,8 +34,8 @@ def value_and_grad(
       The `token_ids` that go in say which rows each table's lookups may read: a tree like `params`, or a dictionary from paths
       such as `"embed/embedding"`, to arrays of integers of any shape; None, or nothing, for dense leaves. Those that come out
       are a dictionary from paths to the N distinct ids in increasing order, padded with V, where N is the size of the ids that
-      went in, at most V. The compact gradients have N in the place of V. Pass both to `tx.update`, and the ids to
-      `row_sparse.apply_updates`.
+      went in; or all V ids, if V or more went in. The compact gradients have N in the place of V. Pass both to `tx.update`,
+      and these ids, not the first ones, to `row_sparse.apply_updates`.
 
     Raises:
       TypeError: ids are not integers; the loss needs a whole table (a tied head, say).
@@ -61,7 +61,7 @@ def value_and_grad(
       docs/row_sparse.md
     """
 
-    def value_and_compact_grad(params, token_ids, *args, **kwargs):
+    def value_and_compact_grad(params, token_ids, /, *args, **kwargs):
         ids = token_ids_by_name(token_ids)
         names, leaves, treedef = flatten_named(params)
         axes = axes_by_place(ids, params, names, leaves, dimension_numbers)
@@ -121,6 +121,7 @@ def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, 
 
     def mean(name: str, leaf: Any) -> Any:
         stacked = unbox(leaf)
+        check_rows_first(name, stacked.shape, ids)
         return rebox(leaf, stacked / stacked.shape[0] if name in ids else jnp.mean(stacked, 0))
 
     return treedef.unflatten([mean(name, leaf) for name, leaf in zip(names, leaves, strict=True)]), ids

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -25,7 +26,7 @@ def train_only_rows(
     steps; parameters that `rows` does not name are trained as ever.
 
     Args:
-      inner: the transformation of all parameters, complete with its learning rate; its updates are masked.
+      inner: the transformation of all parameters, complete with its learning rate; its gradients and updates are masked.
       rows: a tree like the parameters, or a dictionary from paths such as `"embed/embedding"`, to the ids of the rows that are
         trained: integers of any shape.
       dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`; the default is axis 0.
@@ -63,12 +64,16 @@ def train_only_rows(
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         ids = token_ids_by_name(token_ids)
         names, leaves, treedef = flatten_named(updates)
-        check_known(trained, names)
-        dense = {name: rows for name, rows in trained.items() if name not in ids}
-        axes = axes_by_place(dense, updates if params is None else params, names, leaves, dimension_numbers)
-        masks = {names[place]: _dense_mask(dense[names[place]], unbox(leaves[place]), table) for place, table in axes.items()}
-        # A frozen row of a compact update becomes padding, for which the update is zero.
-        kept = {name: _keep(of, trained[name]) if name in trained else of for name, of in ids.items()}
+        here = trained if is_complete(updates) else {name: rows for name, rows in trained.items() if name in names}
+        check_known(here, names)
+        tables = updates if params is None else params
+        axes = axes_by_place(here, tables, *flatten_named(tables)[:2], dimension_numbers)
+        # A frozen row of a compact update becomes padding as well.
+        kept = {name: _keep(of, here[name]) if name in here else of for name, of in ids.items()}
+        masks = {}
+        for place, table in axes.items():
+            name, array = names[place], unbox(leaves[place])
+            masks[name] = _compact_mask(kept[name], array, table) if name in kept else _dense_mask(here[name], array, table)
 
         def mask(tree: Any, value: float) -> Any:
             masked = [
@@ -93,6 +98,13 @@ def _dense_mask(rows: jax.Array, table: jax.Array, axes: TableAxes) -> jax.Array
     return jnp.expand_dims(mask_V, [axis for axis in range(table.ndim) if axis != token_axis])
 
 
+def _compact_mask(kept: jax.Array, compact: jax.Array, axes: TableAxes) -> jax.Array:
+    """True in the rows whose id was kept, with axes of length one for the features."""
+    (token_axis,) = axes.token
+    ids_axes = range(token_axis, token_axis + kept.ndim)
+    return jnp.expand_dims(kept >= 0, [axis for axis in range(compact.ndim) if axis not in ids_axes])
+
+
 def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
     """The ids that are among `rows`, and padding."""
     ids = ids.astype(jnp.int32)
@@ -102,6 +114,6 @@ def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
 def _check_rows(name: str, rows: jax.Array, size: int) -> None:
     if isinstance(rows, Tracer):
         return
-    outside = [int(row) for row in rows.reshape(-1) if not 0 <= row < size]
+    outside = [int(row) for row in np.asarray(rows).reshape(-1) if not 0 <= row < size]
     if outside:
         raise ValueError(f"rows of {name!r} names {outside}, but the table has the rows 0 to {size - 1}; correct the ids.")

@@ -16,12 +16,12 @@ class RowSlice:
 
     `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared; but negative ids
     are padding, whose rows are zeros, and do not count from the end. Everything that would need every row (`table.T`, a product
-    with it) raises. A pytree of `rows` and `ids`.
+    with it) raises. A pytree of `rows` and of `ids` in a form that refuses arithmetic.
 
     Args:
       rows: the rows, of the table's shape with N in the place of V; differentiated.
       ids: which rows they are, (N,) int32, increasing; V stands for padding.
-      size: V, the number of rows of the whole table.
+      num_rows: V, the number of rows of the whole table.
       token_axis: the axis of `rows` that counts them.
 
     Attributes:
@@ -34,7 +34,7 @@ class RowSlice:
     Example:
       >>> import jax.numpy as jnp
       >>> from ember_optax import row_sparse
-      >>> table = row_sparse.RowSlice(jnp.ones((2, 4)), jnp.array([3, 7]), size=100, token_axis=0)
+      >>> table = row_sparse.RowSlice(jnp.ones((2, 4)), jnp.array([3, 7]), num_rows=100, token_axis=0)
       >>> table[jnp.array([[7, 3, 3]])].shape, table.shape
       ((1, 3, 4), (100, 4))
 
@@ -42,13 +42,17 @@ class RowSlice:
       docs/row_sparse.md
     """
 
-    def __init__(self, rows: jax.Array, ids: jax.Array, size: int, token_axis: int = 0):
-        self.rows, self.ids, self.size, self.token_axis = rows, ids, size, token_axis
+    def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
+        self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
+
+    @property
+    def ids(self) -> jax.Array:
+        return jax.random.key_data(self._guarded_ids)[..., 0].astype(jnp.int32)
 
     @property
     def shape(self) -> tuple[int, ...]:
         shape = list(self.rows.shape)
-        shape[self.token_axis] = self.size
+        shape[self.token_axis] = self.num_rows
         return tuple(shape)
 
     @property
@@ -60,7 +64,7 @@ class RowSlice:
         return self.rows.dtype
 
     def astype(self, dtype) -> "RowSlice":
-        return RowSlice(self.rows.astype(dtype), self.ids, self.size, self.token_axis)
+        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis)
 
     def __getitem__(self, ids: Any) -> Any:
         if ids is Ellipsis:  # nnx.Variable
@@ -72,11 +76,14 @@ class RowSlice:
         return lookup(self, ids)
 
     def tree_flatten(self):
-        return (self.rows, self.ids), (self.size, self.token_axis)
+        return (self.rows, self._guarded_ids), (self.num_rows, self.token_axis)
 
     @classmethod
     def tree_unflatten(cls, static, children):
-        return cls(*children, *static)
+        new = object.__new__(cls)
+        new.rows, new._guarded_ids = children
+        new.num_rows, new.token_axis = static
+        return new
 
     @property
     def T(self):
@@ -93,11 +100,16 @@ class RowSlice:
 
     __rmatmul__ = __matmul__
 
+    def __mul__(self, _):
+        raise _whole_table(self, "arithmetic was done with it")
+
+    __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __pow__ = __mul__
+
     def __iter__(self):
         raise _whole_table(self, "its rows were iterated over")
 
     def __repr__(self) -> str:
-        return f"RowSlice({self.rows.shape[self.token_axis]} of {self.size} rows, shape={self.shape}, dtype={self.dtype})"
+        return f"RowSlice({self.rows.shape[self.token_axis]} of {self.num_rows} rows, shape={self.shape}, dtype={self.dtype})"
 
 
 def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_axis: int = 0) -> jax.Array:
@@ -142,7 +154,7 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 
     def lookup_automatically(table, ids):
         if isinstance(table, RowSlice):
-            rows_NxF = _lookup_slice(table, flat_ids(ids, table.size))
+            rows_NxF = _lookup_slice(table, flat_ids(ids, table.num_rows))
         else:
             rows_NxF = take_rows(table, flat_ids(ids, table.shape[token_axis]), token_axis)
         return rows_NxF.reshape(*ids.shape, *rows_NxF.shape[1:])
@@ -161,11 +173,13 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 
 
 def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
-    """The distinct ids in increasing order, V after them, and the rows of a `RowSlice`: min(N, V) of them."""
+    """The distinct ids in increasing order, V after them, and their rows; all V of them where there are V ids or more."""
     size = table.shape[token_axis]
 
     def slice_automatically(table, ids):
-        ids_N = jnp.unique(flat_ids(ids, size), size=min(ids.size, size), fill_value=size)
+        # As many ids as rows: all rows in their order, so that the compact gradient is the dense one.
+        many = ids.size >= size
+        ids_N = jnp.arange(size, dtype=jnp.int32) if many else jnp.unique(flat_ids(ids, size), size=ids.size, fill_value=size)
         return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
 
     def specs():
@@ -176,20 +190,29 @@ def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.A
     return in_auto_mode(slice_automatically, specs, table, ids)
 
 
+def _guard(ids: jax.Array) -> jax.Array:
+    """The ids as random keys, on which JAX refuses arithmetic.
+
+    Losses map over all leaves of the parameters, for a cast or an L2 term. Integers would silently take part in that.
+    """
+    words = jnp.stack([ids.astype(jnp.uint32), jnp.zeros_like(ids, jnp.uint32)], -1)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
 def _names(entry: Any) -> set[str]:
     """The mesh axes of one entry of a spec."""
     return {entry} if isinstance(entry, str) else set(entry or ())
 
 
 def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(table.ids.dtype, jnp.integer):
-        raise TypeError(f"the ids of {table!r} have become {table.ids.dtype}: cast only the floating leaves of the parameters.")
     rows_NxF = rows_first(table.rows, table.token_axis, 1)
     count = table.ids.size
+    if not count:
+        rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # there is nothing to take, and no id is known
     place_M = jnp.searchsorted(table.ids, ids_M).astype(jnp.int32)
-    known_M = jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M
-    found = jnp.take(rows_NxF, jnp.where(known_M, place_M, count), 0, mode="fill", fill_value=jnp.nan)
-    padding_M = (ids_M == table.size).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
+    known_M = (jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M) if count else jnp.zeros(ids_M.shape, bool)
+    found = jnp.take(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, mode="fill", fill_value=jnp.nan)
+    padding_M = (ids_M == table.num_rows).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
     return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
 
 

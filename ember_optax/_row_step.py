@@ -77,7 +77,8 @@ def ember_row_step(
     factors = denominator_factors(of_rows_N1, nu_feature[None], axes, bias_correction(count, rate))
     update = precondition(rows_NxF, *factors, eps)
     if table is not None:
-        update = update + (weight_decay * take_rows(table, ids_N, token_axis).astype(jnp.float32)).astype(update.dtype)
+        decayed = take_rows(table, ids_N, token_axis)
+        update = update + (weight_decay * decayed.astype(compute_dtype(decayed))).astype(update.dtype)
     update = jnp.where(like_rows(first_N & finite, update), update, jnp.zeros((), update.dtype))
     new = Moments(count, nu_token, nu_feature, total_notfinite)
     return rows_back(update.astype(compact.dtype), compact.shape, token_axis, ids.ndim), new

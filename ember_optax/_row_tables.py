@@ -7,7 +7,7 @@ import jax
 from ._boxes import unbox
 from ._declared import DimensionNumbersLike, declared_dimension_numbers
 from ._dimension_numbers import EmberDimensionNumbers, TableAxes, table_axes
-from ._token_ids import check_known, check_one_table
+from ._token_ids import check_distinct, check_known, check_one_table
 
 
 def axes_by_place(
@@ -15,6 +15,7 @@ def axes_by_place(
 ) -> dict[int, TableAxes]:
     """The axes of the tables that have ids, by their place among the leaves."""
     check_known(ids, names, "the parameters are")
+    check_distinct(ids, names)
     default = EmberDimensionNumbers()
     declared = [default] * len(names) if dimension_numbers is None else declared_dimension_numbers(dimension_numbers, params)
     axes = {}

@@ -1,5 +1,6 @@
 """Reading `token_ids`: which leaves of the updates are compact, and of which rows."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ def token_ids_by_name(token_ids: Any) -> dict[str, jax.Array]:
     if hasattr(token_ids, "shape"):
         token_ids = {"": token_ids}  # a parameter tree that is a single leaf
     names, leaves, _ = flatten_named(token_ids)
+    check_distinct(names, names)
     found = {name: unbox(leaf) for name, leaf in zip(names, leaves, strict=True) if unbox(leaf) is not None}
     for name, ids in found.items():
         dtype = getattr(ids, "dtype", None)
@@ -37,6 +39,25 @@ def check_known(ids: dict[str, jax.Array], names: list[str], what: str = "the up
     unknown = sorted(set(ids) - set(names))
     if unknown:
         raise ValueError(f"token_ids names {unknown}, but {what} {names}; correct the path.")
+
+
+def check_distinct(wanted: Collection[str], names: list[str]) -> None:
+    """Raises where a path that has ids stands for several leaves."""
+    several = sorted({name for name in names if name in wanted and names.count(name) > 1})
+    if several:
+        raise ValueError(
+            f"token_ids are given for {several}, which stand for more than one leaf each (a leading 'params' is dropped, and "
+            f"'a/b' is also the b in a); rename the keys."
+        )
+
+
+def check_rows_first(name: str, shape: tuple[int, ...], ids: dict[str, jax.Array]) -> None:
+    """Raises unless an array begins with the axes of its ids, if it has any."""
+    if name in ids and shape[: ids[name].ndim] != ids[name].shape:
+        raise ValueError(
+            f"the update of {name!r} has shape {shape}, but its ids have shape {ids[name].shape}: it must begin with one row for "
+            f"each id."
+        )
 
 
 def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:

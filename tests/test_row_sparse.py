@@ -262,14 +262,22 @@ def test_compact_gradients_are_the_gradients(loss_fn):
 
 
 def test_more_tokens_than_rows():
-    """Never more rows than the table has."""
     ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (30, T + 1)))
     params = make_params()
     _, compact, token_ids = row_sparse.value_and_grad(plain_loss)(params, {"embed/embedding": ids}, ids)
-    assert compact["embed"]["embedding"].shape == (V, D)
+    assert compact["embed"]["embedding"].shape == (V, D)  # never more rows than the table has
     grads = jax.grad(plain_loss)(params, ids)
     dense = to_dense(compact["embed"]["embedding"], token_ids["embed/embedding"], (V, D))
     np.testing.assert_allclose(dense, grads["embed"]["embedding"], rtol=1e-5, atol=1e-7)
+
+
+def test_as_many_ids_as_rows_give_the_dense_gradient():
+    """So that whoever forgets the ids then is still right."""
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 40, (9, T + 1)))
+    params = make_params()
+    _, compact, token_ids = row_sparse.value_and_grad(plain_loss)(params, {"embed/embedding": ids}, ids)
+    np.testing.assert_array_equal(token_ids["embed/embedding"], jnp.arange(V))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-7), compact, jax.grad(plain_loss)(params, ids))
 
 
 def test_lookup_of_padding_and_of_ids_that_were_not_declared():
@@ -279,6 +287,8 @@ def test_lookup_of_padding_and_of_ids_that_were_not_declared():
     for one in (table, part):
         np.testing.assert_array_equal(row_sparse.lookup(one, ids)[..., 0], [[6.0, 3.0], [0.0, 0.0]])
     np.testing.assert_array_equal(row_sparse.lookup(part, jnp.array([2, 3]))[:, 0], [3.0, np.nan])
+    empty = row_sparse.RowSlice(table[:0], jnp.zeros(0, jnp.int32), 10)
+    np.testing.assert_array_equal(empty[jnp.array([-1, 3])][:, 0], [0.0, np.nan])
 
 
 def test_a_tap_has_the_compact_gradient():
@@ -415,6 +425,35 @@ def test_frozen_rows_stay_bit_identical(compact):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state, alone_state)
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_frozen_rows_are_out_of_norms_and_of_noise(compact):
+    """Their gradients are zero before the inner transformation, their updates after it."""
+    inner = optax.chain(optax.clip_by_global_norm(1e-3), scale_by_ember(), optax.scale(-1e-2), optax.add_noise(1e-2, 0.0, 0))
+    tx = row_sparse.train_only_rows(inner, {"wte": np.array([1, 2])})
+    table, ids = {"wte": jnp.ones((20, 4))}, jnp.array([1, 7, 9])
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32).at[1].set(jnp.nan)
+    token_ids = {"wte": ids} if compact else None
+    grads = {"wte": rows if compact else jnp.zeros((20, 4)).at[ids].set(rows)}
+    state = jax.jit(tx.init)(table)
+    updates, state = jax.jit(tx.update)(grads, state, table, token_ids=token_ids)
+    found = row_sparse.apply_updates(table, updates, token_ids)["wte"]
+    moved = np.flatnonzero((found != 1.0).any(1))
+    assert 1 in moved
+    assert set(moved) <= {1, 2}
+    scaled = optax.tree.get(state, "nu_token")["wte"]
+    np.testing.assert_allclose(jnp.sqrt(scaled[1] * 4 / 1e-3), 1e-3, rtol=1e-4)  # the norm is that of row 1 alone
+    assert not optax.tree.get(state, "total_notfinite")["wte"]
+
+
+@pytest.mark.parametrize("dtype, most", [(jnp.float16, 0.02), (jnp.bfloat16, 1.02)])
+def test_copies_of_a_half_precision_table(dtype, most):
+    """XLA on CPU copies a bfloat16 table once, not twice as float32."""
+    table, ids = jax.ShapeDtypeStruct((100_000, 64), dtype), jax.ShapeDtypeStruct((128,), jnp.int32)
+    step = jax.jit(row_sparse.apply_updates, donate_argnums=0)
+    memory = step.lower(table, jax.ShapeDtypeStruct((128, 64), dtype), ids).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < most * table.size * table.dtype.itemsize
+
+
 def test_a_compiled_step_has_no_table_sized_gradient():
     """Optimizer step below 2 % of the table, a train step below 5 %, where AdamW's has the V x D gradient."""
     size, width, tokens = 262_144, 1024, 2048
@@ -513,13 +552,35 @@ MISTAKES = {
         lambda: row_sparse.value_and_grad(
             lambda p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), p)["embed"]["embedding"][IDS].sum()
         )(PARAMS, {"embed/embedding": IDS}),
-        TypeError,
-        r"have become bfloat16: cast only the floating leaves",
+        NotImplementedError,
+        r"astype",
     ),
     "indexed with a mask": (
         lambda: row_sparse.value_and_grad(lambda p: p["embed"]["embedding"][IDS > 3].sum())(PARAMS, {"embed/embedding": IDS}),
         TypeError,
         r"ids must be integers, got bool",
+    ),
+    "L2 term over all leaves": (
+        lambda: row_sparse.value_and_grad(lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p)))(
+            PARAMS, {"embed/embedding": IDS}
+        ),
+        TypeError,
+        r"key<fry>",
+    ),
+    "table times two": (
+        lambda: row_sparse.value_and_grad(lambda p: jnp.sum(2.0 * p["embed"]["embedding"]))(PARAMS, {"embed/embedding": IDS}),
+        TypeError,
+        r"arithmetic was done with it",
+    ),
+    "one path of two leaves": (
+        lambda: row_sparse.apply_updates({"a/b": jnp.ones((4, 2)), "a": {"b": jnp.ones((4, 2))}}, None, {"a/b": FIVE}),
+        ValueError,
+        r"'a/b'\], which stand for more than one leaf",
+    ),
+    "micro-batches of a (D, V) head": (
+        lambda: row_sparse.mean_over_micro_batches({"head": jnp.ones((6, 6, 5))}, {"head": jnp.zeros((6, 5), jnp.int32)}),
+        ValueError,
+        r"'head' has shape \(6, 6, 5\), but its ids have shape \(6, 5\)",
     ),
     "lookup of floats": (lambda: row_sparse.lookup(jnp.ones((4, 2)), jnp.ones(3)), TypeError, r"ids must be integers, got f"),
     "tap of another shape": (
