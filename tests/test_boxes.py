@@ -11,7 +11,7 @@ from flax import nnx
 from next_token import TOKENS, D, V, assert_falls, needs_nnx_optimizer, next_token_loss, train_nnx
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
-from ember_optax._paths import flatten_named
+from ember_optax._tree.paths import flatten_named
 
 
 class BoxedModel(nn.Module):

@@ -16,7 +16,7 @@ from flax.training.train_state import TrainState
 from next_token import TOKENS, D, T, V, assert_falls, needs_nnx_optimizer, next_token_loss, train, train_nnx
 
 from ember_optax import ember, token_tables
-from ember_optax._paths import flatten_named
+from ember_optax._tree.paths import flatten_named
 
 
 def tables_of(params, **options):

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
-from ember_optax._tables import RULES
+from ember_optax._tree.rules import RULES
 
 DATA = Path(__file__).parent / "data"
 

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the mathematics of Ember, without trees, names and checks of what users pass."""

@@ -1,0 +1,81 @@
+"""One step of Ember on the rows that have a gradient: the dense step, at the cost of those rows and of a vector of length V.
+
+A row without gradient does not move, and its `nu_token` only decays. So nothing of the size of the table is read or written.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .axes import TableAxes
+from .mean_square import compute_dtype, plain_mean_square
+from .mesh import mean_over
+from .moments import DecayRate, Moments, bias_correction, expand_moments, next_moments, squeeze_moments
+from .rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
+from .step import decay_term, mean_moment, over_active_rows, precondition
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "active_rows"))
+def ember_row_step(
+    compact: jax.Array,
+    ids: jax.Array,
+    moments: Moments,
+    rate: DecayRate,
+    eps: Any,
+    weight_decay: Any = 0.0,
+    table: jax.Array | None = None,
+    *,
+    axes: TableAxes,
+    active_rows: bool = False,
+) -> tuple[jax.Array, Moments]:
+    """`ember_step` for a gradient that is zero outside of the rows `ids`.
+
+    Args:
+      compact: their gradients, of the table's shape with the axes of `ids` in the place of the token axis.
+      ids: integers of any shape; equal ids are summed before they are squared, padding (below zero, from V on) is ignored.
+      moments: the state before the step.
+      rate: the decay rate.
+      eps: added to the root, float32.
+      weight_decay: times the touched rows of `table`, added to their update.
+      table: the parameter; None for no decay.
+      axes: the table's axes, without batch axes.
+      active_rows: as in `ember_step`.
+
+    Returns:
+      The update in the shape and dtype of `compact`: a row's whole update where its id stands first, zeros where it stands again
+      and in padding. And the state after the step.
+    """
+    (token_axis,), size = axes.token, moments.nu_token.shape[0]
+    ids_N = flat_ids(ids, size)
+    rows_NxF, first_N = sum_duplicates(rows_first(compact, token_axis, ids.ndim), ids_N, size)
+    axes = axes._replace(token=(0,), feature=tuple(range(1, rows_NxF.ndim)))
+    old = expand_moments(moments, axes)
+
+    rows_NxF, token_V1, feature_1F = _row_statistics(rows_NxF, ids_N, first_N, old, axes)
+    if active_rows:
+        feature_1F = over_active_rows(feature_1F, token_V1, axes)
+    new, finite_11 = next_moments(old, token_V1, feature_1F, axes, rate)
+
+    mean_11 = mean_moment(new, axes, active_rows=active_rows)
+    nu_token_N1 = take_rows(new.nu_token, ids_N, 0)
+    update = precondition(rows_NxF, nu_token_N1, new.nu_feature, mean_11, bias_correction(new.count, rate), eps)
+    if table is not None:
+        update = update + decay_term(take_rows(table, ids_N, token_axis), weight_decay).astype(update.dtype)
+    update = jnp.where(like_rows(first_N, update) & finite_11, update, jnp.zeros((), update.dtype))
+    return rows_back(update.astype(compact.dtype), compact.shape, token_axis, ids.ndim), squeeze_moments(new, axes)
+
+
+def _row_statistics(
+    rows_NxF: jax.Array, ids_N: jax.Array, first_N: jax.Array, old: Moments, axes: TableAxes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The rows for the next pass, and what `batch_statistics` would give for the whole gradient: (V, 1) and (1, F)."""
+    size = old.nu_token.shape[0]
+    token_N1 = plain_mean_square(rows_NxF, axes.feature)
+    # As in `batch_statistics`: otherwise XLA shares the squares among both passes and writes them to memory.
+    rows_NxF, token_N1 = jax.lax.optimization_barrier((rows_NxF, token_N1))
+    token_N1 = jnp.where(like_rows(first_N, token_N1), mean_over(axes.feature_mesh, token_N1), 0.0)
+    token_V1 = jnp.zeros_like(old.nu_token).at[ids_N].add(token_N1, mode="drop")
+    feature_1F = jnp.sum(jnp.square(rows_NxF), 0, keepdims=True, dtype=compute_dtype(rows_NxF)) / size
+    return rows_NxF, token_V1, mean_over(axes.token_mesh, feature_1F.astype(jnp.float32))

@@ -1,0 +1,96 @@
+"""Rows of a table and the ids that say which: arrays only.
+
+A compact array holds N rows of a (V, D) table instead of all V. Ids below zero and from V on are padding; the same id may stand
+more than once.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from .mean_square import compute_dtype
+from .mesh import as_varying, varying_axes
+
+
+def flat_ids(ids: jax.Array, size: int) -> jax.Array:
+    """The ids as int32 of shape (N,), with `size` for padding, which scatters drop."""
+    ids_N = ids.reshape(-1)
+    if jnp.iinfo(ids_N.dtype).bits < 32:
+        ids_N = ids_N.astype(jnp.int32)  # int8 cannot be compared with a size above 127
+    return jnp.where((ids_N < 0) | (ids_N >= size), size, ids_N).astype(jnp.int32)
+
+
+def shifted_ids(ids: jax.Array, part: jax.Array, size: int) -> jax.Array:
+    """The ids as the part of a row-sharded table with `size` rows counts them, int32; -1 for those of other parts."""
+    # Ids beyond int32, of x64, would wrap around to rows that exist.
+    beyond = (ids < 0) | (ids > jnp.asarray(min(jnp.iinfo(ids.dtype).max, jnp.iinfo(jnp.int32).max), ids.dtype))
+    moved = jnp.where(beyond, -1, ids).astype(jnp.int32) - part * size
+    return jnp.where((moved >= 0) & (moved < size), moved, -1)
+
+
+def rows_first(compact: jax.Array, token_axis: int, ids_rank: int) -> jax.Array:
+    """A compact array with the axes of the ids, which stand in the place of the token axis, as one first axis: (N, ...)."""
+    moved = jnp.moveaxis(compact, range(token_axis, token_axis + ids_rank), range(ids_rank))
+    return moved.reshape(math.prod(moved.shape[:ids_rank]), *moved.shape[ids_rank:])
+
+
+def rows_back(rows_NxF: jax.Array, shape: tuple[int, ...], token_axis: int, ids_rank: int) -> jax.Array:
+    """The inverse of `rows_first`, to a compact array of this shape."""
+    ids_shape = shape[token_axis : token_axis + ids_rank]
+    moved = rows_NxF.reshape(*ids_shape, *rows_NxF.shape[1:])
+    return jnp.moveaxis(moved, range(ids_rank), range(token_axis, token_axis + ids_rank))
+
+
+def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """The rows `ids_N` of a table, (N, ...); zeros for padding."""
+    rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+    return jnp.moveaxis(rows, token_axis, 0)
+
+
+def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Adds the rows of equal ids up.
+
+    Args:
+      rows_NxF: rows, any floating dtype; added in float32.
+      ids_N: their ids, as from `flat_ids`.
+      size: the number of rows of the table.
+
+    Returns:
+      The sums, (N, ...) in float32: each where its id stands first, zeros in all other places and in padding. And (N,) of bool:
+      the places where an id stands first.
+    """
+    rows_NxF = rows_NxF.astype(compute_dtype(rows_NxF))
+    rows_NxF = as_varying(rows_NxF, varying_axes(ids_N) - varying_axes(rows_NxF))
+    valid_N = ids_N < size
+    increasing = jnp.all((ids_N[1:] > ids_N[:-1]) | ~valid_N[1:])
+    # As from `row_sparse.value_and_grad`: then nothing has to be sorted, and without padding no row is even copied.
+    way = jnp.where(increasing, jnp.where(jnp.all(valid_N), 0, 1), 2)
+    return jax.lax.switch(
+        way,
+        [
+            lambda rows: (rows, valid_N),
+            lambda rows: (_keep(rows, valid_N), valid_N),
+            lambda rows: _add_up(_keep(rows, valid_N), ids_N, valid_N),
+        ],
+        rows_NxF,
+    )
+
+
+def _keep(rows_NxF: jax.Array, kept_N: jax.Array) -> jax.Array:
+    return jnp.where(like_rows(kept_N, rows_NxF), rows_NxF, jnp.zeros((), rows_NxF.dtype))
+
+
+def _add_up(rows_NxF: jax.Array, ids_N: jax.Array, valid_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums of the rows of equal ids in the places where an id stands first, and these places."""
+    places_N = jnp.arange(ids_N.size, dtype=jnp.int32)
+    sorted_N, order_N = jax.lax.sort((ids_N, places_N), num_keys=1)  # stable: of equal ids the first place comes first
+    starts_N = jnp.concatenate([jnp.ones_like(sorted_N[:1], bool), sorted_N[1:] != sorted_N[:-1]])
+    first_place_N = order_N[jax.lax.cummax(jnp.where(starts_N, places_N, 0))]
+    target_N = jnp.zeros_like(order_N).at[order_N].set(first_place_N, unique_indices=True)
+    return jnp.zeros_like(rows_NxF).at[target_N].add(rows_NxF), (target_N == places_N) & valid_N
+
+
+def like_rows(vector_N: jax.Array, rows_NxF: jax.Array) -> jax.Array:
+    """A vector with an axis of length one for each axis that the rows have besides."""
+    return vector_N.reshape(-1, *(1 for _ in rows_NxF.shape[1:]))

@@ -1,0 +1,178 @@
+"""`ember`: token tables to Ember, everything else to a body optimizer."""
+
+import functools
+import numbers
+import warnings
+from typing import Any
+
+import jax
+import optax
+
+from .._tree.boxes import unbox
+from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.describe import no_table_message, unused_patterns_message
+from .._tree.finder import FinderOptions
+from .._tree.paths import flatten_named, is_complete
+from .._tree.suspects import suspect_warnings
+from .._tree.tables import TableTree, tables_of
+from .._tree.token_ids import token_ids_by_name
+from .hyperparameters import checked_learning_rate
+from .transform import FeatureMean, ScaleByEmberState, scale_tables
+
+
+def ember(
+    learning_rate: optax.ScalarOrSchedule,
+    body: optax.GradientTransformation | None = None,
+    *,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    feature_mean: FeatureMean = "all_rows",
+    tables: DimensionNumbersLike = AUTO,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains token tables with Ember and everything else with `body`: the one-line swap for `optax.adamw(learning_rate)`.
+
+    .. math:: p \leftarrow p - \eta\, (u + \lambda p)
+
+    where :math:`u` is the update of `scale_by_ember`, :math:`\eta` the learning rate and :math:`\lambda` the decoupled
+    weight decay. The optimizer state of a (V, D) table is 4 (V + D) bytes and two counters, against 8 V D for Adam.
+
+    A table whose batch is not finite does not move at all in that step, weight decay included. A learning-rate schedule
+    counts that step all the same.
+
+    Args:
+      learning_rate: step size for the tables, and for the default body; a number or an `optax` schedule.
+      body: transformation for all other parameters, complete with its own learning rate; None means
+        `optax.adamw(learning_rate)`. For example `optax.contrib.muon(2e-2)`.
+      b2: decay rate of Ember's averages, in [0, 1).
+      eps: added to Ember's denominator after the root.
+      weight_decay: decoupled weight decay of the tables, in units of the learning rate as in `optax.adamw`; zero unless you say
+        otherwise, and the body has its own (that of `optax.adamw` is 1e-4).
+      feature_mean: "all_rows", or "active_rows" for the code that the paper came with, as in `scale_by_ember`.
+      tables: which parameters are tables, and their axes: a function from parameters to a tree of
+        `EmberDimensionNumbers` (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for
+        every leaf. "auto" means `token_tables`: what its rules find.
+
+    Returns:
+      A `GradientTransformationExtraArgs`; an `optax.partition` of "ember" and "body". Extra arguments reach both.
+
+    Raises:
+      TypeError: a hyperparameter is not a real number, or lost its digits in less than float32; `body` is no transformation.
+      ValueError: a hyperparameter is out of range; at `init`, no table is found, or two leaves have the same path.
+
+    Warns:
+      UserWarning: at `init`, an embedding was found and no head, but a matrix of the body has the embedding's sizes; or a stack of
+        tables has more tables than tokens. The message says what to write if it is one, and if it is not.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember
+      >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
+      >>> tx = ember(1e-3)  # was: optax.adamw(1e-3)
+      >>> opt_state = tx.init(params)
+      >>> updates, opt_state = tx.update(params, opt_state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(f"{params['embed']['embedding'][0, 0]:.6f}")
+      0.999000
+
+      Tables usually want about ten times the learning rate of the body (README, "Choosing the learning rate"):
+
+      >>> tx = ember(1e-2, body=optax.adamw(1e-3))
+
+      A learning rate that can be changed while training:
+
+      >>> tx = optax.inject_hyperparams(ember, hyperparam_dtype=jnp.float32)(learning_rate=1e-3)
+      >>> opt_state = tx.init(params)
+      >>> opt_state.hyperparams["learning_rate"] = jnp.float32(5e-4)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    check_declaration(tables, "tables")
+    _check_body(body)
+    learning_rate = checked_learning_rate(learning_rate)
+    body = optax.adamw(learning_rate) if body is None else body
+    scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
+    scaling(tables_of)  # checks the numbers, here where they are written
+    find = functools.partial(tables_of, declaration=tables, among="found", argument="tables")
+
+    def transformation(found: TableTree) -> optax.GradientTransformationExtraArgs:
+        labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
+        of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), optax.scale_by_learning_rate(learning_rate))
+        # As a function, because a tree that is callable, an Equinox model, would be called.
+        return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
+
+    def init_fn(params):
+        _check_arrays(params)
+        found = find(params, what="the parameters are")
+        # In an incomplete tree the tables may be elsewhere.
+        if is_complete(params):
+            _check_found(found, tables)
+        return transformation(found).init(params)
+
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        ids = token_ids_by_name(token_ids)
+        if ids and params is None:
+            raise ValueError("token_ids need the parameters: call update(updates, state, params, token_ids=token_ids).")
+        _check_state(state)
+        found = find(updates, token_ids=ids, params=params, what="the parameters are")
+        _check_ids_of_body(found, state.inner_states["body"])
+        if params is not None:
+            params = found.treedef.unflatten(found.leaves_of(params, "parameter tree", may_have_more=True))
+        given = {"token_ids": token_ids} if ids else {}
+        return transformation(found).update(updates, state, params, **given, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_found(found: TableTree, tables: DimensionNumbersLike) -> None:
+    """Raises where nothing was found or a pattern was in vain; warns of what may be a table and is not trained as one."""
+    options = FinderOptions() if isinstance(tables, str) else FinderOptions.of(tables)
+    if options is not None and (message := unused_patterns_message(found, options)):
+        raise ValueError(message)
+    if all(table.axes is None for table in found.tables):
+        # Without a table everything would silently go to the body.
+        raise ValueError(no_table_message(found))
+    for message in suspect_warnings(found, options) if options is not None else ():
+        warnings.warn(message, stacklevel=3)
+
+
+def _check_state(state: Any) -> None:
+    if not hasattr(state, "inner_states") or set(state.inner_states) != {"ember", "body"}:
+        raise TypeError(
+            f"state must be the one that init or the last update of this ember returned, got {type(state).__name__}: call "
+            f"update(updates, state, params)."
+        )
+
+
+def _check_ids_of_body(found: TableTree, body_state: Any) -> None:
+    """Ids for a parameter of the body would be ignored there, unless an Ember in the body trains it."""
+    of_body = [table for table in found.tables if table.ids is not None and table.axes is None]
+    if not of_body:
+        return
+    states = jax.tree.leaves(body_state, is_leaf=lambda node: isinstance(node, ScaleByEmberState))
+    of_embers = {name for state in states if isinstance(state, ScaleByEmberState) for name in flatten_named(state.nu_token)[0]}
+    if refused := [f"{table.name!r} of shape {table.shape}" for table in of_body if table.name not in of_embers]:
+        raise ValueError(
+            f"token_ids are given for {', '.join(refused)}, trained by the body: only token tables take row-sparse steps. Name "
+            f"the table in the `tables` argument of ember, or give its updates dense."
+        )
+
+
+def _check_body(body: Any) -> None:
+    if body is not None and not (hasattr(body, "init") and hasattr(body, "update")):
+        raise TypeError(
+            f"body must be an optax.GradientTransformation with its own learning rate, for example optax.adamw(1e-3), "
+            f"got {body!r} of type {type(body).__name__}."
+        )
+
+
+def _check_arrays(params: Any) -> None:
+    names, leaves, _ = flatten_named(params)
+    for name, leaf in zip(names, leaves, strict=True):
+        if not (hasattr(unbox(leaf), "shape") or isinstance(unbox(leaf), numbers.Number)):
+            raise TypeError(
+                f"parameter {name!r} is {leaf!r} of type {type(leaf).__name__}, not an array. Keep only the trainable arrays: "
+                f"eqx.filter(model, eqx.is_inexact_array) with Equinox."
+            )

@@ -1,0 +1,103 @@
+"""From compact updates to parameters."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._math.mesh import in_auto_mode, spec_like
+from .._math.rows import flat_ids, rows_first, sum_duplicates, take_rows
+from .._tree.boxes import unbox
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.tables import Table, TableTree, tables_of
+from .._tree.token_ids import check_compact, token_ids_by_name
+
+
+def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_numbers: DimensionNumbersLike = AUTO) -> Any:
+    """`optax.apply_updates` for updates of which some are compact.
+
+    .. math:: p_{ids_n} \\leftarrow p_{ids_n} + u_n
+
+    Only the rows that have ids are read and written, in place where the parameters are donated.
+
+    Args:
+      params: the parameters.
+      updates: of their structure; where there are ids, of the table's shape with the axes of the ids in place of the token axis.
+      token_ids: a tree like `params` or a dictionary from paths, as in `row_sparse.value_and_grad`. The updates of equal ids
+        are added up, padding is ignored.
+      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+
+    Returns:
+      The parameters after the step, in their dtypes.
+
+    Raises:
+      TypeError: ids are not integers.
+      ValueError: ids for a path that is no parameter; an update of another shape than its ids ask for.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> params = {"wte": jnp.zeros((4, 2)), "bias": jnp.zeros(1)}
+      >>> updates = {"wte": jnp.ones((3, 2)), "bias": jnp.ones(1)}
+      >>> row_sparse.apply_updates(params, updates, {"wte": jnp.array([2, -1, 2])})["wte"][:, 0]
+      Array([0., 0., 2., 0.], dtype=float32)
+
+    References:
+      docs/row_sparse.md
+    """
+    ids = token_ids_by_name(token_ids)
+    found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
+    new = [_apply(table, unbox(update)) for table, update in zip(found.tables, _updates_of(found, updates), strict=True)]
+    return found.rebuild(new)
+
+
+def _updates_of(found: TableTree, updates: Any) -> list[Any]:
+    try:
+        return found.treedef.flatten_up_to(updates)
+    except ValueError as error:
+        raise ValueError(f"updates must have the structure of params, with the leaves {found.names}: {error}") from None
+
+
+def _apply(table: Table, update: Any) -> Any:
+    if update is None:
+        return table.array
+    p = jnp.asarray(table.array)
+    if table.ids is None or table.axes is None:
+        _check_dense(table.name, p, update)
+        return jnp.asarray(p + update).astype(p.dtype)
+    check_compact(table.name, jnp.shape(update), table.ids, p.shape, table.axes)
+    add_rows = functools.partial(_add_rows, token_axis=table.axes.token[0])
+    return in_auto_mode(add_rows, functools.partial(spec_like, p), p, jnp.asarray(update), table.ids)
+
+
+def _check_dense(name: str, param: Any, update: Any) -> None:
+    if jnp.shape(update) != jnp.shape(param):
+        raise ValueError(
+            f"the update of {name!r} has shape {jnp.shape(update)}, but the parameter has {jnp.shape(param)}: if it is compact, "
+            f"give token_ids of {name!r}, those that tx.update got."
+        )
+
+
+def _add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
+    size = table.shape[token_axis]
+    ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
+    if jnp.promote_types(table.dtype, rows_NxF.dtype) == table.dtype and table.dtype != jnp.bfloat16:
+        at_rows = (slice(None),) * token_axis + (ids_N,)
+        return table.at[at_rows].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
+    # A bfloat16 table: each row is added once, in float32 if the updates are, and rounded, as optax.apply_updates does.
+    summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
+    rows_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)
+    once = (slice(None),) * token_axis + (jnp.where(first_N, ids_N, size),)
+    return _set_bits(table, once, jnp.moveaxis(rows_NxF, 0, token_axis))
+
+
+def _set_bits(table: jax.Array, at_rows: tuple[Any, ...], rows: jax.Array) -> jax.Array:
+    """`table.at[at_rows].set(rows, mode="drop")` as integers.
+
+    XLA on CPU (jax 0.10.2) scatters into a bfloat16 array by way of float32 copies of all of it; so there is one copy, as large
+    as the table, instead of two of twice its size, in a seventh of the time.
+    """
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[table.dtype.itemsize]
+    new = jax.lax.bitcast_convert_type(table, bits).at[at_rows].set(jax.lax.bitcast_convert_type(rows, bits), mode="drop")
+    return jax.lax.bitcast_convert_type(new, table.dtype)

@@ -1,0 +1,107 @@
+"""What `scale_by_ember` refuses of parameters, gradients, state and mesh axes."""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._math.axes import TableAxes
+from .._math.mesh import varying_axes
+from .._math.moments import Moments, moment_shapes
+from .._tree.tables import Table
+from .._tree.token_ids import check_compact
+
+
+def mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
+    """The mesh axes of an argument, as a tuple."""
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"{argument} must be a mesh axis name or a tuple of them, got {names!r}.")
+    return tuple(names)
+
+
+def check_leaf(table: Table) -> TableAxes:
+    """The axes of a leaf that is a real floating array with at least one element, and is declared to be a table."""
+    leaf = table.array
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        number = " Write it as an array: jnp.asarray(...)." if isinstance(leaf, numbers.Number) else ""
+        raise TypeError(
+            f"parameter {table.name!r} is {leaf!r} of type {type(leaf).__name__}, not an array; filter the tree to arrays "
+            f"first.{number}"
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(
+            f"parameter {table.name!r} of shape {leaf.shape} has dtype {leaf.dtype}; Ember needs a real floating dtype. Keep this "
+            f"leaf out with optax.masked, optax.partition or the `tables` argument of ember."
+        )
+    if 0 in table.shape:
+        raise ValueError(
+            f"parameter {table.name!r} of shape {leaf.shape} is empty, so its mean squares do not exist; remove it from the tables."
+        )
+    if table.axes is None:
+        raise ValueError(
+            f"dimension_numbers says None, no table, of {table.name!r} with shape {leaf.shape}, but scale_by_ember treats "
+            f"every leaf as one: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
+        )
+    return table.axes
+
+
+def check_state(state: Any) -> None:
+    """Raises unless a state has the fields of `ScaleByEmberState`."""
+    if not all(hasattr(state, field) for field in Moments._fields):
+        raise TypeError(
+            f"state must be the ScaleByEmberState that init or the last update returned, got {type(state).__name__}: call "
+            f"update(updates, state, params), with the state of this transformation."
+        )
+
+
+def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
+    """Whether the caller is inside a `jax.shard_map` (or a `jax.vmap` with `axis_name`) over these axes."""
+    for argument, names in mesh_axes.items():
+        for name in names:
+            try:
+                jax.lax.axis_size(name)
+            except (NameError, KeyError):
+                raise ValueError(
+                    f"{argument}_axes names {name!r}, which is no mesh axis that jax.shard_map splits arrays over at this place. "
+                    f"Name an axis of the mesh, or leave the argument out under jax.jit, where arrays are whole."
+                ) from None
+
+
+def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes, param: jax.Array | None) -> None:
+    """Raises where a gradient, its state and its parameter do not belong together."""
+    _check_split(table, g, axes)
+    for field in ("nu_token", "nu_feature"):
+        moment = getattr(moments, field)
+        if moment.dtype != jnp.float32:
+            raise TypeError(
+                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is float32 whatever the parameters' dtype: a step "
+                f"of 1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
+                f"jax.eval_shape(tx.init, params)."
+            )
+    shapes = moment_shapes(table.shape, axes)
+    if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
+        raise ValueError(
+            f"the gradient of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
+            f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
+            f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
+        )
+    if param is not None and param.shape != table.shape:
+        raise ValueError(
+            f"weight_decay needs the parameter of {table.name!r} in the shape of its gradient, {table.shape}, got {param.shape}; "
+            f"pass the parameters that these gradients belong to."
+        )
+    if table.ids is not None:
+        check_compact(table.name, g.shape, table.ids, table.shape, axes)
+
+
+def _check_split(table: Table, g: jax.Array, axes: TableAxes) -> None:
+    """Inside `jax.shard_map`: the rows of a compact gradient may be the same on all devices where their ids differ."""
+    split_over = varying_axes(g) | (frozenset() if table.ids is None else varying_axes(table.ids))
+    whole = [axis for axis in axes.token_mesh + axes.feature_mesh if split_over and axis not in split_over]
+    if whole:
+        raise ValueError(
+            f"the gradient of {table.name!r} is the same along the mesh axes {whole}, which token_mesh_axes or feature_mesh_axes "
+            f"name, and differs along {sorted(split_over)}: name only axes over which this table is split."
+        )

@@ -1,0 +1,95 @@
+"""Checks of hyperparameters: a bad value is refused where it is written, by its name and with the fix.
+
+Python numbers and concrete arrays are checked by value. A traced value (under `optax.inject_hyperparams`) has no value
+yet, so only its dtype and shape are; if b2 then is one, every update is NaN.
+"""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def checked_b2(b2: Any, argument: str = "b2") -> Any:
+    """`b2` as a float or an array, if it is a decay rate: a number in [0, 1)."""
+    value = _scalar(b2, argument, f"a number in [0, 1), for example {argument}=0.999")
+    if _is_low_precision(b2) and value is not None and value >= 1.0:
+        raise _lost_digits(b2, argument, "bfloat16 rounds 0.999 to 1.0")
+    if value is not None and not 0.0 <= value < 1.0:
+        raise ValueError(f"{argument} must be in [0, 1), got {b2!r}; 0.999 is the default, 0.95 follows faster.")
+    return _plain(b2)
+
+
+def checked_eps(eps: Any) -> Any:
+    """`eps` as a float or an array, if it is finite and not negative."""
+    value = _check_non_negative(eps, "eps", "a number >= 0, for example eps=1e-8")
+    if _is_low_precision(eps) and value == 0.0:
+        raise _lost_digits(eps, "eps", "float16 rounds 1e-8 to zero")
+    return _plain(eps)
+
+
+def checked_weight_decay(weight_decay: Any) -> Any:
+    """`weight_decay` as a float or an array, if it is finite and not negative."""
+    _check_non_negative(weight_decay, "weight_decay", "a number >= 0, for example weight_decay=0.1")
+    return _plain(weight_decay)
+
+
+def checked_learning_rate(learning_rate: Any) -> Any:
+    """`learning_rate` as a schedule, a float or an array, if it is finite and not negative."""
+    if callable(learning_rate):
+        return learning_rate
+    _check_non_negative(learning_rate, "learning_rate", "a number >= 0 or a schedule, for example learning_rate=1e-3")
+    return _plain(learning_rate)
+
+
+def checked_feature_mean(feature_mean: Any) -> str:
+    """`feature_mean`, if it is one of the two."""
+    if feature_mean not in ("all_rows", "active_rows"):
+        raise ValueError(f"feature_mean must be 'all_rows' or 'active_rows', got {feature_mean!r}.")
+    return feature_mean
+
+
+def _check_non_negative(value: Any, argument: str, fix: str) -> float | None:
+    number = _scalar(value, argument, fix)
+    if number is not None and not 0.0 <= number <= _LARGEST:
+        raise ValueError(f"{argument} must be finite and not negative, got {value!r}; pass {fix}.")
+    return number
+
+
+def _scalar(value: Any, argument: str, fix: str) -> float | None:
+    """The value as a float, None where it is traced, an error where it is no real scalar."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        real = jnp.issubdtype(value.dtype, jnp.number) and not jnp.issubdtype(value.dtype, jnp.complexfloating)
+        if value.shape != () or not real:
+            raise TypeError(
+                f"{argument} must be a real scalar, got an array of shape {value.shape} and dtype {value.dtype}; pass {fix}."
+            )
+        return None if isinstance(value, jax.core.Tracer) else float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument} must be a real number, got {value!r} of type {type(value).__name__}; pass {fix}.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{argument} must be finite, got a number of more than 308 digits; pass {fix}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """Fractions and the like as floats; arrays stay, since they may be traced."""
+    return value if isinstance(value, jax.Array) else float(value)
+
+
+def _is_low_precision(value: Any) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+def _lost_digits(value: Any, argument: str, example: str) -> TypeError:
+    return TypeError(
+        f"{argument} arrived as {value.dtype}({float(value)}), which has lost its digits ({example}). optax.inject_hyperparams casts "
+        f"hyperparameters to the parameters' dtype; pass hyperparam_dtype=jnp.float32 to it."
+    )

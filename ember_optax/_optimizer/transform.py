@@ -1,0 +1,239 @@
+"""`scale_by_ember`: the mathematics of one table mapped over a tree of them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._math.axes import TableAxes
+from .._math.mesh import in_auto_mode, spec_like
+from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_axes
+from .._math.row_step import ember_row_step
+from .._math.step import ember_step
+from .._tree.boxes import rebox, rebox_axes, unbox
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.tables import Table, TableTree, tables_of, tell_tables
+from .._tree.token_ids import token_ids_by_name
+from .checks import check_bound, check_gradient, check_leaf, check_state, mesh_names
+from .hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
+
+FeatureMean = Literal["all_rows", "active_rows"]
+
+
+class ScaleByEmberState(NamedTuple):
+    """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
+
+    Attributes:
+      count: steps each table has taken, int32, () or the shape of the batch axes. Skipped batches do not count.
+      nu_token: moving average of the mean squared gradient of each token, float32, (V,).
+      nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
+      total_notfinite: batches that were skipped because their mean squared gradient, or an average, was not finite, int32, as
+        `count`. `optax.tree.get(opt_state, "total_notfinite")` reads it from a nested state with one such field;
+        `optax.tree_utils.tree_get_all_with_path` finds several (`optax.apply_if_finite` has one of the same name).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import scale_by_ember
+      >>> tx = scale_by_ember()
+      >>> state = tx.init({"embedding": jnp.ones((8, 4))})
+      >>> _, state = tx.update({"embedding": jnp.full((8, 4), jnp.nan)}, state)
+      >>> print(optax.tree.get(state, "total_notfinite")["embedding"], state.count["embedding"])
+      1 0
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+
+    count: Any
+    nu_token: Any
+    nu_feature: Any
+    total_notfinite: Any
+
+
+def scale_by_ember(
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    feature_mean: FeatureMean = "all_rows",
+    dimension_numbers: DimensionNumbersLike = AUTO,
+    token_mesh_axes: str | tuple[str, ...] = (),
+    feature_mesh_axes: str | tuple[str, ...] = (),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rescales updates by Ember's factored second moment; every leaf is treated as a token table.
+
+    For a table's gradient :math:`g` of shape (V, D) at step t:
+
+    .. math::
+        \nu^{token}_i &\leftarrow b_2 \nu^{token}_i + (1 - b_2) \,\mathrm{mean}_j\, g_{ij}^2 \\
+        \nu^{feature}_j &\leftarrow b_2 \nu^{feature}_j + (1 - b_2) \,\mathrm{mean}_i\, g_{ij}^2 \\
+        \hat v_{ij} &= \nu^{token}_i \, \frac{\nu^{feature}_j}{\mathrm{mean}_j\, \nu^{feature}_j} \, \frac{1}{1 - b_2^t} \\
+        u_{ij} &= g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
+
+    A leaf of rank 0 or 1 has no feature axes, so its :math:`\hat v` is :math:`\nu^{token}` itself. Several feature axes
+    count as one. State is float32 whatever the parameters' dtype; updates come back in the gradients' dtype.
+
+    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19, a row or
+    column whose squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay,
+    `total_notfinite` goes up by one, and everything afterwards is bit-identical to a run that never saw that batch. Other
+    tables go on. A table whose averages are not finite (from a damaged checkpoint) skips every step, and counts them.
+
+    Range: with the default `eps` the update is within 1e-6 of float64 for gradients from 1e-22 to 1e17. Squares below
+    1.2e-38 are zero in float32, so for gradients below about 3e-18, where only a smaller `eps` would matter, the root counts as
+    :math:`\sqrt{1.2 \cdot 10^{-38} / (1 - b_2^t)}`, 3.4e-18 in the first step with `b2=0.999`: their steps become smaller than
+    the formula's, never larger.
+
+    With constant `b2`, bias correction and `eps -> 0` this is Adafactor's factored second moment
+    (`optax.scale_by_factored_rms`) without its clipping, relative step size and decay schedule.
+
+    Args:
+      b2: decay rate of both averages, in [0, 1).
+      eps: added to the denominator after the root, in units of the gradient.
+      feature_mean: over which rows of a batch the feature statistic is averaged. "all_rows" is the equation above and the authors'
+        code since 2026-07-20. "active_rows", the code that the paper of 2026-07-01 came with, divides by the number of rows with a
+        gradient instead of by V, and by :math:`\mathrm{mean}_i\, \nu^{token}_i` in the profile; on an input table whose batches
+        touch a share s of the rows its steps are :math:`\sqrt{s}` times as large, and rows of padding change them. Use it to
+        reproduce published runs and their learning rates.
+      dimension_numbers: which axis is the vocabulary: "auto" is what `token_tables` finds, and axis 0 for a leaf that it does not
+        know; one `EmberDimensionNumbers` for all leaves, a tree of them with the parameters' structure or a prefix of it, or a
+        function from parameters to such a tree.
+      token_mesh_axes: only inside `jax.shard_map`, where the code sees one device's part of a table: the mesh axes over which
+        the token axes are split. Without it each part would silently take its own rows for the whole vocabulary. Under
+        `jax.jit` with automatic or explicit mesh axes leave it empty: the arrays are whole there.
+      feature_mesh_axes: likewise, the mesh axes over which the feature axes are split.
+
+    Returns:
+      A `GradientTransformationExtraArgs` with state `ScaleByEmberState`. `update` takes `token_ids` for compact updates (see
+      `row_sparse`); other extra arguments are accepted and ignored.
+
+    Raises:
+      TypeError: `b2` or `eps` is not a real number, or lost its digits in less than float32; at init or update, a leaf is
+        integer or complex.
+      ValueError: `b2` or `eps` out of range; a mesh axis named twice, or at update one that is not in use; at init or update, a
+        leaf is empty, an axis does not fit it, a gradient has another shape than its table, two leaves have the same path, or a
+        tree of dimension numbers does not match or says None of a leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import scale_by_ember
+      >>> params = {"embedding": jnp.ones((8, 4))}
+      >>> tx = optax.chain(scale_by_ember(), optax.scale_by_learning_rate(1e-3))
+      >>> state = tx.init(params)
+      >>> state[0].nu_token["embedding"].shape, state[0].nu_feature["embedding"].shape
+      ((8,), (4,))
+      >>> updates, state = tx.update({"embedding": jnp.full((8, 4), 0.5)}, state)
+      >>> print(f"{updates['embedding'][0, 0]:.6f}")
+      -0.001000
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235
+    """
+    mesh_axes = {
+        "token_mesh": mesh_names(token_mesh_axes, "token_mesh_axes"),
+        "feature_mesh": mesh_names(feature_mesh_axes, "feature_mesh_axes"),
+    }
+    names = mesh_axes["token_mesh"] + mesh_axes["feature_mesh"]
+    if len(set(names)) != len(names):
+        raise ValueError(
+            f"token_mesh_axes={token_mesh_axes!r} and feature_mesh_axes={feature_mesh_axes!r} name a mesh axis twice; "
+            f"it splits either the tokens or the features."
+        )
+    find = functools.partial(tables_of, declaration=dimension_numbers)
+    return scale_tables(find, b2=b2, eps=eps, feature_mean=feature_mean, mesh_axes=mesh_axes)
+
+
+def scale_tables(
+    find: Callable[..., TableTree],
+    *,
+    b2: Any,
+    eps: Any,
+    feature_mean: FeatureMean = "all_rows",
+    weight_decay: Any = 0.0,
+    mesh_axes: dict[str, tuple[str, ...]] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`scale_by_ember` on the tables that `find` makes of a tree, with `weight_decay * param` added to its update.
+
+    `optax.add_decayed_weights` behind `scale_by_ember` cannot know that a table skipped its batch and would decay it all
+    the same. Here a skipped table does not move, and the state's structure does not depend on the decay.
+    """
+    b2, eps, weight_decay = checked_b2(b2), checked_eps(eps), checked_weight_decay(weight_decay)
+    active_rows = checked_feature_mean(feature_mean) == "active_rows"
+    # A traced decay may become non-zero later, a Python zero may not: only the latter does without parameters.
+    decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
+
+    def axes_of(table: Table) -> TableAxes:
+        return check_leaf(table)._replace(**(mesh_axes or {}))
+
+    def init_fn(params):
+        found = find(params)
+        tell_tables(found)
+        return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
+
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        del extra_args
+        _check_params(params, token_ids=token_ids, decays=decays)
+        found = find(updates, token_ids=token_ids_by_name(token_ids), params=params)
+        check_state(state)
+        check_bound(mesh_axes or {})
+        weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.tables)
+        step = functools.partial(_step_table, rate=decay_rate(b2), eps=eps, weight_decay=weight_decay, active_rows=active_rows)
+        stepped = [
+            step(table, boxes, unbox(weight), axes=axes_of(table))
+            for table, boxes, weight in zip(found.tables, _from_state(state, found), weights, strict=True)
+        ]
+        return found.rebuild([update for update, _ in stepped]), _to_state(found, [moments for _, moments in stepped])
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _step_table(
+    table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
+) -> tuple[jax.Array, Moments]:
+    """The update of one table, dense or compact, and its state in the boxes that it came in."""
+    g, moments = jnp.asarray(table.array), Moments(*map(unbox, boxes))
+    param = None if weight is None else jnp.asarray(weight)
+    check_gradient(table, g, moments, axes, param)
+    if table.ids is None:
+        update, moments = ember_step(g, moments, rate, eps, weight_decay, param, axes=axes, active_rows=active_rows)
+    else:
+        row_step = functools.partial(ember_row_step, axes=axes, active_rows=active_rows)
+        specs = functools.partial(jax.tree.map, spec_like, (g, moments))
+        update, moments = in_auto_mode(row_step, specs, g, table.ids, moments, rate, eps, weight_decay, param)
+    return update, Moments(*map(rebox, boxes, moments))
+
+
+def _check_params(params: Any, *, token_ids: Any, decays: bool) -> None:
+    if params is not None:
+        return
+    if token_ids is not None and token_ids_by_name(token_ids):
+        raise ValueError(
+            "token_ids need the parameters: call update(updates, state, params, token_ids=token_ids). A compact update does "
+            "not tell the shape of its table."
+        )
+    if decays:
+        raise ValueError(
+            "weight_decay needs the parameters: call update(updates, state, params). Under optax.inject_hyperparams "
+            "that is so even at zero, because the decay may be changed later."
+        )
+
+
+def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:
+    """One tree per field from one `Moments` per table; without leaves (a placeholder tree) the tree itself, four times."""
+    fields = {field: [getattr(one, field) for one in moments] for field in Moments._fields}
+    return ScaleByEmberState(**{field: found.treedef.unflatten(values) for field, values in fields.items()})
+
+
+def _from_state(state: ScaleByEmberState, found: TableTree) -> list[Moments]:
+    """One `Moments` per table, boxed as in the state."""
+    fields = {field: found.leaves_of(getattr(state, field), "state") for field in Moments._fields}
+    return [Moments(**{field: values[i] for field, values in fields.items()}) for i in range(len(found.tables))]
+
+
+def _boxed(moments: Moments, table: Table) -> Moments:
+    """Puts each field into the parameter's box, if it has one, with the names of the axes that the field has."""
+    assert table.axes is not None
+    return Moments(*(rebox_axes(table.box, field, kept) for field, kept in zip(moments, kept_axes(table.axes), strict=True)))

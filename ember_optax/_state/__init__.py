@@ -1,0 +1,1 @@
+"""The state of any Optax transformation that contains Ember: its sharding, its conversion, its checkpoints."""

@@ -1,0 +1,58 @@
+"""A checkpoint of another model is refused before it is loaded, by the name of what does not fit."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._tree.paths import check_distinct, full_path_name
+
+
+def check_shapes(saved: Any, target: Any) -> None:
+    """Raises unless a checkpoint holds exactly the arrays that are to be restored from it, by path and shape.
+
+    A vocabulary of another size is the usual reason; what loads a checkpoint often says only that some shape is wrong.
+
+    Args:
+      saved: what the checkpoint holds: a tree with arrays, `jax.ShapeDtypeStruct` or Orbax's metadata as leaves, for example
+        `manager.item_metadata(step).tree` of an `orbax.checkpoint.CheckpointManager`. Its containers may have become dictionaries
+        and lists.
+      target: what is wanted, likewise, for example `jax.eval_shape(tx.init, params)`.
+
+    Raises:
+      ValueError: a shape differs, an array is in one tree only, or two arrays have the same path; the message names the paths.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import check_shapes
+      >>> check_shapes({"embed": jnp.ones((8, 4))}, {"embed": jnp.ones((12, 4))})
+      Traceback (most recent call last):
+      ...
+      ValueError: the checkpoint does not fit: 'embed' was saved with shape (8, 4), wanted is (12, 4). ...
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    ours, theirs = _shapes(target), _shapes(saved)
+    other = [
+        f"{name!r} was saved with shape {theirs[name]}, wanted is {ours[name]}"
+        for name in ours
+        if theirs.get(name, ours[name]) != ours[name]
+    ]
+    missing = [f"{name!r} of shape {ours[name]} is not in the checkpoint" for name in ours if name not in theirs]
+    surplus = [f"{name!r} of shape {theirs[name]} is only in the checkpoint" for name in theirs if name not in ours]
+    if found := other + missing + surplus:
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise ValueError(
+            f"the checkpoint does not fit: {'; '.join(found[:4])}{more}. Restore it into the model and the optimizer that it was "
+            f"saved with; a vocabulary is changed afterwards."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    # By names and not by key paths: what a checkpoint returns has dictionaries and lists in the place of other containers.
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = [full_path_name(path) for path, _ in leaves]
+    check_distinct(names)
+    shapes = [tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for _, leaf in leaves]
+    return dict(zip(names, shapes, strict=True))

@@ -1,0 +1,187 @@
+"""Going on with Ember from a training run that used Adam."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._math.moments import bias_correction, decay_rate
+from .._optimizer.hyperparameters import checked_b2
+from .._optimizer.transform import ScaleByEmberState
+from .._tree.boxes import rebox, unbox
+from .._tree.paths import check_distinct, flatten_named
+from .origins import Origins, axis_origins
+
+
+class _AdamMoments(NamedTuple):
+    """What Adam knew of one parameter, without boxes."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+def state_from_adam(
+    tx: optax.GradientTransformation,
+    params: Any,
+    adam_state: Any,
+    *,
+    b2: jax.typing.ArrayLike = 0.999,
+    adam_b2: jax.typing.ArrayLike = 0.999,
+) -> Any:
+    r"""The state with which `tx`, a transformation that contains Ember, goes on where Adam stopped.
+
+    Averages are linear, so Ember's are the means of Adam's second moment :math:`\nu`, and both count the same steps:
+
+    .. math:: \nu^{token}_i = \mathrm{mean}_j\, \nu_{ij} \qquad \nu^{feature}_j = \mathrm{mean}_i\, \nu_{ij}
+
+    With equal decay rates this is the state that Ember would have had after the same gradients. With different ones it is
+    rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments carry over.
+
+    Of `tx`, every `ScaleByEmberState` gets these, every `optax.ScaleByAdamState` (a body) takes over `count`, `mu` and `nu`, and
+    every learning-rate schedule goes on at Adam's step. Anything else, such as the momentum of a Muon body or the accumulator of
+    `optax.MultiSteps`, starts afresh. `optax.adamax` and `optax.yogi` keep other moments in a state of the same type, which
+    cannot be told apart: do not convert their states, and do not convert for a `tx` that contains them.
+
+    Args:
+      tx: the transformation to go on with, for example `ember(1e-3)`.
+      params: the parameters, arrays.
+      adam_state: the optimizer state of the Adam run for the same parameters: any state with `optax.ScaleByAdamState` in it.
+      b2: the decay rate of the Ember in `tx`.
+      adam_b2: the decay rate with which `adam_state` was made.
+
+    Returns:
+      A state of the structure, shapes and dtypes of `tx.init(params)`. Under `jax.jit` with
+      `out_shardings=state_shardings(tx, params, ...)` it is made in place on every device.
+
+    Raises:
+      TypeError: `tx` is no transformation.
+      ValueError: there is no Adam state, it lacks a parameter that `tx` needs, has it in another shape (a resized vocabulary), or
+        its second moment is not finite; two parameters have the same path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember, state_from_adam
+      >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
+      >>> adam = optax.adamw(1e-3)
+      >>> _, adam_state = adam.update(params, adam.init(params), params)
+      >>> tx = ember(1e-3)
+      >>> opt_state = state_from_adam(tx, params, adam_state)
+      >>> print(optax.tree.get(opt_state, "ScaleByEmberState").count["embed"]["embedding"])
+      1
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    b2, adam_b2 = checked_b2(b2), checked_b2(adam_b2, "adam_b2")
+    _, origins = axis_origins(tx, params)
+    names, leaves, _ = flatten_named(params)
+    parameters = dict(zip(names, leaves, strict=True))
+    adam = _moments_by_name(adam_state)
+    step = _step(adam_state, adam)
+
+    def find(name: str) -> _AdamMoments:
+        if name not in adam:
+            raise ValueError(f"the Adam state has no moments of {name!r}; it has those of {sorted(adam)}.")
+        shape, wanted = adam[name].nu.shape, unbox(parameters[name]).shape
+        if shape != wanted:
+            raise ValueError(
+                f"Adam's nu of {name!r} has shape {shape}, but the parameter has {wanted}: convert with the parameters that "
+                f"the Adam run had; rows of the table and of nu_token are then added or taken away together."
+            )
+        _check_finite(name, adam[name].nu)
+        return adam[name]
+
+    def convert(state, state_origins):
+        match state:
+            case ScaleByEmberState():
+                return _ember_state(state, state_origins, find, b2, adam_b2)
+            case optax.ScaleByAdamState():
+                return _adam_state(state, find)
+            case _ if _is_step_counter(state):
+                return state._replace(count=jnp.asarray(step, state.count.dtype))
+            case _:
+                return state
+
+    return jax.tree.map(convert, tx.init(params), origins, is_leaf=_is_converted)
+
+
+def _check_finite(name: str, nu: Any) -> None:
+    """A moment that is not finite would make Ember skip every batch of its table. Traced values are not known yet."""
+    if not isinstance(nu, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(jnp.asarray(nu, jnp.float32)))):
+        raise ValueError(
+            f"Adam's nu of {name!r} is not finite, so Ember's averages would not be either and every batch would be skipped; "
+            f"convert an earlier checkpoint, or start with tx.init(params)."
+        )
+
+
+def _is_step_counter(node: Any) -> bool:
+    """`optax.ScaleByScheduleState` and what `optax.inject_hyperparams` keeps for a schedule: nothing but a step."""
+    return getattr(node, "_fields", None) == ("count",)
+
+
+def _is_converted(node: Any) -> bool:
+    return isinstance(node, ScaleByEmberState | optax.ScaleByAdamState) or _is_step_counter(node)
+
+
+def _moments_by_name(adam_state: Any) -> dict[str, _AdamMoments]:
+    """Every parameter's moments, from one Adam state or from several that share the parameters among them."""
+    moments = {}
+    for node in jax.tree.leaves(adam_state, is_leaf=_is_converted):
+        if isinstance(node, optax.ScaleByAdamState):
+            names, mus, _ = flatten_named(node.mu)
+            check_distinct(names)
+            nus = flatten_named(node.nu)[1]
+            moments.update(
+                {name: _AdamMoments(*map(unbox, (node.count, mu, nu))) for name, mu, nu in zip(names, mus, nus, strict=True)}
+            )
+    if not moments:
+        raise ValueError(
+            f"adam_state holds no optax.ScaleByAdamState with moments, but {jax.tree.structure(adam_state)}; pass the state "
+            f"that optax.adam or optax.adamw made, restored from a checkpoint into jax.eval_shape(adam.init, params)."
+        )
+    return moments
+
+
+def _step(adam_state: Any, adam: dict[str, _AdamMoments]) -> Any:
+    """Where the schedules of the Adam run stood: one of their counters, or without schedules Adam's own."""
+    counters = [node.count for node in jax.tree.leaves(adam_state, is_leaf=_is_converted) if _is_step_counter(node)]
+    return unbox(counters[0]) if counters else next(iter(adam.values())).count
+
+
+def _ember_state(state: ScaleByEmberState, origins: ScaleByEmberState, find, b2, adam_b2) -> ScaleByEmberState:
+    def count(name: str, leaf):
+        return jnp.broadcast_to(jnp.asarray(find(name).count, jnp.int32), leaf.shape)
+
+    def mean_of_nu(name: str, leaf, leaf_origins: Origins):
+        del leaf
+        adam = find(name)
+        kept = {origin.axis for origin in leaf_origins.axes if origin is not None}
+        nu = jnp.asarray(adam.nu, jnp.float32)
+        mean = jnp.mean(nu, tuple(axis for axis in range(nu.ndim) if axis not in kept))
+        rescaled = mean * (bias_correction(adam.count, decay_rate(b2)) / bias_correction(adam.count, decay_rate(adam_b2)))
+        return jnp.where(adam.count > 0, rescaled, 0.0)
+
+    return state._replace(
+        count=_map_named(count, state.count),
+        nu_token=_map_named(mean_of_nu, state.nu_token, origins.nu_token),
+        nu_feature=_map_named(mean_of_nu, state.nu_feature, origins.nu_feature),
+    )
+
+
+def _adam_state(state: optax.ScaleByAdamState, find) -> optax.ScaleByAdamState:
+    counts = [find(name).count for name in flatten_named(state.mu)[0]]
+    return state._replace(
+        count=jnp.asarray(counts[0], jnp.int32) if counts else state.count,
+        mu=_map_named(lambda name, leaf: jnp.asarray(find(name).mu, leaf.dtype), state.mu),
+        nu=_map_named(lambda name, leaf: jnp.asarray(find(name).nu, leaf.dtype), state.nu),
+    )
+
+
+def _map_named(function, tree: Any, *trees: Any) -> Any:
+    """Maps `function(name, leaf, ...)` over what is inside the boxes of trees of one structure, and boxes the results."""
+    names, boxes, treedef = flatten_named(tree)
+    leaves = [map(unbox, flatten_named(one)[1]) for one in (tree, *trees)]
+    return treedef.unflatten(map(rebox, boxes, map(function, names, *leaves)))

@@ -1,0 +1,129 @@
+"""Which axis of which parameter each axis of an optimizer state came from, for any optax transformation."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._math.moments import Moments, kept_axes
+from .._optimizer.transform import ScaleByEmberState
+from .._tree.paths import check_distinct, flatten_named
+from .._tree.tables import Table, watched_tables
+
+# No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
+_FIRST_SIZE = 10_007
+
+KeyPath = tuple[Any, ...]
+
+
+class AxisOrigin(NamedTuple):
+    """One axis of one parameter; parameters are numbered in the order of `jax.tree.leaves`."""
+
+    parameter: int
+    axis: int
+
+
+class Origins:
+    """The origin of each axis of one state array; no pytree node, so that it can be a leaf."""
+
+    def __init__(self, axes: tuple[AxisOrigin | None, ...]):
+        self.axes = axes
+
+
+def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """The abstract state of `tx`, and for each of its arrays the origin of each axis, None where there is none.
+
+    Ember tells the axes of its tables itself, asked once and with the real shapes. Those of any other state are found by a second
+    abstract initialisation in which every axis of every parameter has a size of its own.
+
+    Args:
+      tx: the transformation whose `init` makes the state.
+      params: the parameters; arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
+
+    Returns:
+      Two trees of the structure of `tx.init(params)`: with `jax.ShapeDtypeStruct` leaves, and with `Origins` leaves.
+
+    Raises:
+      TypeError: `tx` is no transformation.
+      ValueError: two parameters have the same path, or two Embers declare other axes of one table.
+    """
+    if not hasattr(tx, "init"):
+        raise TypeError(
+            f"tx must be an optax.GradientTransformation, got {tx!r} of type {type(tx).__name__}: pass the transformation first, "
+            f"then the parameters."
+        )
+    paths, leaves = _flatten(params)
+    check_distinct(flatten_named(params)[0])
+    shapes = [np.shape(leaf) for leaf in leaves]
+
+    def abstract_state(shapes: list[tuple[int, ...]]) -> Any:
+        # Without the parameters' own shardings: an abstract state needs no mesh. Through a new function, because JAX keeps the
+        # result of a known one and Ember would not be asked again.
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.result_type(leaf)) for shape, leaf in zip(shapes, leaves, strict=True)]
+        return jax.eval_shape(functools.partial(tx.init), jax.tree.unflatten(jax.tree.structure(params), arrays))
+
+    with watched_tables() as seen:
+        state = abstract_state(shapes)
+    told = _told_by_ember(state, [table for found in seen for table in found.tables], flatten_named(params)[0])
+    found, marked_shapes = _marked(shapes)
+    marked = dict(zip(*_flatten(abstract_state(marked_shapes)), strict=True))
+
+    def origin(size: int, marked_size: int) -> AxisOrigin | None:
+        known = found.get(marked_size)
+        return known if known is not None and shapes[known.parameter][known.axis] == size else None
+
+    def origins(path: KeyPath, leaf: Any) -> Origins:
+        if path in told:
+            return told[path]
+        # Some transformations choose another form of state for other sizes, as optax.adafactor does for small matrices.
+        if path in marked and marked[path].ndim == leaf.ndim:
+            return Origins(tuple(map(origin, leaf.shape, marked[path].shape)))
+        owners = [n for n, owner in enumerate(paths) if path[-len(owner) :] == owner and shapes[n] == leaf.shape]
+        if not owners:
+            return Origins((None,) * leaf.ndim)
+        owner = max(owners, key=lambda number: len(paths[number]))
+        return Origins(tuple(AxisOrigin(owner, axis) for axis in range(leaf.ndim)))
+
+    return state, jax.tree.unflatten(jax.tree.structure(state), list(map(origins, *_flatten(state))))
+
+
+def _told_by_ember(state: Any, tables: list[Table], names: list[str]) -> dict[KeyPath, Origins]:
+    """The origins of the arrays of every `ScaleByEmberState`, by their path in the state."""
+    axes: dict[str, Any] = {}
+    for table in tables:
+        if axes.setdefault(table.name, table.axes) != table.axes:
+            raise ValueError(f"two Embers in tx take {table.name!r} with other axes: {axes[table.name]} and {table.axes}.")
+    told = {}
+    for prefix, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_ember)[0]:
+        if _is_ember(node):
+            for field in Moments._fields:
+                tree = getattr(node, field)
+                for path, name in zip(_flatten(tree)[0], flatten_named(tree)[0], strict=True):
+                    kept = getattr(kept_axes(axes[name]), field)
+                    of_parameter = [AxisOrigin(names.index(name), axis) for axis in kept]
+                    told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(tuple(of_parameter))
+    return told
+
+
+def _marked(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[tuple[int, ...]]]:
+    """A size of its own for each axis, and shapes of these sizes.
+
+    In the order of the real sizes: optax.adafactor's state depends on which axis of a parameter is the longer one.
+    """
+    every_axis = [AxisOrigin(number, axis) for number, shape in enumerate(shapes) for axis in range(len(shape))]
+    found = dict(enumerate(sorted(every_axis, key=lambda origin: shapes[origin.parameter][origin.axis]), _FIRST_SIZE))
+    size_of = {(origin.parameter, origin.axis): size for size, origin in found.items()}
+    return found, [tuple(size_of[number, axis] for axis in range(len(shape))) for number, shape in enumerate(shapes)]
+
+
+def _is_ember(node: Any) -> bool:
+    return isinstance(node, ScaleByEmberState)
+
+
+def _flatten(tree: Any) -> tuple[list[KeyPath], list[Any]]:
+    """Key paths, which are never ambiguous, and leaves."""
+    paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [path for path, _ in paths_and_leaves], [leaf for _, leaf in paths_and_leaves]

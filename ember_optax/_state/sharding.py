@@ -1,0 +1,212 @@
+"""Sharding the optimizer state like the parameters it belongs to, for any optax transformation."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .._math.mesh import spec_of
+from .._optimizer.transform import ScaleByEmberState
+from .._tree.paths import path_name
+from .origins import AxisOrigin, axis_origins
+
+_PADDED_MULTIPLE = 256
+
+
+def state_partition_specs(
+    tx: optax.GradientTransformation, params: Any, param_specs: Any, *, replicate_ember: bool = False
+) -> Any:
+    """Partition specs for the whole state of an optax transformation that may contain Ember anywhere.
+
+    Each axis of a state array takes the spec entry of the parameter axis that it came from: `nu_token` the token axis's,
+    `nu_feature` the feature axes', moments of a body optimizer all of their parameter's. Scalars and everything else are
+    replicated. Ember tells the axes of its own vectors; those of other states are found by initialising abstractly with a size
+    of its own for every axis of every parameter. So chains, partitions, masks, `inject_hyperparams`, `MultiSteps` and factored
+    bodies need nothing special, and square tables are no problem.
+
+    Args:
+      tx: the transformation whose `init` makes the state.
+      params: the parameters; arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
+      param_specs: a tree of the parameters' structure, or a prefix of it, with `PartitionSpec` leaves.
+      replicate_ember: replicate Ember's vectors, as its authors do; they are small, and a sharded table then gathers them.
+
+    Returns:
+      A tree of the structure of `tx.init(params)` with `PartitionSpec` leaves.
+
+    Raises:
+      TypeError: a leaf of `param_specs` is no `PartitionSpec`.
+      ValueError: a spec is longer than its parameter's rank, the structures do not match, or a spec names an axis that the mesh
+        of `jax.set_mesh` does not have.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from jax.sharding import PartitionSpec as P
+      >>> from ember_optax import ember, state_partition_specs
+      >>> params = {"embed": jax.ShapeDtypeStruct((1024, 64), jnp.float32), "mlp": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
+      >>> specs = state_partition_specs(ember(1e-3), params, {"embed": P("fsdp", "tp"), "mlp": P(None, "tp")})
+      >>> state = optax.tree.get(specs, "ScaleByEmberState")
+      >>> tuple(state.nu_token["embed"]), tuple(state.nu_feature["embed"]), tuple(state.count["embed"])
+      (('fsdp',), ('tp',), ())
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    specs = _broadcast(param_specs, params)
+    _check_specs(params, specs)
+    _check_names(params, specs)
+    return _state_specs(tx, params, specs, replicate_ember)
+
+
+def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardings: Any, *, replicate_ember: bool = False) -> Any:
+    """Shardings for the whole state of an optax transformation, ready for `jax.jit(tx.init, out_shardings=...)`.
+
+    On a mesh with automatic axes `init` otherwise returns replicated state and the first step sharded state, so that the second
+    step compiles again.
+
+    Args:
+      tx: the transformation whose `init` makes the state.
+      params: the parameters; arrays or `jax.ShapeDtypeStruct`.
+      param_shardings: a tree of the parameters' structure, or a prefix of it, with `NamedSharding` leaves of one mesh.
+      replicate_ember: as for `state_partition_specs`.
+
+    Returns:
+      A tree of the structure of `tx.init(params)` with `NamedSharding` leaves.
+
+    Raises:
+      TypeError: a leaf of `param_shardings` is no `NamedSharding`.
+      ValueError: two leaves have different meshes, an axis does not divide by its devices (with the size to pad it to), or as
+        for `state_partition_specs`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
+      >>> from ember_optax import ember, state_shardings
+      >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> sharding = NamedSharding(mesh, P("fsdp"))
+      >>> params = jax.device_put({"embed": jnp.ones((1024, 64))}, sharding)
+      >>> tx = ember(1e-3)
+      >>> shardings = state_shardings(tx, params, sharding)
+      >>> opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    shardings = _broadcast(param_shardings, params)
+    for name, sharding in zip(_names(params), shardings, strict=True):
+        if not isinstance(sharding, NamedSharding):
+            raise TypeError(
+                f"the sharding of {name!r} must be a NamedSharding, got {sharding!r} of type {type(sharding).__name__}; "
+                f"write NamedSharding(mesh, PartitionSpec(...))."
+            )
+    meshes = {sharding.mesh for sharding in shardings}
+    if len(meshes) != 1:
+        raise ValueError(f"param_shardings name {len(meshes)} different meshes: {meshes}; put all parameters on one.")
+    _check_divisible(params, shardings)
+    specs = [sharding.spec for sharding in shardings]
+    _check_specs(params, specs)
+    (mesh,) = meshes
+    state_specs = _state_specs(tx, params, specs, replicate_ember)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs, is_leaf=_is_spec)
+
+
+def _state_specs(tx: optax.GradientTransformation, params: Any, specs: list[PartitionSpec], replicate_ember: bool) -> Any:
+    _, origins = axis_origins(tx, params)
+
+    def entry(origin: AxisOrigin | None) -> Any:
+        if origin is None or origin.axis >= len(specs[origin.parameter]):
+            return None
+        return specs[origin.parameter][origin.axis]
+
+    state_specs = jax.tree.map(lambda leaf: spec_of(_once(map(entry, leaf.axes))), origins)
+    if not replicate_ember:
+        return state_specs
+    return jax.tree.map(_without_specs, state_specs, is_leaf=lambda node: isinstance(node, ScaleByEmberState | PartitionSpec))
+
+
+def _once(entries: Iterable[Any]) -> Iterator[Any]:
+    """Replicates an axis whose mesh axes an earlier one has: a Shampoo statistic has one axis of a parameter twice."""
+    taken: set[str] = set()
+    for entry in entries:
+        yield None if taken & set(_mesh_axes(entry)) else entry
+        taken |= set(_mesh_axes(entry))
+
+
+def _check_specs(params: Any, specs: list[Any]) -> None:
+    for name, leaf, spec in zip(_names(params), jax.tree.leaves(params), specs, strict=True):
+        if not _is_spec(spec):
+            raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {spec!r} of type {type(spec).__name__}.")
+        if len(spec) > np.ndim(leaf):
+            raise ValueError(
+                f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {np.shape(leaf)} has {np.ndim(leaf)} axes."
+            )
+
+
+def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
+    """Compares with the mesh of `jax.set_mesh`, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    for name, spec in zip(_names(params), specs, strict=True):
+        for mesh_axis in itertools.chain.from_iterable(map(_mesh_axes, spec)):
+            if not mesh.empty and mesh_axis not in mesh.axis_names:
+                raise ValueError(
+                    f"the spec {spec} of {name!r} names the mesh axis {mesh_axis!r}, but the mesh in use has the axes "
+                    f"{mesh.axis_names}; name one of them, or set the mesh that these specs are for with jax.set_mesh."
+                )
+
+
+def _mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a spec names."""
+    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+        return ()
+    return (entry,) if isinstance(entry, str) else entry
+
+
+def _without_specs(node: Any) -> Any:
+    """Replicates an Ember state; leaves the spec of any other state as it is."""
+    return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec) if isinstance(node, ScaleByEmberState) else node
+
+
+def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
+    for name, leaf, sharding in zip(_names(params), jax.tree.leaves(params), shardings, strict=True):
+        for axis, (size, entry) in enumerate(zip(np.shape(leaf), sharding.spec, strict=False)):
+            names = _mesh_axes(entry)
+            devices = math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in names)
+            if size % devices:
+                multiple = math.lcm(_PADDED_MULTIPLE, devices)
+                padded = -(-size // multiple) * multiple
+                raise ValueError(
+                    f"axis {axis} of {name!r}, of size {size}, does not divide by the {devices} devices of mesh axes {names}. "
+                    f"Pad it with zeros to {padded}, a multiple of {multiple}: rows without gradient change nothing in Ember, "
+                    f"and a size that does not depend on the number of devices lets a checkpoint move."
+                )
+
+
+def _broadcast(prefix: Any, params: Any) -> list[Any]:
+    """One leaf of a prefix tree for each parameter, in the order of `jax.tree.leaves`."""
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, PartitionSpec | jax.sharding.Sharding)
+
+    try:
+        spread = jax.tree.map(lambda leaf, part: [leaf] * len(jax.tree.leaves(part)), prefix, params, is_leaf=is_leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"the specs or shardings do not have the structure of the parameters {_names(params)} (replicated is "
+            f"PartitionSpec(), not None): {error}"
+        ) from None
+    return [leaf for leaves in jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, list)) for leaf in leaves]
+
+
+def _names(params: Any) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)

@@ -1,0 +1,56 @@
+"""Boxes: what some libraries put around a parameter to say how it is sharded.
+
+Flax Linen's `Partitioned` and NNX's `Variable` are pytree nodes that carry one axis name for each axis of the array inside.
+A state vector has fewer axes than its parameter, so its box must carry fewer names; with the parameter's own box around it
+`nn.get_partition_spec` and `jax.jit(out_shardings=...)` fail. A library is asked only if it is loaded already.
+"""
+
+import functools
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import jax
+import optax
+
+# One module for each library with boxes: `is_box`, `unbox`, `rebox`, `rebox_axes`.
+_ADAPTERS = {"flax.linen": ".linen_boxes", "flax.nnx": ".nnx_boxes"}
+
+
+def is_box(node: Any) -> bool:
+    """Whether a node is a box around an array. A box emptied by `optax.masked` is none: there is no parameter in it."""
+    adapter = _adapter(node)
+    return adapter is not None and not isinstance(adapter.unbox(node), optax.MaskedNode)
+
+
+def unbox(leaf: Any) -> Any:
+    """What is inside a box; any other leaf as it is."""
+    adapter = _adapter(leaf)
+    return leaf if adapter is None else adapter.unbox(leaf)
+
+
+def rebox(box: Any, value: Any) -> Any:
+    """The same box around another value of the same axes; the bare value where `box` is no box."""
+    adapter = _adapter(box)
+    return value if adapter is None else adapter.rebox(box, value)
+
+
+def rebox_axes(box: Any, value: jax.Array, axes: tuple[int, ...]) -> Any:
+    """The box around a value that has only some axes of the boxed parameter; the bare value where `box` is no box."""
+    adapter = _adapter(box)
+    return value if adapter is None else adapter.rebox_axes(box, value, axes)
+
+
+def _adapter(node: Any) -> ModuleType | None:
+    for library, name in _ADAPTERS.items():
+        if library in sys.modules:
+            adapter = _load(name)
+            if adapter.is_box(node):
+                return adapter
+    return None
+
+
+@functools.cache
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(name, __package__)

@@ -1,0 +1,104 @@
+"""Reading a user's declaration of dimension numbers: a value, a tree, a function or the finder, matched to parameters by path."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import optax
+
+from .dimension_numbers import EmberDimensionNumbers
+from .finder import FinderOptions, find_tables
+from .paths import check_distinct, flatten_named, is_complete
+
+DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
+DimensionNumbersLike = (
+    Literal["auto"] | EmberDimensionNumbers | DimensionNumbersTree | Callable[[optax.Params], DimensionNumbersTree]
+)
+# A word and not None: optax.inject_hyperparams calls functions for schedules, and what most of them then return is None.
+AUTO: Literal["auto"] = "auto"
+
+
+def declared_dimension_numbers(
+    declaration: DimensionNumbersLike, tree: Any, names: Sequence[str], leaves: Sequence[Any], argument: str
+) -> list[EmberDimensionNumbers | None]:
+    """What a declaration says of each leaf of a tree, in the order of `jax.tree.leaves` with a box as one leaf.
+
+    A declared tree is matched by path and not by structure: a library may show parameters inside boxes at `init` and bare at
+    `update`, and `optax.partition` replaces some by `MaskedNode`.
+
+    Args:
+      declaration: one value for every leaf, a tree or prefix tree of values, a function from `tree` to such a tree, or "auto" for
+        what `token_tables` finds.
+      tree: parameters, updates, or either with `optax.MaskedNode` in it.
+      names: the paths of its leaves.
+      leaves: its leaves.
+      argument: the name of the argument that declares, for error messages.
+
+    Returns:
+      One entry for each leaf of `tree`.
+
+    Raises:
+      TypeError: a declared value is neither `EmberDimensionNumbers` nor None; the declaration as a whole is None.
+      ValueError: a leaf has no entry in the declared tree, or an entry has no leaf.
+    """
+    check_declaration(declaration, argument)
+    if isinstance(declaration, EmberDimensionNumbers):
+        return [declaration] * len(names)
+    options = FinderOptions() if isinstance(declaration, str) else FinderOptions.of(declaration)
+    if options is not None:
+        return [match.dimension_numbers for match in find_tables(names, leaves, options)]
+    if callable(declaration):
+        declaration = declaration(tree)
+    entries, values, _ = flatten_named(declaration, is_leaf=lambda x: x is None)
+    check_distinct(entries)
+    declared = dict(zip(entries, values, strict=True))
+    for name, value in declared.items():
+        _check_value(name, value, argument)
+    owners = [_owner(name, declared, argument) for name in names]
+    _check_all_used(names, owners, declared, tree)
+    return [declared[owner] for owner in owners]
+
+
+def check_declaration(declaration: Any, argument: str) -> None:
+    """Raises where a declaration as a whole cannot be one."""
+    if declaration is None:
+        raise TypeError(
+            f"{argument} is None. Leave it out to use the finder (token_tables). If you passed a function, "
+            f"optax.inject_hyperparams took it for a schedule and called it with the step: name it in "
+            f"static_args=({argument!r},)."
+        )
+    if isinstance(declaration, str) and declaration != AUTO:
+        raise TypeError(
+            f"{argument} is the text {declaration!r}. Patterns of paths go to the finder: "
+            f"{argument}=functools.partial(token_tables, include=[{declaration!r}])."
+        )
+
+
+def _check_value(name: str, value: Any, argument: str) -> None:
+    if value is None or isinstance(value, EmberDimensionNumbers):
+        return
+    hint = ""
+    if isinstance(value, str):
+        hint = f" Patterns of paths go to the finder: {argument}=functools.partial(token_tables, include=[{value!r}])."
+    raise TypeError(
+        f"dimension numbers for {name!r} must be EmberDimensionNumbers or None, got {value!r} of type {type(value).__name__}.{hint}"
+    )
+
+
+def _owner(name: str, declared: dict[str, Any], argument: str) -> str:
+    """The entry that speaks for a leaf: its own path or the nearest declared one above it."""
+    owner = name
+    while owner not in declared:
+        if not owner:
+            raise ValueError(
+                f"{argument} has no entry for parameter {name!r}; its entries are {sorted(declared)}. "
+                f"Give it EmberDimensionNumbers(...) or None."
+            )
+        owner = owner.rpartition("/")[0]
+    return owner
+
+
+def _check_all_used(names: Sequence[str], owners: Sequence[str], declared: dict[str, Any], tree: Any) -> None:
+    used = set(owners)
+    unused = [name for name, value in declared.items() if value is not None and name not in used]
+    if unused and is_complete(tree):
+        raise ValueError(f"dimension numbers are declared for {unused}, but the parameters are {list(names)}; correct the path.")

@@ -1,0 +1,95 @@
+"""Which axis of a parameter is the vocabulary; every other axis is a feature or a batch axis."""
+
+import dataclasses
+import operator
+from collections.abc import Iterable
+
+from .._math.axes import TableAxes
+
+
+@dataclasses.dataclass(frozen=True)
+class EmberDimensionNumbers:
+    """Names the axes of one token table.
+
+    A table has one token axis (the vocabulary), optional batch axes (several tables stacked in one
+    array, for example one per layer or per codebook) and feature axes: all the axes that remain.
+    Each stacked table keeps statistics, step count and guard of its own, as if it were a separate leaf.
+
+    | table                                | dimension numbers                                |
+    |--------------------------------------|--------------------------------------------------|
+    | `(V, D)` embedding                   | `EmberDimensionNumbers()`                        |
+    | `(D, V)` head                        | `EmberDimensionNumbers(token_axis=1)`            |
+    | `(V, L, P)` per-layer embedding      | `EmberDimensionNumbers()`: features are `(L, P)` |
+    | `(K, V, D)` codebooks, stacked layers| `EmberDimensionNumbers(1, batch_axes=(0,))`      |
+
+    Args:
+      token_axis: the axis of length V. Negative values count from the end.
+      batch_axes: axes along which independent tables are stacked. Negative values count from the end.
+
+    Raises:
+      TypeError: an axis is not an integer.
+      ValueError: an axis is named twice.
+
+    Example:
+      >>> from ember_optax import EmberDimensionNumbers
+      >>> EmberDimensionNumbers(token_axis=-1)
+      EmberDimensionNumbers(token_axis=-1, batch_axes=())
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+
+    token_axis: int = 0
+    batch_axes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "token_axis", _as_axis(self.token_axis, "token_axis"))
+        if not isinstance(self.batch_axes, Iterable) or isinstance(self.batch_axes, str):
+            raise TypeError(
+                f"batch_axes must be a tuple of integers, got {self.batch_axes!r}; "
+                f"for one axis write batch_axes=({self.batch_axes!r},)."
+            )
+        object.__setattr__(self, "batch_axes", tuple(_as_axis(axis, "batch_axes") for axis in self.batch_axes))
+        named = (self.token_axis, *self.batch_axes)
+        if len(set(named)) != len(named):
+            raise ValueError(f"{self} names an axis twice; each axis is the token axis, a batch axis or a feature axis.")
+
+
+def table_axes(dimension_numbers: EmberDimensionNumbers, shape: tuple[int, ...], name: str) -> TableAxes:
+    """Applies dimension numbers to a parameter's shape; a scalar is a vocabulary of one token without axes.
+
+    Args:
+      dimension_numbers: the declared axes.
+      shape: the parameter's shape.
+      name: the parameter's path, for the error message.
+
+    Returns:
+      The axes, each counted from the front and in increasing order.
+
+    Raises:
+      ValueError: an axis is out of range for the shape, or two names mean the same axis.
+    """
+    rank = len(shape)
+    if rank == 0 and dimension_numbers.token_axis in (0, -1) and not dimension_numbers.batch_axes:
+        return TableAxes((), (), ())
+    named = (dimension_numbers.token_axis, *dimension_numbers.batch_axes)
+    for axis in named:
+        if not -rank <= axis < rank:
+            raise ValueError(
+                f"{dimension_numbers} does not fit parameter {name!r} of shape {shape}: axis {axis} is out of range, "
+                f"use axes from {-rank} to {rank - 1}."
+            )
+    token, *batch = (axis % rank for axis in named)
+    if len({token, *batch}) != len(named):
+        raise ValueError(f"{dimension_numbers} names one axis of parameter {name!r} of shape {shape} twice.")
+    feature = tuple(axis for axis in range(rank) if axis != token and axis not in batch)
+    return TableAxes((token,), feature, tuple(sorted(batch)))
+
+
+def _as_axis(axis, argument: str) -> int:
+    if isinstance(axis, bool):
+        raise TypeError(f"{argument} must be made of integers, got {axis!r}; name the axis by its position.")
+    try:
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(f"{argument} must be made of integers, got {axis!r}; name the axis by its position.") from None

@@ -1,0 +1,191 @@
+"""Finding the token tables of a model by the paths and shapes of its parameters."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import jax
+import numpy as np
+
+from .boxes import unbox
+from .dimension_numbers import EmberDimensionNumbers
+from .paths import flatten_named
+from .rules import INCLUDED, TableMatch, first_match
+
+Include = Sequence[str] | Mapping[str, EmberDimensionNumbers]
+
+
+def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] = ()) -> Any:
+    """Finds the token tables (embeddings and language-model heads) of a model in any JAX library's parameter tree.
+
+    Paths are spelled as names joined by `/`, the same for dictionaries, attributes and sequences, without a leading
+    `params` and a trailing `value`. An ordered list of rules over path and rank decides; it knows the names that Flax Linen and
+    NNX, Equinox, Haiku, Keras, Hugging Face, Gemma, Tunix, T5X, MaxText, Levanter, Praxis and AXLearn use, and leaves
+    position, type, time, class and patch embeddings alone. `describe_token_tables` shows what it found and why.
+
+    Args:
+      params: any parameter tree; arrays or `jax.ShapeDtypeStruct`.
+      include: tables that no rule finds: regular expressions that must match a whole path, for example `r"head/kernel"`. The
+        vocabulary is the axis whose size is the vocabulary of another table, if there is one such axis; else the last axis of a
+        leaf named `kernel` or `w` and the first of any other. Or a mapping from regular expressions to `EmberDimensionNumbers`.
+      exclude: regular expressions for leaves that are no tables whatever the rules say. Wins over `include`.
+
+    Returns:
+      A tree of the parameters' structure: `EmberDimensionNumbers` for a table, None for every other leaf. A leaf
+      inside a box of sharding metadata is described in the place of its box. Depends on paths and shapes alone and does not
+      fail for want of a table, so it may be called on updates and on masked trees.
+
+    Raises:
+      ValueError: a pattern is not a regular expression.
+      TypeError: a pattern is not text, `include` maps to something else than `EmberDimensionNumbers`, or `params` is a single
+        number and not a tree of parameters.
+
+    Example:
+      >>> import functools
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import ember, token_tables
+      >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "head": {"kernel": jnp.ones((4, 8))}}
+      >>> token_tables(params)
+      {'head': {'kernel': None}, 'wte': {'embedding': EmberDimensionNumbers(token_axis=0, batch_axes=())}}
+      >>> tables = functools.partial(token_tables, include=["head/kernel"])
+      >>> tables(params)["head"]
+      {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=())}
+      >>> tx = ember(1e-3, tables=tables)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    options = FinderOptions(include, exclude)
+    if getattr(params, "shape", None) == ():
+        raise TypeError(
+            "token_tables was given a scalar instead of parameters: optax.inject_hyperparams takes callables for schedules and "
+            "calls them with the step; name this one in static_args=('tables',)."
+        )
+    names, leaves, treedef = flatten_named(params)
+    return treedef.unflatten([match.dimension_numbers for match in find_tables(names, leaves, options)])
+
+
+def token_table_labels(params: Any, *, include: Include = (), exclude: Sequence[str] = ()) -> Any:
+    """Labels for `optax.partition`: "ember" for a token table, "body" for everything else.
+
+    Args:
+      params: any parameter tree.
+      include: as for `token_tables`.
+      exclude: as for `token_tables`.
+
+    Returns:
+      A tree of the parameters' structure with a label for each leaf; a pure function of paths and shapes.
+
+    Raises:
+      ValueError: a pattern is not a regular expression.
+      TypeError: as for `token_tables`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember, scale_by_ember, token_table_labels, token_tables
+      >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
+      >>> token_table_labels(params)
+      {'dense': {'kernel': 'body'}, 'wte': {'embedding': 'ember'}}
+      >>> tables = optax.chain(scale_by_ember(dimension_numbers=token_tables), optax.scale_by_learning_rate(3e-3))
+      >>> tx = optax.partition({"ember": tables, "body": optax.lion(1e-4)}, token_table_labels)
+      >>> opt_state = tx.init(params)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    tables = token_tables(params, include=include, exclude=exclude)
+    return jax.tree.map(lambda table: "body" if table is None else "ember", tables, is_leaf=lambda x: x is None)
+
+
+class FinderOptions:
+    """`include` and `exclude` of the finder, checked and compiled.
+
+    Attributes:
+      include: the patterns, each with its declared dimension numbers or None.
+      exclude: the patterns.
+
+    Raises:
+      ValueError: a pattern is not a regular expression.
+      TypeError: a pattern is not text, or `include` maps to something else than `EmberDimensionNumbers`.
+    """
+
+    def __init__(self, include: Include = (), exclude: Sequence[str] = ()):
+        declared: Mapping[str, EmberDimensionNumbers | None] = include if isinstance(include, Mapping) else {}
+        for pattern, value in declared.items():
+            if not isinstance(value, EmberDimensionNumbers):
+                raise TypeError(
+                    f"include[{pattern!r}] must be EmberDimensionNumbers, got {value!r} of type {type(value).__name__}."
+                )
+        patterns = list(include) if isinstance(include, Mapping) else include
+        self.include = {compiled: declared.get(compiled.pattern) for compiled in _compile(patterns, "include")}
+        self.exclude = _compile(exclude, "exclude")
+
+    @classmethod
+    def of(cls, tables: Any) -> "FinderOptions | None":
+        """The options of `token_tables` or a `functools.partial` of it; None for any other declaration."""
+        if tables is token_tables:
+            return cls()
+        if isinstance(tables, functools.partial) and tables.func is token_tables and not tables.args:
+            return cls(**tables.keywords)
+        return None
+
+    def unused(self, names: Sequence[str]) -> list[str]:
+        """The patterns that match none of these paths, each with its argument."""
+        patterns = [("include", pattern) for pattern in self.include] + [("exclude", pattern) for pattern in self.exclude]
+        return [f"{argument} {p.pattern!r}" for argument, p in patterns if not any(p.fullmatch(name) for name in names)]
+
+
+def find_tables(names: Sequence[str], leaves: Sequence[Any], options: FinderOptions) -> list[TableMatch]:
+    """What the finder decides for each leaf: excludes, then includes, then the rules."""
+    shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
+    matches = [_match(name, len(shape), options) for name, shape in zip(names, shapes, strict=True)]
+    if not options.include:
+        return matches
+    by_rules = [first_match(name, len(shape)) for name, shape in zip(names, shapes, strict=True)]
+    vocabularies = {
+        shape[match.dimension_numbers.token_axis]
+        for shape, match in zip(shapes, by_rules, strict=True)
+        if match.dimension_numbers is not None
+    }
+    return [_with_vocabulary(match, shape, vocabularies) for match, shape in zip(matches, shapes, strict=True)]
+
+
+def _match(name: str, rank: int, options: FinderOptions) -> TableMatch:
+    if any(pattern.fullmatch(name) for pattern in options.exclude):
+        return TableMatch(None, "excluded")
+    for pattern, declared in options.include.items():
+        if pattern.fullmatch(name):
+            return TableMatch(declared, "included") if declared else first_match(name, rank, INCLUDED)
+    return first_match(name, rank)
+
+
+def _with_vocabulary(match: TableMatch, shape: tuple[int, ...], vocabularies: set[int]) -> TableMatch:
+    """The match of an included leaf, with the axis that another table's vocabulary tells, and a word where several could be it."""
+    if match.rule not in {rule.name for rule in INCLUDED} or match.dimension_numbers is None:
+        return match
+    axes = [axis for axis, size in enumerate(shape) if size in vocabularies]
+    if len(axes) == 1:
+        stacked = len(shape) == 3 and axes != [0]
+        return TableMatch(EmberDimensionNumbers(axes[0], (0,) if stacked else ()), "included, vocabulary of another table")
+    return match._replace(rule=f"{match.rule}; ambiguous, axes {axes} have a vocabulary's size") if axes else match
+
+
+def _compile(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
+    if isinstance(patterns, str):
+        raise TypeError(f"{argument} must be a sequence of regular expressions, got the text {patterns!r}; write [{patterns!r}].")
+    if not isinstance(patterns, Sequence | Set):
+        raise TypeError(
+            f"{argument} must be a sequence of regular expressions, got {patterns!r} of type {type(patterns).__name__}; leave it "
+            f"out for none."
+        )
+    compiled = []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} must hold regular expressions, got {pattern!r} of type {type(pattern).__name__}.")
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"{argument} holds {pattern!r}, which is not a regular expression: {error}.") from None
+    return compiled

@@ -1,0 +1,187 @@
+"""`Table`: a leaf of a parameter tree with everything that is known of it; and the one way from a tree to its tables."""
+
+import contextlib
+import contextvars
+import numbers
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._math.axes import TableAxes
+from .boxes import is_box, rebox, unbox
+from .declared import AUTO, DimensionNumbersLike, declared_dimension_numbers
+from .dimension_numbers import EmberDimensionNumbers, table_axes
+from .paths import check_distinct, flatten_named, is_complete
+from .token_ids import check_known, check_one_table
+
+
+class Table(NamedTuple):
+    """One leaf of a tree.
+
+    Attributes:
+      name: its path.
+      box: the leaf as it stands in the tree: in a box of a library's, or bare.
+      array: what is inside; compact where there are ids.
+      shape: the shape of the whole table.
+      axes: which axis is what; None for a leaf that is no table, and where nobody asked.
+      ids: the token ids of a compact array; None for a dense one.
+    """
+
+    name: str
+    box: Any
+    array: Any
+    shape: tuple[int, ...]
+    axes: TableAxes | None = None
+    ids: jax.Array | None = None
+
+
+class TableTree(NamedTuple):
+    """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure."""
+
+    tables: list[Table]
+    treedef: Any
+
+    @property
+    def names(self) -> list[str]:
+        return [table.name for table in self.tables]
+
+    def rebuild(self, values: Iterable[Any]) -> Any:
+        """A tree of this structure from one value for each leaf, each in its leaf's box."""
+        return self.treedef.unflatten([rebox(table.box, value) for table, value in zip(self.tables, values, strict=True)])
+
+    def leaves_of(self, tree: Any, what: str, *, may_have_more: bool = False) -> list[Any]:
+        """One leaf of another tree for each of this one: of parameters, or of a field of the state.
+
+        Raises:
+          ValueError: the other tree has other leaves; `may_have_more` allows those of an unfiltered model.
+        """
+        with contextlib.suppress(ValueError, TypeError):
+            leaves = self.treedef.flatten_up_to(tree)
+            if all(map(_is_value, leaves)):
+                return leaves
+        # Boxes, and None in the place of what is not trained, make trees of the same parameters differ.
+        names, leaves, _ = flatten_named(tree)
+        found = dict(zip(names, leaves, strict=True))
+        if set(self.names) - set(found) if may_have_more else names != self.names:
+            raise ValueError(
+                f"the updates have the tables {self.names}, but the {what} has {names}; pass the {what} that belongs to these updates."
+            )
+        return [found[name] for name in self.names]
+
+    def part(self, tree: Any) -> "TableTree":
+        """The tables of a tree in which `optax.partition` has masked every leaf that is no table."""
+        leaves, treedef = jax.tree.flatten(tree, is_leaf=is_box)
+        owned = [table for table in self.tables if table.axes is not None]
+        return TableTree([table._replace(box=box, array=unbox(box)) for table, box in zip(owned, leaves, strict=True)], treedef)
+
+
+def read_tree(tree: Any, token_ids: dict[str, jax.Array] | None = None, *, what: str = "the updates have") -> TableTree:
+    """The leaves of a tree with their ids, without a question about axes.
+
+    Raises:
+      ValueError: a path stands for several leaves; ids for a path that does not exist, unless other leaves are masked away.
+    """
+    ids = token_ids or {}
+    names, leaves, treedef = flatten_named(tree)
+    check_distinct(names)
+    if not ids.keys() <= set(names) and is_complete(tree):
+        check_known(ids, names, what)
+    tables = []
+    for name, leaf in zip(names, leaves, strict=True):
+        array = unbox(leaf)
+        tables.append(Table(name, leaf, array, np.shape(array) if _is_value(array) else (), ids=ids.get(name)))
+    return TableTree(tables, treedef)
+
+
+def tables_of(
+    tree: Any,
+    declaration: DimensionNumbersLike = AUTO,
+    among: Literal["all", "found", "with ids"] = "all",
+    *,
+    token_ids: dict[str, jax.Array] | None = None,
+    params: Any = None,
+    argument: str = "dimension_numbers",
+    what: str = "the updates have",
+) -> TableTree:
+    """The leaves of a tree with their axes: by the caller's declaration, else by the finder, else with the vocabulary first.
+
+    Args:
+      tree: parameters, or updates.
+      declaration: as in `scale_by_ember`.
+      among: which leaves are tables: "all" of them, unless the declaration says None; those "found" by the finder or declared; or
+        those "with ids".
+      token_ids: ids by path, of leaves that are compact, or that are about to become so.
+      params: the parameters, where leaves of `tree` are compact: a compact array does not tell the shape of its table.
+      argument: the name of the declaration, for error messages.
+      what: of the tree, for error messages.
+
+    Raises:
+      ValueError: as `read_tree`; axes do not fit a leaf; ids of stacked tables.
+      TypeError: a declaration that is none.
+    """
+    found, dense = read_tree(tree, token_ids, what=what), tree
+    if params is not None and any(table.ids is not None for table in found.tables):
+        found = _with_shapes(found, params)
+        dense = found.treedef.unflatten(map(_dense, found.tables))
+    leaves = [table.box for table in found.tables] if dense is tree else jax.tree.leaves(dense, is_leaf=is_box)
+    declared = declared_dimension_numbers(declaration, dense, found.names, leaves, argument)
+    takes_all = among == "all" and isinstance(declaration, str)
+
+    def axes(table: Table, dimension_numbers: EmberDimensionNumbers | None) -> TableAxes | None:
+        if among == "with ids" and table.ids is None:
+            return None
+        if dimension_numbers is None and (takes_all or among == "with ids"):
+            dimension_numbers = EmberDimensionNumbers()
+        return None if dimension_numbers is None else table_axes(dimension_numbers, table.shape, table.name)
+
+    tables = [table._replace(axes=axes(table, said)) for table, said in zip(found.tables, declared, strict=True)]
+    for table in tables:
+        if table.axes is not None and table.ids is not None:
+            check_one_table(table.name, table.shape, table.axes)
+    return TableTree(tables, found.treedef)
+
+
+# What `init` found, for those who ask which axes a state array came from (`_state/origins.py`).
+_witnesses: contextvars.ContextVar[tuple[list[TableTree], ...]] = contextvars.ContextVar("ember_tables", default=())
+
+
+@contextlib.contextmanager
+def watched_tables() -> Iterator[list[TableTree]]:
+    """While open, collects the tables that `init` of each Ember in a transformation works on."""
+    seen: list[TableTree] = []
+    token = _witnesses.set((*_witnesses.get(), seen))
+    try:
+        yield seen
+    finally:
+        _witnesses.reset(token)
+
+
+def tell_tables(found: TableTree) -> None:
+    """Called by `init`."""
+    for seen in _witnesses.get():
+        seen.append(found)
+
+
+def _with_shapes(found: TableTree, params: Any) -> TableTree:
+    """With the shapes of the parameters in the place of those of compact arrays."""
+    leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
+    tables = [
+        table if table.ids is None else table._replace(shape=np.shape(unbox(leaf)))
+        for table, leaf in zip(found.tables, leaves, strict=True)
+    ]
+    return TableTree(tables, found.treedef)
+
+
+def _dense(table: Table) -> Any:
+    """The dense leaf for which a compact one stands."""
+    if table.ids is None:
+        return table.box
+    return rebox(table.box, jax.ShapeDtypeStruct(table.shape, jnp.asarray(table.array).dtype))
+
+
+def _is_value(leaf: Any) -> bool:
+    inside = unbox(leaf)
+    return hasattr(inside, "shape") or isinstance(inside, numbers.Number)

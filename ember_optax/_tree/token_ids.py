@@ -1,0 +1,83 @@
+"""Reading `token_ids`: which leaves of the updates are compact, and of which rows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._math.axes import TableAxes
+from .boxes import unbox
+from .paths import check_distinct, flatten_named
+
+
+def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, jax.Array]:
+    """The ids by the path of their table; leaves that are None, or absent, are dense.
+
+    Raises:
+      TypeError: ids are not an array of integers.
+    """
+    if token_ids is None:
+        return {}
+    if hasattr(token_ids, "shape"):
+        token_ids = {"": token_ids}  # a parameter tree that is a single leaf
+    names, leaves, _ = flatten_named(token_ids)
+    check_distinct(names)
+    found = {name: unbox(leaf) for name, leaf in zip(names, leaves, strict=True) if unbox(leaf) is not None}
+    for name, ids in found.items():
+        dtype = getattr(ids, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+            what = f"of type {type(ids).__name__}" if dtype is None else f"of dtype {dtype}"
+            raise TypeError(
+                f"{argument} of {name!r} must be an array of integers or None, got one {what}: pass the ids looked up."
+            )
+    return {name: _as_array(ids) for name, ids in found.items()}
+
+
+def _as_array(ids: Any) -> jax.Array:
+    """Without x64, JAX keeps the lower half of a 64-bit id: row 5 for 2^32 + 5, which is padding."""
+    if isinstance(ids, np.ndarray) and ids.dtype.itemsize == 8:
+        ids = np.clip(ids, -1, np.iinfo(np.int32).max).astype(np.int32)
+    return jnp.asarray(ids)
+
+
+def check_known(ids: dict[str, jax.Array], names: list[str], what: str) -> None:
+    """Raises where ids are given for a leaf that does not exist."""
+    unknown = sorted(set(ids) - set(names))
+    if unknown:
+        raise ValueError(f"token_ids names {unknown}, but {what} {names}; correct the path.")
+
+
+def check_rows_first(name: str, shape: tuple[int, ...], ids: jax.Array | None) -> None:
+    """Raises unless an array begins with the axes of its ids, if it has any."""
+    if ids is not None and shape[: ids.ndim] != ids.shape:
+        raise ValueError(
+            f"the update of {name!r} has shape {shape}, but its ids have shape {ids.shape}: it must begin with one row for each id."
+        )
+
+
+def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:
+    """Raises for stacked tables and for scalars, which have no rows."""
+    if axes.batch or not axes.token:
+        raise ValueError(
+            f"token_ids are given for {name!r} of shape {shape}, which has the batch axes {axes.batch}: row-sparse steps are for "
+            f"one table with a token axis. Give its updates dense, with None for its ids, or keep the tables apart."
+        )
+
+
+def check_compact(name: str, update_shape: tuple[int, ...], ids: jax.Array, shape: tuple[int, ...], axes: TableAxes) -> None:
+    """Raises unless an update has the table's shape with the axes of the ids in the place of the token axis."""
+    token = axes.token[0]
+    expected = (*shape[:token], *ids.shape, *shape[token + 1 :])
+    if update_shape == expected:
+        return
+    if update_shape == shape:
+        raise ValueError(
+            f"the update of {name!r} is dense, of shape {update_shape}, but token_ids gives it ids of shape {ids.shape}: ids "
+            f"belong to compact updates of shape {expected}. A table that is tied to the head, or a head of all tokens, has a "
+            f"gradient in every row and cannot be row-sparse: leave its ids None. An input table next to a head of its own can."
+        )
+    raise ValueError(
+        f"the update of {name!r} has shape {update_shape}, but with ids of shape {ids.shape} and a table of shape {shape} "
+        f"it must have shape {expected}: one row for each id."
+    )

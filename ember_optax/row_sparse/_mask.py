@@ -1,0 +1,119 @@
+"""Training some rows of a table only: new special tokens in fine-tuning, say."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from .._math.rows import flat_ids
+from .._tree.boxes import unbox
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.tables import Table, TableTree, read_tree, tables_of
+from .._tree.token_ids import token_ids_by_name
+
+
+def train_only_rows(
+    inner: optax.GradientTransformation, rows: Any, *, dimension_numbers: DimensionNumbersLike = AUTO
+) -> optax.GradientTransformationExtraArgs:
+    """`inner`, with all rows of some tables frozen but those named: the frozen ones stay bit-identical, weight decay included.
+
+    The gradients of frozen rows count as zero, so they do not enter the statistics either. Works for dense and for row-sparse
+    steps; parameters that `rows` does not name are trained as ever.
+
+    Args:
+      inner: the transformation of all parameters, complete with its learning rate; its gradients and updates are masked.
+      rows: a tree like the parameters, or a dictionary from paths such as `"embed/embedding"`, to the ids of the rows that are
+        trained: integers of any shape.
+      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+
+    Returns:
+      A `GradientTransformationExtraArgs` with the state of `inner`.
+
+    Raises:
+      TypeError: `rows` are not integers.
+      ValueError: at init or update, `rows` names a path that is no parameter, or a row that does not exist.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import ember, row_sparse
+      >>> params = {"wte": jnp.ones((100, 4))}
+      >>> tx = row_sparse.train_only_rows(ember(1e-3, weight_decay=0.1), {"wte": jnp.array([98, 99])})
+      >>> updates, opt_state = tx.update({"wte": jnp.ones((100, 4))}, tx.init(params), params)
+      >>> jnp.flatnonzero(updates["wte"].any(1))
+      Array([98, 99], dtype=int32)
+
+    References:
+      docs/row_sparse.md
+    """
+    trained = token_ids_by_name(rows, "rows")
+    inner = optax.with_extra_args_support(inner)
+
+    def tables_with_rows(tree: Any) -> TableTree:
+        return tables_of(tree, dimension_numbers, "with ids", token_ids=trained, what="the parameters are")
+
+    def init_fn(params):
+        for table in tables_with_rows(params).tables:
+            _check_rows(table)
+        return inner.init(params)
+
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
+        found = read_tree(updates, token_ids_by_name(token_ids))
+        # A frozen row of a compact update becomes padding as well.
+        kept = {
+            table.name: table.ids if (rows := trained.get(table.name)) is None else _keep(table.ids, rows)
+            for table in found.tables
+            if table.ids is not None
+        }
+        masks = {
+            table.name: _mask(table, kept.get(table.name), of_params[table.name])
+            for table in found.tables
+            if table.name in trained
+        }
+
+        def mask(tree: Any, value: float) -> Any:
+            def masked(table: Table, leaf: Any) -> Any:
+                array = unbox(leaf)
+                return jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype)) if table.name in masks else array
+
+            return found.rebuild(map(masked, found.tables, found.treedef.flatten_up_to(tree)))
+
+        given = {"token_ids": kept} if kept else {}
+        updates, state = inner.update(mask(updates, 0.0), state, params, **given, **extra_args)
+        # x + -0.0 is x bit for bit, also where x is -0.0.
+        return mask(updates, -0.0), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
+    """True in the rows that are trained, with axes of length one for the features; `kept` are the ids of a compact update."""
+    assert of_params.axes is not None
+    assert of_params.ids is not None
+    (token_axis,) = of_params.axes.token
+    if kept is not None:
+        of_tokens, rank = kept >= 0, kept.ndim
+    else:
+        size = table.shape[token_axis]
+        of_tokens, rank = jnp.zeros(size, bool).at[flat_ids(of_params.ids, size)].set(True, mode="drop"), 1
+    ids_axes = range(token_axis, token_axis + rank)
+    return jnp.expand_dims(of_tokens, [axis for axis in range(len(table.shape)) if axis not in ids_axes])
+
+
+def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
+    """The ids that are among `rows`, and padding."""
+    size = jnp.iinfo(jnp.int32).max  # of the table: no matter, no row is beyond it
+    flat = flat_ids(ids, size).reshape(ids.shape)
+    return jnp.where(jnp.isin(flat, flat_ids(rows, size)), flat, -1)
+
+
+def _check_rows(table: Table) -> None:
+    if table.ids is None or table.axes is None or isinstance(table.ids, Tracer):
+        return
+    size = table.shape[table.axes.token[0]]
+    outside = [int(row) for row in np.asarray(table.ids).reshape(-1) if not 0 <= row < size]
+    if outside:
+        raise ValueError(f"rows of {table.name!r} names {outside}, but the table has the rows 0 to {size - 1}; correct the ids.")

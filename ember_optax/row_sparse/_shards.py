@@ -1,0 +1,58 @@
+"""Token ids as the parts of a row-sharded table count them."""
+
+from typing import Any
+
+import jax
+
+from .._math.rows import shifted_ids
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.tables import tables_of
+from .._tree.token_ids import token_ids_by_name
+
+
+def local_token_ids(
+    token_ids: Any, params: Any, mesh_axes: str | tuple[str, ...], *, dimension_numbers: DimensionNumbersLike = AUTO
+) -> dict[str, jax.Array]:
+    """Inside `jax.shard_map`, the ids as each device counts the rows of its part of a table, -1 for those of other parts.
+
+    With them `row_sparse.lookup` returns zeros for the rows of other parts, so that the sum over the devices is the lookup, and
+    `tx.update` (of `scale_by_ember` with `token_mesh_axes`) and `row_sparse.apply_updates` leave them alone. Under `jax.jit`,
+    with automatic or explicit mesh axes, arrays are whole and nobody needs this.
+
+    Args:
+      token_ids: ids of the whole table, the same on all devices along `mesh_axes`; a tree like `params` or a dictionary from
+        paths.
+      params: the parameters, with this device's part of each table.
+      mesh_axes: the mesh axes over which the token axes are split, major to minor.
+      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+
+    Returns:
+      A dictionary from paths to ids, of the same shapes.
+
+    Raises:
+      TypeError: ids are not integers.
+      ValueError: ids for a path that is no parameter.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jax.sharding import PartitionSpec
+      >>> from ember_optax import row_sparse
+      >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> def part(table, ids):
+      ...     local = row_sparse.local_token_ids({"wte": ids}, {"wte": table}, "fsdp")["wte"]
+      ...     return jax.lax.psum(row_sparse.lookup(table, local), "fsdp")
+      >>> specs = (PartitionSpec("fsdp"), PartitionSpec())
+      >>> lookup = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+      >>> lookup(jnp.arange(6.0)[:, None], jnp.array([5, 2]))[:, 0]
+      Array([5., 2.], dtype=float32)
+
+    References:
+      docs/row_sparse.md
+    """
+    found = tables_of(params, dimension_numbers, "with ids", token_ids=token_ids_by_name(token_ids), what="the parameters are")
+    return {
+        table.name: shifted_ids(table.ids, jax.lax.axis_index(mesh_axes), table.shape[table.axes.token[0]])
+        for table in found.tables
+        if table.ids is not None and table.axes is not None
+    }

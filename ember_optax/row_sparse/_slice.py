@@ -1,0 +1,229 @@
+"""`RowSlice`: what stands in a table's place while a loss is differentiated, and the lookup that reads both."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._math.mesh import in_auto_mode, spec_entries, spec_of
+from .._math.rows import flat_ids, rows_first, take_rows
+
+
+@jax.tree_util.register_pytree_node_class
+class RowSlice:
+    """Some rows of a token table, in its place in the parameters: `row_sparse.value_and_grad` gives it to the loss.
+
+    `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared; but negative ids
+    are padding, whose rows are zeros, and do not count from the end. Everything that would need every row (`table.T`, a product
+    with it) raises. A pytree of `rows` and of `ids` in a form that refuses arithmetic.
+
+    Args:
+      rows: the rows, of the table's shape with N in the place of V; differentiated.
+      ids: which rows they are, (N,) int32, increasing; V stands for padding.
+      num_rows: V, the number of rows of the whole table.
+      token_axis: the axis of `rows` that counts them.
+
+    Attributes:
+      shape: the shape of the whole table.
+      dtype: of the rows.
+
+    Raises:
+      TypeError: the whole table is asked for.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> table = row_sparse.RowSlice(jnp.ones((2, 4)), jnp.array([3, 7]), num_rows=100, token_axis=0)
+      >>> table[jnp.array([[7, 3, 3]])].shape, table.shape
+      ((1, 3, 4), (100, 4))
+
+    References:
+      docs/row_sparse.md
+    """
+
+    def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
+        self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
+
+    @property
+    def ids(self) -> jax.Array:
+        return jax.random.key_data(self._guarded_ids)[..., 0].astype(jnp.int32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.rows.shape)
+        shape[self.token_axis] = self.num_rows
+        return tuple(shape)
+
+    @property
+    def ndim(self) -> int:
+        return self.rows.ndim
+
+    @property
+    def dtype(self):
+        return self.rows.dtype
+
+    def astype(self, dtype) -> "RowSlice":
+        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis)
+
+    def __getitem__(self, ids: Any) -> Any:
+        if ids is Ellipsis:  # nnx.Variable
+            return self
+        if isinstance(ids, tuple) and len(ids) == 1:
+            ids = ids[0]
+        if self.token_axis or ids is None or isinstance(ids, tuple | slice):
+            raise _whole_table(self, f"it was indexed with {ids!r}")
+        return lookup(self, ids)
+
+    def tree_flatten(self):
+        return (self.rows, self._guarded_ids), (self.num_rows, self.token_axis)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        new = object.__new__(cls)
+        new.rows, new._guarded_ids = children
+        new.num_rows, new.token_axis = static
+        return new
+
+    @property
+    def T(self):
+        raise _whole_table(self, "its transpose was asked for")
+
+    def __jax_array__(self):
+        raise _whole_table(self, "it was used as an array")
+
+    def __array__(self, *_, **__):
+        raise _whole_table(self, "it was used as an array")
+
+    def __matmul__(self, _):
+        raise _whole_table(self, "it was multiplied with a matrix")
+
+    __rmatmul__ = __matmul__
+
+    def __mul__(self, _):
+        raise _whole_table(self, "arithmetic was done with it")
+
+    __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __pow__ = __mul__
+
+    def __iter__(self):
+        raise _whole_table(self, "its rows were iterated over")
+
+    def __repr__(self) -> str:
+        return f"RowSlice({self.rows.shape[self.token_axis]} of {self.num_rows} rows, shape={self.shape}, dtype={self.dtype})"
+
+
+def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_axis: int = 0) -> jax.Array:
+    """The rows of a table for token ids; zeros for padding (ids below zero or from V on).
+
+    .. math:: x_n = table_{ids_n} + tap_n
+
+    The gradient with respect to `table` has the size of the table. Two ways around it: in the loss of
+    `row_sparse.value_and_grad` the table is a `RowSlice`, whose gradient is compact. Or pass a `tap` of zeros and differentiate
+    with respect to it: the table then gets no gradient, and that of the tap is the compact gradient of `ids`.
+
+    Args:
+      table: (V, D), any floating dtype, or a `RowSlice`.
+      ids: integers of any shape.
+      tap: added to the rows, of the result's shape; or None.
+      token_axis: which axis of an array is the vocabulary; a `RowSlice` knows its own.
+
+    Returns:
+      Of shape `ids.shape + (D,)`, in the table's dtype. NaN for an id that is none of a `RowSlice`'s: it was not declared.
+
+    Raises:
+      TypeError: `ids` are not integers.
+      ValueError: `tap` has another shape than the result.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import row_sparse
+      >>> table, ids = jnp.ones((100, 4)), jnp.array([3, 7, 3])
+      >>> grads = jax.grad(lambda tap: row_sparse.lookup(table, ids, tap).sum())(jnp.zeros((3, 4)))
+      >>> grads.shape
+      (3, 4)
+
+    References:
+      docs/row_sparse.md
+    """
+    ids = jnp.asarray(ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass token ids.")
+    stored = table.rows if isinstance(table, RowSlice) else table
+    token_axis = table.token_axis if isinstance(table, RowSlice) else token_axis
+
+    def lookup_automatically(table, ids):
+        if isinstance(table, RowSlice):
+            rows_NxF = _lookup_slice(table, flat_ids(ids, table.num_rows))
+        else:
+            rows_NxF = take_rows(table, flat_ids(ids, table.shape[token_axis]), token_axis)
+        return rows_NxF.reshape(*ids.shape, *rows_NxF.shape[1:])
+
+    def spec():
+        features = [entry for axis, entry in enumerate(spec_entries(stored)) if axis != token_axis]
+        taken = {name for entry in spec_entries(ids) for name in _names(entry)}
+        return spec_of([*spec_entries(ids), *(None if _names(entry) & taken else entry for entry in features)])
+
+    rows = in_auto_mode(lookup_automatically, spec, table, ids)
+    if tap is None:
+        return rows
+    if tap.shape != rows.shape:
+        raise ValueError(f"tap has shape {tap.shape}, but the rows of ids of shape {ids.shape} have shape {rows.shape}.")
+    return jax.lax.stop_gradient(rows) + tap
+
+
+def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
+    """The distinct ids in increasing order, V after them, and their rows; all V of them where there are V ids or more."""
+    size = table.shape[token_axis]
+
+    def slice_automatically(table, ids):
+        # As many ids as rows: all rows in their order, so that the compact gradient is the dense one.
+        many = ids.size >= size
+        ids_N = jnp.arange(size, dtype=jnp.int32) if many else jnp.unique(flat_ids(ids, size), size=ids.size, fill_value=size)
+        return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+
+    def specs():
+        entries = list(spec_entries(table))
+        entries[token_axis] = None
+        return spec_of([]), spec_of(entries)
+
+    return in_auto_mode(slice_automatically, specs, table, ids)
+
+
+def _guard(ids: jax.Array) -> jax.Array:
+    """The ids as random keys, on which JAX refuses arithmetic.
+
+    Losses map over all leaves of the parameters, for a cast or an L2 term. Integers would silently take part in that.
+    """
+    words = jnp.stack([ids.astype(jnp.uint32), jnp.zeros_like(ids, jnp.uint32)], -1)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _names(entry: Any) -> set[str]:
+    """The mesh axes of one entry of a spec."""
+    return {entry} if isinstance(entry, str) else set(entry or ())
+
+
+def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
+    rows_NxF = rows_first(table.rows, table.token_axis, 1)
+    count = table.ids.size
+    if not count:
+        rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # there is nothing to take, and no id is known
+    place_M = jnp.searchsorted(table.ids, ids_M).astype(jnp.int32)
+    known_M = (jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M) if count else jnp.zeros(ids_M.shape, bool)
+    found = jnp.take(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, mode="fill", fill_value=jnp.nan)
+    padding_M = (ids_M == table.num_rows).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
+    return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
+
+
+def refuse_attend(table: Any) -> None:
+    """Raises where a layer of a library would use a `RowSlice` as a head."""
+    if isinstance(table, RowSlice):
+        raise _whole_table(table, "it was used as a head")
+
+
+def _whole_table(table: RowSlice, reason: str) -> TypeError:
+    return TypeError(
+        f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "
+        f"row_sparse.lookup(table, ids). A table that is tied to the head, or a head of all tokens, has a gradient in every row "
+        f"and cannot be row-sparse: leave its ids None, or train an input table next to a head of its own."
+    )
