@@ -4,6 +4,7 @@ Shapes are written for a (V, D) table. Everything is float32 but the quotient, w
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -94,8 +95,22 @@ def over_active_rows(feature_1D: jax.Array, token_V1: jax.Array, axes: TableAxes
 def mean_moment(moments: Moments, axes: TableAxes, *, active_rows: bool) -> jax.Array:
     """The mean that makes the feature profile; of `nu_feature` and of `nu_token` it is the same, unless `active_rows`."""
     if active_rows:
-        return mean_over(axes.token_mesh, jnp.mean(moments.nu_token, axes.token, keepdims=True))
-    return mean_over(axes.feature_mesh, jnp.mean(moments.nu_feature, axes.feature, keepdims=True))
+        return mean_over(axes.token_mesh, _mean(moments.nu_token, axes.token, stacked=bool(axes.batch)))
+    return mean_over(axes.feature_mesh, _mean(moments.nu_feature, axes.feature, stacked=bool(axes.batch)))
+
+
+def _mean(moment: jax.Array, axes: tuple[int, ...], *, stacked: bool) -> jax.Array:
+    """The mean over axes, which stay with length one.
+
+    For stacks as a product with equal weights: of a large sum XLA on CPU (jax 0.10.2) makes one kernel with the preconditioning
+    behind it, whose result, as large as the table, it writes to memory (4,096 tables of 64 x 64: temporaries of 103 %, now 6 %).
+    """
+    if not (stacked and axes):
+        return jnp.mean(moment, axes, keepdims=True)
+    sizes = [moment.shape[axis] for axis in axes]
+    weights = jnp.full(sizes, 1.0 / math.prod(sizes), moment.dtype)
+    kept = [axis for axis in range(moment.ndim) if axis not in axes]
+    return jnp.expand_dims(jnp.einsum(moment, range(moment.ndim), weights, axes, kept, precision="highest"), axes)
 
 
 def precondition(g_VxD: jax.Array, nu_token_V1, nu_feature_1D, mean_11, correction_11, eps) -> jax.Array:

@@ -28,7 +28,8 @@ class RowSlice:
       dtype: of the rows.
 
     Raises:
-      TypeError: the whole table is asked for.
+      TypeError: the whole table is asked for, compared or used as a truth value; `ids` are not integers.
+      ValueError: there is not one id for each row.
 
     Example:
       >>> import jax.numpy as jnp
@@ -42,6 +43,7 @@ class RowSlice:
     """
 
     def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
+        _check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
 
     @property
@@ -99,10 +101,20 @@ class RowSlice:
 
     __rmatmul__ = __matmul__
 
-    def __mul__(self, _):
+    def __mul__(self, *_):
         raise _whole_table(self, "arithmetic was done with it")
 
-    __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __pow__ = __mul__
+    __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = __neg__ = __abs__ = __mul__
+
+    # Without these Python would compare identities, and take any object for true.
+    def __eq__(self, _):
+        raise _whole_table(self, "it was compared")
+
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
+    __hash__ = object.__hash__
+
+    def __bool__(self):
+        raise _whole_table(self, "its truth was asked for")
 
     def __iter__(self):
         raise _whole_table(self, "its rows were iterated over")
@@ -130,8 +142,8 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
       Of shape `ids.shape + (D,)`, in the table's dtype. NaN for an id that is none of a `RowSlice`'s: it was not declared.
 
     Raises:
-      TypeError: `ids` are not integers.
-      ValueError: `tap` has another shape than the result.
+      TypeError: `ids` are not integers; `table` is no array.
+      ValueError: `token_axis` is out of range; `tap` has another shape than the result.
 
     Example:
       >>> import jax
@@ -148,8 +160,8 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
     ids = jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass token ids.")
-    stored = table.rows if isinstance(table, RowSlice) else table
-    token_axis = table.token_axis if isinstance(table, RowSlice) else token_axis
+    stored = table.rows if isinstance(table, RowSlice) else _checked_table(table, token_axis)
+    token_axis = table.token_axis if isinstance(table, RowSlice) else token_axis % stored.ndim
 
     def lookup_automatically(table, ids):
         if isinstance(table, RowSlice):
@@ -163,22 +175,29 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
         taken = {name for entry in spec_entries(ids) for name in _names(entry)}
         return spec_of([*spec_entries(ids), *(None if _names(entry) & taken else entry for entry in features)])
 
-    rows = in_auto_mode(lookup_automatically, spec, table, ids)
+    rows = in_auto_mode(lookup_automatically, spec, table if isinstance(table, RowSlice) else stored, ids)
     if tap is None:
         return rows
-    if tap.shape != rows.shape:
-        raise ValueError(f"tap has shape {tap.shape}, but the rows of ids of shape {ids.shape} have shape {rows.shape}.")
+    if jnp.shape(tap) != rows.shape:
+        raise ValueError(
+            f"tap has shape {jnp.shape(tap)}, but the rows of ids of shape {ids.shape} have shape {rows.shape}; pass "
+            f"jnp.zeros({rows.shape})."
+        )
     return jax.lax.stop_gradient(rows) + tap
 
 
 def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
-    """The distinct ids in increasing order, V after them, and their rows; all V of them where there are V ids or more."""
+    """The distinct ids in increasing order, V after them, and their rows; all V of them where there are V ids or more.
+
+    Two places for a single id: `optax.apply_updates` would add a gradient of one row to all rows, in silence.
+    """
     size = table.shape[token_axis]
+    places = 2 if ids.size == 1 else ids.size
 
     def slice_automatically(table, ids):
         # As many ids as rows: all rows in their order, so that the compact gradient is the dense one.
-        many = ids.size >= size
-        ids_N = jnp.arange(size, dtype=jnp.int32) if many else jnp.unique(flat_ids(ids, size), size=ids.size, fill_value=size)
+        many = places >= size
+        ids_N = jnp.arange(size, dtype=jnp.int32) if many else jnp.unique(flat_ids(ids, size), size=places, fill_value=size)
         return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
 
     def specs():
@@ -187,6 +206,28 @@ def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.A
         return spec_of([]), spec_of(entries)
 
     return in_auto_mode(slice_automatically, specs, table, ids)
+
+
+def _check_slice(rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int) -> None:
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass the ids of the rows.")
+    if not 0 <= token_axis < rows.ndim:
+        raise ValueError(f"token_axis must be in 0 to {rows.ndim - 1} for rows of shape {rows.shape}, got {token_axis}.")
+    if ids.shape != (rows.shape[token_axis],):
+        raise ValueError(
+            f"ids must have shape ({rows.shape[token_axis]},), one for each of the rows of shape {rows.shape} along axis "
+            f"{token_axis}, got {ids.shape}."
+        )
+    if num_rows < 0:
+        raise ValueError(f"num_rows must be the number of rows of the whole table, got {num_rows}.")
+
+
+def _checked_table(table: Any, token_axis: int) -> jax.Array:
+    if not hasattr(table, "shape") or not hasattr(table, "dtype"):
+        raise TypeError(f"table must be an array or a RowSlice, got {table!r} of type {type(table).__name__}.")
+    if not -table.ndim <= token_axis < table.ndim:
+        raise ValueError(f"token_axis {token_axis} is out of range for a table of shape {table.shape}; name its vocabulary axis.")
+    return jnp.asarray(table)
 
 
 def _guard(ids: jax.Array) -> jax.Array:
