@@ -14,7 +14,7 @@ from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
-CONFORMANCE = sorted((Path(__file__).parent / "data" / "conformance").glob("*.npz"))
+CONFORMANCE = sorted((Path(__file__).parents[1] / "data" / "conformance").glob("*.npz"))
 
 
 EMBER = scale_by_ember()
