@@ -15,7 +15,7 @@ from flax import nnx
 from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
 from ember_optax._tree.rules import RULES
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def read_rows(name):

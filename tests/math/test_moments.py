@@ -14,11 +14,14 @@ from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
-CONFORMANCE = sorted((Path(__file__).parent / "data" / "conformance").glob("*.npz"))
+CONFORMANCE = sorted((Path(__file__).parents[1] / "data" / "conformance").glob("*.npz"))
+
+
+EMBER = scale_by_ember()
 
 
 def run(tx, grads, params=None):
-    """All updates of a run and the last state, each step jitted."""
+    """All updates of a run and the last state, each step jitted: once for each shape, where `tx` is the same object."""
     state, update, updates = tx.init(grads[0] if params is None else params), jax.jit(tx.update), []
     for g in grads:
         u, state = update(g, state, params)
@@ -69,7 +72,7 @@ def test_matches_float64_at_every_magnitude(exponent):
     size = (5, 48, 12)
     grads = jnp.asarray(10.0**exponent * rng.uniform(0.1, 1.0, size) * rng.choice([-1, 1], size), jnp.float32)
     oracle = NumpyEmber(grads.shape[1:])
-    updates, _ = run(scale_by_ember(), grads)
+    updates, _ = run(EMBER, grads)
     for u, g in zip(updates, grads, strict=True):
         np.testing.assert_allclose(u, oracle.update(g), rtol=1e-6)
 
@@ -103,7 +106,7 @@ def test_one_huge_row_leaves_the_others_accurate(large, small):
     g = jnp.full((1000, 16), small).at[0].set(large)
     oracle = NumpyEmber(g.shape)
     silent = g.at[0].set(0.0)
-    updates, _ = run(scale_by_ember(), [g, silent, silent])
+    updates, _ = run(EMBER, [g, silent, silent])
     for u, grad in zip(updates, (g, silent, silent), strict=True):
         np.testing.assert_allclose(u, oracle.update(grad), rtol=2e-6)
 
@@ -111,7 +114,7 @@ def test_one_huge_row_leaves_the_others_accurate(large, small):
 @pytest.mark.parametrize("shape, value", [((4, 1024), 1e18), ((1024, 4), 1e18)])
 def test_a_sum_of_squares_beyond_float32_is_poison(shape, value):
     """Every square is finite, but not their sum over a row or over a column."""
-    (u,), state = run(scale_by_ember(), [jnp.full(shape, value)])
+    (u,), state = run(EMBER, [jnp.full(shape, value)])
     np.testing.assert_array_equal(u, 0.0)
     assert (state.count, state.total_notfinite) == (0, 1)
 
@@ -132,11 +135,11 @@ def test_matches_factored_rms_of_optax():
 
 def test_rank_0_and_1_are_bias_corrected_rms():
     grads = random_gradients(5, (6, 1))
-    vector, _ = run(scale_by_ember(), [g[:, 0] for g in grads])
+    vector, _ = run(EMBER, [g[:, 0] for g in grads])
     oracle = NumpyEmber((6, 1))
     for u, g in zip(vector, grads, strict=True):
         np.testing.assert_allclose(u, oracle.update(g)[:, 0], rtol=1e-6)
-    scalar, state = run(scale_by_ember(), [g[2, 0] for g in grads])
+    scalar, state = run(EMBER, [g[2, 0] for g in grads])
     oracle = NumpyEmber((1, 1))
     for u, g in zip(scalar, grads, strict=True):
         np.testing.assert_allclose(u, oracle.update(g[2:3])[0, 0], rtol=1e-6)
@@ -145,8 +148,8 @@ def test_rank_0_and_1_are_bias_corrected_rms():
 
 def test_several_feature_axes_are_one():
     grads = random_gradients(4, (10, 12))
-    flat, flat_state = run(scale_by_ember(), grads)
-    folded, state = run(scale_by_ember(), [g.reshape(10, 3, 4) for g in grads])
+    flat, flat_state = run(EMBER, grads)
+    folded, state = run(EMBER, [g.reshape(10, 3, 4) for g in grads])
     for u, expected in zip(folded, flat, strict=True):
         np.testing.assert_allclose(u.reshape(10, 12), expected, rtol=1e-6)
     assert state.nu_feature.shape == (3, 4)
@@ -164,7 +167,7 @@ def test_stacked_tables_are_separate_tables(axis):
         [jnp.stack([table[step] for table in tables], axis) for step in range(4)],
     )
     for i, grads in enumerate(tables):
-        alone, alone_state = run(scale_by_ember(), grads)
+        alone, alone_state = run(EMBER, grads)
         for u, expected in zip(stacked, alone, strict=True):
             np.testing.assert_allclose(jnp.take(u, i, axis), expected, rtol=1e-6)
         assert state.count[i] == alone_state.count

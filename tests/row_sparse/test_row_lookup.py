@@ -1,0 +1,41 @@
+"""Looking rows up: padding, ids that were not declared, taps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from small_model import IDS, D, V, make_params
+from steps import to_dense
+
+from ember_optax import row_sparse
+
+
+def test_lookup_of_padding_and_of_ids_that_were_not_declared():
+    table = jnp.arange(1.0, 11.0)[:, None]
+    part = row_sparse.RowSlice(table[jnp.array([2, 5])], jnp.array([2, 5]), 10)
+    ids = jnp.array([[5, 2], [-1, 10]])
+    for one in (table, part):
+        np.testing.assert_array_equal(row_sparse.lookup(one, ids)[..., 0], [[6.0, 3.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(row_sparse.lookup(part, jnp.array([2, 3]))[:, 0], [3.0, np.nan])
+    empty = row_sparse.RowSlice(table[:0], jnp.zeros(0, jnp.int32), 10)
+    np.testing.assert_array_equal(empty[jnp.array([-1, 3])][:, 0], [0.0, np.nan])
+
+
+def test_a_tap_has_the_compact_gradient():
+    params, ids = make_params(), IDS[:, :-1]
+
+    def tapped(tap):
+        x = row_sparse.lookup(params["embed"]["embedding"], ids, tap)
+        return optax.softmax_cross_entropy_with_integer_labels(x @ params["lm_head"]["kernel"], IDS[:, 1:]).mean()
+
+    def plain(table):
+        x = table[ids]
+        return optax.softmax_cross_entropy_with_integer_labels(x @ params["lm_head"]["kernel"], IDS[:, 1:]).mean()
+
+    compact, expected = (
+        jax.jit(jax.grad(tapped))(jnp.zeros((*ids.shape, D))),
+        jax.jit(jax.grad(plain))(params["embed"]["embedding"]),
+    )
+    np.testing.assert_allclose(to_dense(compact, ids, (V, D)), expected, atol=1e-7)
+    of_table = jax.grad(lambda table: row_sparse.lookup(table, ids, jnp.zeros((*ids.shape, D))).sum())
+    assert not of_table(params["embed"]["embedding"]).any()
