@@ -7,13 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from x64 import enable_x64
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, token_tables
-
-if hasattr(jax, "enable_x64") and jax.__version_info__ >= (0, 8):
-    enable_x64 = jax.enable_x64
-else:
-    from jax.experimental import enable_x64
 
 TABLES = {
     "embed": {"embedding": EmberDimensionNumbers(0)},
@@ -302,16 +298,40 @@ class TestInjectHyperparams:
             states = injected_state, plain_state
             assert_trees_close(ours, theirs, rtol=1e-5)
 
-    def test_says_that_callable_tables_must_be_static(self):
-        tables = functools.partial(token_tables, include=["dense/kernel"])
-        with pytest.raises(TypeError, match=r"takes callables for schedules.*static_args=\('tables',\)"):
-            optax.inject_hyperparams(ember)(learning_rate=0.1, tables=tables).init(initial_params())
+    @pytest.mark.parametrize(
+        "function",
+        [
+            token_tables,
+            functools.partial(token_tables, include=["dense/kernel"]),
+            lambda params: jax.tree.map(lambda p: EmberDimensionNumbers() if p.ndim == 2 else None, params),
+            lambda params: None,
+            lambda params: {"embed": {"embedding": EmberDimensionNumbers(0)}} if isinstance(params, dict) else None,
+        ],
+    )
+    @pytest.mark.parametrize("factory, argument", [(ember, "tables"), (scale_by_ember, "dimension_numbers")])
+    def test_functions_must_be_static(self, factory, argument, function):
+        """optax calls them with the step, and would go on with what they return for it."""
+        given = {argument: function} | ({"learning_rate": 0.1} if factory is ember else {})
+        with pytest.raises(TypeError, match=rf"optax.inject_hyperparams t.*static_args=\('({argument}|tables)',\)"):
+            optax.inject_hyperparams(factory)(**given).init(initial_params())
+        params = {"embed": {"embedding": jnp.ones((12, 4))}}
+        static = optax.inject_hyperparams(factory, static_args=(argument,))(**given | {argument: token_tables})
+        state = static.init(params)
+        assert optax.tree.get(state, "nu_token")["embed"]["embedding"].shape == (12,)
 
     @pytest.mark.parametrize("factory", [scale_by_ember, lambda b2: ember(0.1, b2=b2)])
-    def test_refuses_low_precision_b2_with_the_cure(self, factory):
+    def test_refuses_a_b2_that_lost_its_digits(self, factory):
+        """0.999 is 1.0 in bfloat16, 0.99 is 0.98828125."""
         params = initial_params(jnp.bfloat16)
-        with pytest.raises(TypeError, match=r"b2 arrived as bfloat16.*hyperparam_dtype=jnp.float32"):
+        with pytest.raises(TypeError, match=r"b2 arrived as bfloat16\(1.0\).*hyperparam_dtype=jnp.float32"):
             optax.inject_hyperparams(factory)(b2=0.999).init(params)
         cured = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(b2=0.999)
-        updates, _ = cured.update(params, cured.init(params), params)
-        assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+        for tx in (cured, optax.inject_hyperparams(factory)(b2=0.99)):
+            updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+            assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+    def test_a_traced_b2_of_one_is_seen_in_the_updates(self):
+        """Under `jax.jit` there is no value to refuse; what comes of it is NaN and not a small step."""
+        tx, g = scale_by_ember(0.9), jnp.ones((4, 3))
+        updates = jax.jit(lambda b2, g: scale_by_ember(b2).update(g, tx.init(g))[0])(jnp.bfloat16(0.999), g)
+        assert jnp.isnan(updates).all()
