@@ -3,6 +3,7 @@
 import functools
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
 from .._tree.paths import flatten_named, is_complete
 from .._tree.suspects import suspect_warnings
-from .._tree.tables import TableTree, tables_of
+from .._tree.tables import TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
+from .checks import check_params
 from .hyperparameters import checked_learning_rate
 from .transform import FeatureMean, ScaleByEmberState, scale_tables
 
@@ -97,31 +99,43 @@ def ember(
     scaling(tables_of)  # checks the numbers, here where they are written
     find = functools.partial(tables_of, declaration=tables, among="found", argument="tables")
 
-    def transformation(found: TableTree) -> optax.GradientTransformationExtraArgs:
+    return _routed(find, tables, scaling, optax.scale_by_learning_rate(learning_rate), body)
+
+
+def _routed(
+    find: Callable[..., TableTree],
+    tables: DimensionNumbersLike,
+    scaling: Callable[..., optax.GradientTransformation],
+    rate: optax.GradientTransformation,
+    body: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """An `optax.partition` of the tables that `find` makes of a tree, and of the rest."""
+
+    def partition(found: TableTree) -> optax.GradientTransformationExtraArgs:
         labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
-        of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), optax.scale_by_learning_rate(learning_rate))
+        of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), rate)
         # As a function, because a tree that is callable, an Equinox model, would be called.
         return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
 
     def init_fn(params):
         _check_arrays(params)
-        found = find(params, what="the parameters are")
+        found = tables_at_init(functools.partial(find, what="the parameters are"), params)
         # In an incomplete tree the tables may be elsewhere.
         if is_complete(params):
             _check_found(found, tables)
-        return transformation(found).init(params)
+        return partition(found).init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         ids = token_ids_by_name(token_ids)
-        if ids and params is None:
-            raise ValueError("token_ids need the parameters: call update(updates, state, params, token_ids=token_ids).")
+        check_params(params, with_ids=bool(ids))
         _check_state(state)
         found = find(updates, token_ids=ids, params=params, what="the parameters are")
         _check_ids_of_body(found, state.inner_states["body"])
         if params is not None:
+            # Only what has a gradient: an Equinox model has functions besides.
             params = found.treedef.unflatten(found.leaves_of(params, "parameter tree", may_have_more=True))
-        given = {"token_ids": token_ids} if ids else {}
-        return transformation(found).update(updates, state, params, **given, **extra_args)
+        given = {"token_ids": ids} if ids else {}
+        return partition(found).update(updates, state, params, **given, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

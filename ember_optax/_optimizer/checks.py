@@ -56,6 +56,20 @@ def check_state(state: Any) -> None:
         )
 
 
+def check_params(params: Any, *, with_ids: bool, decays: bool = False) -> None:
+    """Raises where an update cannot do without the parameters."""
+    if params is None and with_ids:
+        raise ValueError(
+            "token_ids need the parameters: call update(updates, state, params, token_ids=token_ids). A compact update does "
+            "not tell the shape of its table."
+        )
+    if params is None and decays:
+        raise ValueError(
+            "weight_decay needs the parameters: call update(updates, state, params). Under optax.inject_hyperparams "
+            "that is so even at zero, because the decay may be changed later."
+        )
+
+
 def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
     """Whether the caller is inside a `jax.shard_map` (or a `jax.vmap` with `axis_name`) over these axes."""
     for argument, names in mesh_axes.items():

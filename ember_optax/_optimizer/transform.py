@@ -15,9 +15,9 @@ from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.tables import Table, TableTree, tables_of, tell_tables
+from .._tree.tables import Table, TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
-from .checks import check_bound, check_gradient, check_leaf, check_state, mesh_names
+from .checks import check_bound, check_gradient, check_leaf, check_params, check_state, mesh_names
 from .hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 
 FeatureMean = Literal["all_rows", "active_rows"]
@@ -169,14 +169,14 @@ def scale_tables(
         return check_leaf(table)._replace(**(mesh_axes or {}))
 
     def init_fn(params):
-        found = find(params)
-        tell_tables(found)
+        found = tables_at_init(find, params)
         return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
-        _check_params(params, token_ids=token_ids, decays=decays)
-        found = find(updates, token_ids=token_ids_by_name(token_ids), params=params)
+        ids = token_ids_by_name(token_ids)
+        check_params(params, with_ids=bool(ids), decays=decays)
+        found = find(updates, token_ids=ids, params=params)
         check_state(state)
         check_bound(mesh_axes or {})
         weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.tables)
@@ -204,21 +204,6 @@ def _step_table(
         specs = functools.partial(jax.tree.map, spec_like, (g, moments))
         update, moments = in_auto_mode(row_step, specs, g, table.ids, moments, rate, eps, weight_decay, param)
     return update, Moments(*map(rebox, boxes, moments))
-
-
-def _check_params(params: Any, *, token_ids: Any, decays: bool) -> None:
-    if params is not None:
-        return
-    if token_ids is not None and token_ids_by_name(token_ids):
-        raise ValueError(
-            "token_ids need the parameters: call update(updates, state, params, token_ids=token_ids). A compact update does "
-            "not tell the shape of its table."
-        )
-    if decays:
-        raise ValueError(
-            "weight_decay needs the parameters: call update(updates, state, params). Under optax.inject_hyperparams "
-            "that is so even at zero, because the decay may be changed later."
-        )
 
 
 def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:

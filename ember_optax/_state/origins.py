@@ -11,7 +11,7 @@ import optax
 from .._math.moments import Moments, kept_axes
 from .._optimizer.transform import ScaleByEmberState
 from .._tree.paths import check_distinct, flatten_named
-from .._tree.tables import Table, watched_tables
+from .._tree.tables import Table, repeated_tables, watched_tables
 
 # No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
 _FIRST_SIZE = 10_007
@@ -36,8 +36,8 @@ class Origins:
 def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
     """The abstract state of `tx`, and for each of its arrays the origin of each axis, None where there is none.
 
-    Ember tells the axes of its tables itself, asked once and with the real shapes. Those of any other state are found by a second
-    abstract initialisation in which every axis of every parameter has a size of its own.
+    Ember tells the axes of its tables itself, asked once and with the real shapes: a `tables` function may look at sizes. Those of
+    any other state are found by a second abstract initialisation in which every axis of every parameter has a size of its own.
 
     Args:
       tx: the transformation whose `init` makes the state.
@@ -69,7 +69,8 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, An
         state = abstract_state(shapes)
     told = _told_by_ember(state, [table for found in seen for table in found.tables], flatten_named(params)[0])
     found, marked_shapes = _marked(shapes)
-    marked = dict(zip(*_flatten(abstract_state(marked_shapes)), strict=True))
+    with repeated_tables(seen):
+        marked = dict(zip(*_flatten(abstract_state(marked_shapes)), strict=True))
 
     def origin(size: int, marked_size: int) -> AxisOrigin | None:
         known = found.get(marked_size)
@@ -93,7 +94,7 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, An
 def _told_by_ember(state: Any, tables: list[Table], names: list[str]) -> dict[KeyPath, Origins]:
     """The origins of the arrays of every `ScaleByEmberState`, by their path in the state."""
     axes: dict[str, Any] = {}
-    for table in tables:
+    for table in (table for table in tables if table.axes is not None):
         if axes.setdefault(table.name, table.axes) != table.axes:
             raise ValueError(f"two Embers in tx take {table.name!r} with other axes: {axes[table.name]} and {table.axes}.")
     told = {}

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -144,25 +144,42 @@ def tables_of(
     return TableTree(tables, found.treedef)
 
 
-# What `init` found, for those who ask which axes a state array came from (`_state/origins.py`).
-_witnesses: contextvars.ContextVar[tuple[list[TableTree], ...]] = contextvars.ContextVar("ember_tables", default=())
+# For `_state/origins.py`, which asks which axes a state array came from: what each `init` found, in the order of the calls.
+_seen: contextvars.ContextVar[list[TableTree] | None] = contextvars.ContextVar("seen", default=None)
+_known: contextvars.ContextVar[Iterator[TableTree] | None] = contextvars.ContextVar("known", default=None)
 
 
 @contextlib.contextmanager
 def watched_tables() -> Iterator[list[TableTree]]:
     """While open, collects the tables that `init` of each Ember in a transformation works on."""
     seen: list[TableTree] = []
-    token = _witnesses.set((*_witnesses.get(), seen))
+    token = _seen.set(seen)
     try:
         yield seen
     finally:
-        _witnesses.reset(token)
+        _seen.reset(token)
 
 
-def tell_tables(found: TableTree) -> None:
-    """Called by `init`."""
-    for seen in _witnesses.get():
+@contextlib.contextmanager
+def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
+    """While open, each `init` takes the axes that it took while `seen` was collected, whatever the sizes are now."""
+    token = _known.set(iter(seen))
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def tables_at_init(find: Callable[[Any], TableTree], params: Any) -> TableTree:
+    """`find(params)`, watched or repeated."""
+    if (known := _known.get()) is not None:
+        axes = {table.name: table.axes for table in next(known).tables}
+        found = read_tree(params)
+        return TableTree([table._replace(axes=axes.get(table.name)) for table in found.tables], found.treedef)
+    found = find(params)
+    if (seen := _seen.get()) is not None:
         seen.append(found)
+    return found
 
 
 def _with_shapes(found: TableTree, params: Any) -> TableTree:

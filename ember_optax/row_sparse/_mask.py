@@ -62,12 +62,7 @@ def train_only_rows(
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
         found = read_tree(updates, token_ids_by_name(token_ids))
-        # A frozen row of a compact update becomes padding as well.
-        kept = {
-            table.name: table.ids if (rows := trained.get(table.name)) is None else _keep(table.ids, rows)
-            for table in found.tables
-            if table.ids is not None
-        }
+        kept = _kept_ids(found, trained)
         masks = {
             table.name: _mask(table, kept.get(table.name), of_params[table.name])
             for table in found.tables
@@ -87,6 +82,15 @@ def train_only_rows(
         return mask(updates, -0.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The ids of compact updates, in which a frozen row is padding as well."""
+    return {
+        table.name: table.ids if (rows := trained.get(table.name)) is None else _keep(table.ids, rows)
+        for table in found.tables
+        if table.ids is not None
+    }
 
 
 def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:

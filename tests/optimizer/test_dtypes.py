@@ -67,5 +67,7 @@ def test_gradients_whose_squares_vanish_take_no_large_step(eps, exponent):
 @pytest.mark.parametrize("shape", [(1, 4), (6, 1), (), (4, 6)])
 def test_decay_of_a_parameter_of_another_shape(shape):
     tx, table = ember(0.1, tables=TABLE, weight_decay=0.1), jnp.ones((6, 4))
-    with pytest.raises(ValueError, match=rf"weight_decay needs the parameter of '' in the shape .*\(6, 4\), got \({str(shape)[1:-1]}\)"):
+    with pytest.raises(
+        ValueError, match=rf"weight_decay needs the parameter of '' in the shape .*\(6, 4\), got \({str(shape)[1:-1]}\)"
+    ):
         tx.update(table, tx.init(table), jnp.ones(shape))

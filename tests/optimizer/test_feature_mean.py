@@ -31,9 +31,7 @@ class NumpyPaperEmber(NumpyEmber):
 def batches(padding=0):
     rng = np.random.default_rng(0)
     spread = np.exp(rng.normal(size=(1, D)))
-    return [
-        (rng.integers(0, V, 10), (rng.normal(size=(10, D)) * spread).astype(np.float32)) for _ in range(STEPS)
-    ]
+    return [(rng.integers(0, V, 10), (rng.normal(size=(10, D)) * spread).astype(np.float32)) for _ in range(STEPS)]
 
 
 def dense_of(batch, size=V):
@@ -131,10 +129,7 @@ def test_sharded(mode, compact):
     expected = jax.jit(lambda: run(tx, table, tx.init(table), grads, ids, lambda ids, _: ids))()
     tx = make(**inside)
     of_grads = PartitionSpec(None, *(rows_spec if compact else spec))
-    placed = [
-        jax.device_put(x, NamedSharding(mesh, of))
-        for x, of in ((table, spec), (grads, of_grads), (ids, PartitionSpec()))
-    ]
+    placed = [jax.device_put(x, NamedSharding(mesh, of)) for x, of in ((table, spec), (grads, of_grads), (ids, PartitionSpec()))]
     if mode == "shard_map":
 
         def part(table, grads, ids):

@@ -99,3 +99,33 @@ def test_the_largest_finite_squares_are_no_poison():
     u, state = scale_by_ember().update(jnp.full((4, 3), 5e18), scale_by_ember().init(jnp.ones((4, 3))))
     np.testing.assert_allclose(u, 1.0, rtol=1e-6)
     assert state.total_notfinite == 0
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_poisoned_micro_batch_under_multi_steps(skip):
+    """optax keeps 0 * NaN in its accumulator, so that every later mean is poisoned too, unless it is told to skip."""
+    tx = ember(1e-2, optax.sgd(1e-2))
+    params = {"embed": {"embedding": jnp.ones((12, 8))}, "dense": {"kernel": jnp.ones((8, 8))}}
+    bad = jax.tree.map(lambda p: p * jnp.nan, params)
+    options = {"should_skip_update_fn": optax.skip_not_finite} if skip else {}
+    accumulating = optax.MultiSteps(tx, 2, **options)
+    state, update = accumulating.init(params), jax.jit(accumulating.update)
+    moved = []
+    for step in range(8):
+        updates, state = update(bad if step == 1 else params, state, params)
+        moved.append(bool(updates["embed"]["embedding"].any()))
+    skipped = optax.tree.get(state.inner_opt_state, "total_notfinite")["embed"]["embedding"]
+    assert (any(moved[2:]), int(skipped)) == ((True, 0) if skip else (False, 4))
+
+
+def test_apply_if_finite_protects_the_body_too():
+    """Ember's guard is for its tables; a body becomes NaN, and a clip by the global norm before Ember spreads the NaN."""
+    params = {"embed": {"embedding": jnp.ones((12, 8))}, "dense": {"kernel": jnp.ones((8, 8))}}
+    bad = {**params, "embed": {"embedding": params["embed"]["embedding"].at[0, 0].set(jnp.nan)}}
+    plain = optax.chain(optax.clip_by_global_norm(1.0), ember(1e-2))
+    history, _ = train(plain, params, [params, bad, params])
+    assert jnp.isnan(history[-1]["dense"]["kernel"]).all()
+    guarded = optax.apply_if_finite(plain, max_consecutive_errors=5)
+    history, _ = train(guarded, params, [params, bad, params])
+    expected, _ = train(guarded, params, [params, params])
+    jax.tree.map(np.testing.assert_array_equal, history[-1], expected[-1])

@@ -48,7 +48,11 @@ def test_the_bare_transformation_asks_the_finder_too():
 
 @pytest.mark.parametrize(
     "numbers",
-    [EmberDimensionNumbers(0), {"lm_head": EmberDimensionNumbers(0)}, lambda params: jax.tree.map(lambda _: TOKENS_FIRST, params)],
+    [
+        EmberDimensionNumbers(0),
+        {"lm_head": EmberDimensionNumbers(0)},
+        lambda params: jax.tree.map(lambda _: TOKENS_FIRST, params),
+    ],
 )
 def test_a_declaration_wins_over_the_finder(numbers):
     params = {"lm_head": {"kernel": jnp.ones((40, 8))}}
@@ -68,7 +72,9 @@ TOKENS_FIRST = EmberDimensionNumbers(0)
 
 def test_a_leaf_that_the_finder_does_not_know_has_its_tokens_first():
     params = {"nameless": jnp.ones((40, 8))}
-    loss, grads, _ = row_sparse.value_and_grad(lambda p: jnp.sum(p["nameless"][jnp.array([30])]))(params, {"nameless": jnp.array([30])})
+    loss, grads, _ = row_sparse.value_and_grad(lambda p: jnp.sum(p["nameless"][jnp.array([30])]))(
+        params, {"nameless": jnp.array([30])}
+    )
     assert loss == 8.0
     tables = functools.partial(token_tables, include=["nameless"])
     assert ember(1e-2, tables=tables).init(params) is not None
@@ -134,9 +140,7 @@ def of_two_tables(params):
 def test_two_embers_each_take_their_ids(nested):
     def make():
         if nested == "as a body":
-            inner = optax.partition(
-                {"t": ember(1e-2), "b": optax.sgd(1e-2)}, {"first": "b", "second": "t", "mlp": "b"}
-            )
+            inner = optax.partition({"t": ember(1e-2), "b": optax.sgd(1e-2)}, {"first": "b", "second": "t", "mlp": "b"})
             return ember(1e-3, body=inner, tables={"first": EmberDimensionNumbers(), "second": None, "mlp": None})
         of_first = {"first": "a", "second": "b", "mlp": "c"}
         return optax.partition({"a": ember(1e-3), "b": ember(1e-2), "c": optax.sgd(1e-2)}, of_first)

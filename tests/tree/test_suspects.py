@@ -20,7 +20,11 @@ def model(head):
     first, *rest = head.split("/")
     shape = (V, D) if head.endswith("weight") else (D, V)
     leaf = jnp.ones(shape)
-    return {"embed": {"embedding": jnp.ones((V, D))}, "mlp": {"kernel": jnp.ones((D, D))}, first: {rest[0]: leaf} if rest else leaf}
+    return {
+        "embed": {"embedding": jnp.ones((V, D))},
+        "mlp": {"kernel": jnp.ones((D, D))},
+        first: {rest[0]: leaf} if rest else leaf,
+    }
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -95,7 +99,9 @@ def test_description_takes_what_ember_takes():
 def test_a_scanned_embedding_is_doubted():
     """nn.scan with the layers in axis 1 stores (V, L, D): V tables of L tokens by the rule."""
     params = {"value_embed": {"embedding": jnp.ones((V, 3, D))}}
-    with pytest.warns(UserWarning, match=r"takes 'value_embed/embedding' of shape \(97, 3, 16\) for 97 stacked tables of 3 tokens"):
+    with pytest.warns(
+        UserWarning, match=r"takes 'value_embed/embedding' of shape \(97, 3, 16\) for 97 stacked tables of 3 tokens"
+    ):
         ember(1e-3).init(params)
     declared = {"value_embed/embedding": EmberDimensionNumbers(0, batch_axes=(1,))}
     with warnings.catch_warnings():

@@ -1,0 +1,88 @@
+"""The rooms of the library: which may import which, and how large a module or a function may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ember_optax"
+# A room imports from its own level only within itself, and else from lower levels.
+LEVELS = [{"_math"}, {"_tree"}, {"_optimizer"}, {"_state", "row_sparse"}, {"integrations"}]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+# What each room may import besides the standard library and its own package. Libraries with boxes: only their adapters.
+EVERYWHERE = {"jax", "numpy", "optax"}
+ADAPTERS = {"_tree/linen_boxes.py": {"flax"}, "_tree/nnx_boxes.py": {"flax"}}
+ADAPTERS |= {"integrations/linen.py": {"flax"}, "integrations/nnx.py": {"flax"}}
+
+
+def imports_of(module):
+    """Absolute names of everything a module imports, at any depth of its code."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    package = ["ember_optax", *module.parts[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_no_arrow_points_up(module):
+    room = module.parts[0]
+    for name in imports_of(module):
+        top, *inside = name.split(".")
+        if top == "ember_optax" and room in LEVEL:
+            assert inside[0] in LEVEL, f"{module} imports {name}, the package's face"
+            target = inside[0]
+            assert target == room or LEVEL[target] < LEVEL[room], f"{module} imports {name}, which is not below {room}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_libraries_stay_in_their_adapters(module):
+    import sys
+
+    allowed = EVERYWHERE | ADAPTERS.get(module.as_posix(), set()) | {"ember_optax"}
+    found = {name.split(".")[0] for name in imports_of(module)} - set(sys.stdlib_module_names)
+    assert found <= allowed
+
+
+def test_the_rule_sees_an_arrow():
+    """That the reader of imports reads them: the transformation's are known."""
+    found = set(imports_of(Path("_optimizer/transform.py")))
+    assert {"jax", "ember_optax._math.step.ember_step", "ember_optax._tree.tables.tables_of"} <= found
+    assert {path.parts[0] for path in MODULES if len(path.parts) > 1} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_modules_and_functions_are_small(module):
+    source = (PACKAGE / module).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 250
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
+            assert node.end_lineno - node.lineno + 1 - docstring <= 40, node.name
+
+
+def test_one_prologue():
+    """Only these read the leaves of a tree by name; every other function of trees goes through `tables_of` or `read_tree`."""
+    readers = {module.as_posix() for module in MODULES if "flatten_named" in (PACKAGE / module).read_text(encoding="utf-8")}
+    assert readers == {
+        "_optimizer/alias.py",
+        "_state/convert.py",
+        "_state/origins.py",
+        "_tree/declared.py",
+        "_tree/finder.py",
+        "_tree/paths.py",
+        "_tree/tables.py",
+        "_tree/token_ids.py",
+    }
+
+
+def test_the_fields_of_the_state_are_said_once():
+    from ember_optax import ScaleByEmberState
+    from ember_optax._math.moments import Moments
+
+    assert set(ScaleByEmberState._fields) == set(Moments._fields)
