@@ -1,29 +1,43 @@
-"""The main job as a user runs it: a process of its own, real text, real files."""
+"""The main job on real text with real files, as a function and, where it matters, in a process of its own."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from programs import call, compiled_once, start
 
-PROGRAM = Path(__file__).parents[1] / "examples" / "pretrain.py"
+import pretrain as program  # isort: skip
+
 TINY = ["--vocabulary-size=512", "--width=16", "--heads=2", "--layers=1"]
 TINY += ["--sequence-length=32", "--batch-size=4", "--validate-every=10"]
 
 
-def pretrain(tmp_path, *arguments):
-    command = [sys.executable, str(PROGRAM), "--cache-dir", str(tmp_path / "cache"), "--output-dir", str(tmp_path), *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return ["--cache-dir", str(tmp_path / "cache"), "--output-dir", str(tmp_path)]
+
+
+@pytest.fixture
+def pretrain(folders, capsys):
+    return partial(call, program.main, capsys, *folders)
+
+
+@pytest.fixture
+def pretrain_in_a_process(folders):
+    return partial(start, "pretrain.py", *folders)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_compares_the_optimizers(tmp_path, text, tied):
+def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
     arguments = [*TINY, "--data", str(text), "--steps", "30", "--name", "run", *(["--tied"] if tied else [])]
-    done = pretrain(tmp_path, *arguments)
+    done = pretrain(*arguments)
     assert done.returncode == 0, done.stderr
     assert "left out 1 of" in done.stdout
     assert "| adamw" in done.stdout
@@ -41,12 +55,12 @@ def test_compares_the_optimizers(tmp_path, text, tied):
         assert run["training_losses"][-1] < run["training_losses"][0] - 0.1
     assert runs["adamw"]["training_losses"][0] == runs["ember"]["training_losses"][0]
     assert "training a BPE tokenizer" in done.stdout
-    again = pretrain(tmp_path, *arguments, "--steps", "1", "--optimizers", "ember")
+    again = pretrain(*arguments, "--optimizers", "ember")
     assert again.returncode == 0, again.stderr
     assert "training a BPE tokenizer" not in again.stdout
     (cache,) = (tmp_path / "cache").glob("*.npz")
     cache.write_bytes(cache.read_bytes()[:1000])
-    damaged = pretrain(tmp_path, *arguments, "--steps", "1", "--optimizers", "ember")
+    damaged = pretrain(*arguments, "--optimizers", "ember")
     assert damaged.returncode == 0, damaged.stderr
     assert "is damaged" in damaged.stdout
 
@@ -69,39 +83,43 @@ def test_compares_the_optimizers(tmp_path, text, tied):
         (["--learning-rate", "nan"], "nan is not a finite, non-negative number"),
         (["--mesh", "data=2,rows=2"], "data=2,rows=2 is not a list like data=2,fsdp=4 with axes of data, fsdp, tp"),
         (["--mesh", "fsdp=0"], "fsdp=0 is not a list"),
-        (["--mesh", "fsdp=2"], "--mesh fsdp=2 needs 2 devices, there are 1; --cpu-devices 2 simulates them"),
-        (["--mesh", "data=8", "--cpu-devices", "8"], "--batch-size 4 does not divide by the 8 parts of --mesh data=8"),
-        (
-            ["--data", "{text}", "--mesh", "tp=3", "--cpu-devices", "3"],
-            "--mesh tp=3: block_0/attention_out/kernel of shape (16, 16)",
-        ),
+        (["--mesh", "fsdp=16"], "--mesh fsdp=16 needs 16 devices, there are 8; --cpu-devices 16 simulates them"),
+        (["--mesh", "data=8"], "--batch-size 4 does not divide by the 8 parts of --mesh data=8"),
+        (["--data", "{text}", "--mesh", "tp=3"], "--mesh tp=3: block_0/attention_out/kernel of shape (16, 16)"),
         (["--resume"], "--resume needs --checkpoint-dir"),
         (["--stop-after", "3"], "--stop-after needs --checkpoint-dir"),
         (["--coordinator", "localhost:1234"], "--coordinator, --num-processes and --process-id belong together"),
         (["--coordinator=localhost:1", "--num-processes=2", "--process-id=2"], "--process-id 2 must be below --num-processes 2"),
-        (["--distributed"], "--distributed: JAX found no cluster here"),
     ],
 )
-def test_explains_mistakes(tmp_path, text, arguments, message):
-    done = pretrain(tmp_path, *TINY, *(a.format(text=text) for a in arguments))
+def test_explains_mistakes(pretrain, text, arguments, message):
+    done = pretrain(*TINY, *(a.format(text=text) for a in arguments))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_explains_that_there_is_no_cluster(pretrain_in_a_process):
+    """In a process of its own: JAX looks for others before anything else is done with it."""
+    done = pretrain_in_a_process(*TINY, "--distributed")
+    assert done.returncode == 2
+    assert "--distributed: JAX found no cluster here" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_help_explains_every_option():
-    done = subprocess.run([sys.executable, str(PROGRAM), "--help"], capture_output=True, text=True, check=True)
+def test_help_explains_every_option(pretrain):
+    done = pretrain("--help")
+    assert done.returncode == 0
     options = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
     assert len(options) >= 28
 
 
-def test_goes_on_from_a_checkpoint(tmp_path, text):
-    """The same results as without a stop, to the last bit; and what cannot be continued is refused."""
+def test_goes_on_from_a_checkpoint(pretrain, pretrain_in_a_process, tmp_path, text):
+    """The same results as without a stop, to the last bit, in a new process; and what cannot be continued is refused."""
     arguments = [*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember"]
     folder = tmp_path / "checkpoints"
     kept = [*arguments, "--checkpoint-dir", str(folder), "--checkpoint-every", "4"]
-    whole = pretrain(tmp_path, *arguments, "--name", "whole")
-    stopped = pretrain(tmp_path, *kept, "--name", "parts", "--stop-after", "6")
+    whole = pretrain(*arguments, "--name", "whole")
+    stopped = pretrain(*kept, "--name", "parts", "--stop-after", "6")
     assert (whole.returncode, stopped.returncode) == (0, 0), whole.stderr + stopped.stderr
     assert "stopped after step 6" in stopped.stdout
     assert not (tmp_path / "parts" / "results.json").exists()
@@ -113,11 +131,10 @@ def test_goes_on_from_a_checkpoint(tmp_path, text):
         "was made with seed = 0, this run has 1": ["--resume", "--seed", "1"],
     }
     for message, options in refused.items():
-        done = pretrain(tmp_path, *kept, *options)
+        done = pretrain(*kept, *options)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
-        assert "Traceback" not in done.stderr
 
-    goes_on = pretrain(tmp_path, *kept, "--name", "parts", "--resume")
+    goes_on = pretrain_in_a_process(*kept, "--name", "parts", "--resume", devices_of_tests=True)
     assert goes_on.returncode == 0, goes_on.stderr
     assert "ember: going on from step 6" in goes_on.stdout
     runs = [json.loads((tmp_path / name / "results.json").read_text())["runs"]["ember"] for name in ("whole", "parts")]
@@ -125,7 +142,7 @@ def test_goes_on_from_a_checkpoint(tmp_path, text):
     assert runs[0]["validation"] == runs[1]["validation"]
 
 
-def test_a_mesh_changes_nothing(tmp_path, text):
+def test_a_mesh_changes_nothing(pretrain, tmp_path, text):
     """Batch, vocabulary and features split over eight devices. At this size XLA needs the model's `split_batch` to be right."""
     arguments = [
         *TINY,
@@ -138,10 +155,10 @@ def test_a_mesh_changes_nothing(tmp_path, text):
         "--steps",
         "6",
     ]
-    meshes = {"one": [], "eight": ["--cpu-devices", "8", "--mesh", "data=2,fsdp=2,tp=2"]}
+    meshes = {"one": [], "eight": ["--mesh", "data=2,fsdp=2,tp=2"]}
     runs = []
     for name, options in meshes.items():
-        done = pretrain(tmp_path, *arguments, "--name", name, *options)
+        done = pretrain(*arguments, "--name", name, *options)
         assert done.returncode == 0, done.stderr
         runs.append(json.loads((tmp_path / name / "results.json").read_text())["runs"])
     for optimizer in ("adamw", "ember"):
@@ -149,38 +166,38 @@ def test_a_mesh_changes_nothing(tmp_path, text):
         assert one == pytest.approx(eight, rel=1e-5)
 
 
-def test_damaged_checkpoint(tmp_path, text):
+def test_damaged_checkpoint(pretrain, tmp_path, text):
     """Every array file is replaced by that of another step: it decodes well, and is not what was saved."""
-    kept = [*TINY, "--data", str(text), "--steps", "8", "--optimizers", "ember", "--checkpoint-every", "4"]
+    kept = [*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember", "--checkpoint-every", "4"]
     kept += ["--checkpoint-dir", str(tmp_path / "checkpoints")]
-    assert pretrain(tmp_path, *kept).returncode == 0
-    earlier, newest = (tmp_path / "checkpoints" / "ember" / step for step in ("4", "8"))
+    assert pretrain(*kept).returncode == 0
+    earlier, newest = (tmp_path / "checkpoints" / "ember" / step for step in ("8", "12"))
     shutil.rmtree(newest / "state")
     shutil.copytree(earlier / "state", newest / "state")
-    damaged = pretrain(tmp_path, *kept, "--resume")
+    damaged = pretrain(*kept, "--resume")
     assert damaged.returncode == 2
-    assert "checkpoint 8 in" in damaged.stderr
+    assert "checkpoint 12 in" in damaged.stderr
     assert "is damaged" in damaged.stderr
     (newest / "progress" / "metadata").write_text("")
-    cut_off = pretrain(tmp_path, *kept, "--resume")
+    cut_off = pretrain(*kept, "--resume")
     assert cut_off.returncode == 2
     assert f"is damaged: Expecting value: line 1 column 1 (char 0); remove the folder {newest}" in cut_off.stderr
     shutil.rmtree(newest)
-    cured = pretrain(tmp_path, *kept, "--resume")
+    cured = pretrain(*kept, "--resume")
     assert cured.returncode == 0, cured.stderr
-    assert "going on from step 4" in cured.stdout
+    assert "going on from step 8" in cured.stdout
 
 
-def test_row_sparse_steps_train_the_same_model(tmp_path, text):
-    """The program compares both runs and says so; on two devices, so that the sharded step is used."""
+def test_row_sparse_steps_train_the_same_model(pretrain, pretrain_in_a_process, tmp_path, text):
+    """The program, started as a user does, compares both runs and says so; on two devices, so that the sharded step is used."""
     arguments = [*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember", "--row-sparse", "--name", "run"]
-    done = pretrain(tmp_path, *arguments, "--cpu-devices", "2", "--mesh", "data=2")
+    done = pretrain_in_a_process(*arguments, "--cpu-devices", "2", "--mesh", "data=2")
     assert done.returncode == 0, done.stderr
     assert "row-sparse against dense Ember: training losses differ by at most" in done.stdout
     runs = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
     assert list(runs) == ["ember", "ember, row-sparse"]
     losses = [run["training_losses"] for run in runs.values()]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-4
-    tied = pretrain(tmp_path, *TINY, "--tied", "--row-sparse")
+    tied = pretrain(*TINY, "--tied", "--row-sparse")
     assert tied.returncode == 2
     assert "--row-sparse needs an input table of its own" in tied.stderr

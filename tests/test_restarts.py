@@ -1,6 +1,7 @@
 """The main job in real processes: stopped on one set of devices, continued on another, and compared with a run never stopped."""
 
 import pytest
+from programs import compiled_once
 from restarts import Layout, measure, start
 
 MODEL = ["--vocabulary-size=500", "--width=16", "--heads=2", "--layers=1", "--sequence-length=32", "--steps=30"]
@@ -9,6 +10,12 @@ PAIRS = {
     Layout(2, 2, "data=2,fsdp=2"): [Layout(1, 1, "data=1"), Layout(1, 8, "data=2,fsdp=2,tp=2")],
     Layout(4, 2, "fsdp=4,tp=2"): [Layout(2, 2, "data=2,tp=2"), Layout(1, 4, "fsdp=4")],
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.mark.parametrize("save", PAIRS, ids=str)

@@ -1,24 +1,19 @@
 """The example with a row-sparse head: its loss estimates the full one, its step has no table-sized gradient."""
 
 import itertools
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import call
 
 from ember_optax import row_sparse
 
-PROGRAM = Path(__file__).parents[1] / "examples" / "sampled_softmax.py"
-sys.path.insert(0, str(PROGRAM.parent))
-import sampled_softmax as program  # noqa: E402
-from lm.sampled_softmax import draw_negatives, sampled_softmax_loss, smoothed_unigram  # noqa: E402
+import sampled_softmax as program  # isort: skip
+from lm.sampled_softmax import draw_negatives, sampled_softmax_loss, smoothed_unigram  # isort: skip
 
 V, D = 5, 3
 RNG = np.random.default_rng(0)
@@ -120,14 +115,15 @@ def test_negatives_that_are_the_label_do_not_matter():
 
 
 def test_the_compiled_step_has_no_gradient_of_a_tables_size():
-    options = program.parse_options(["--vocabulary-size", "1000000"])
-    tx = program.make_optimizer(options)
-    params = jax.eval_shape(lambda: program.init_params(options))
+    config = program.read_command_line(["--vocabulary-size", "1000000"])
+    model, training = config.model, config.training
+    tx = program.make_optimizer(training)
+    params = jax.eval_shape(lambda: program.init_params(model, training.seed))
     state = params, jax.eval_shape(tx.init, params)
-    tokens = jax.ShapeDtypeStruct((options.batch_size, options.window + 1), jnp.int32)
-    negatives = jax.ShapeDtypeStruct((options.negatives,), jnp.int32)
-    counts = jax.ShapeDtypeStruct((options.negatives,), jnp.float32)
-    table_bytes = 4 * 1_000_000 * options.width
+    tokens = jax.ShapeDtypeStruct((training.batch_size, model.window + 1), jnp.int32)
+    negatives = jax.ShapeDtypeStruct((training.negatives,), jnp.int32)
+    counts = jax.ShapeDtypeStruct((training.negatives,), jnp.float32)
+    table_bytes = 4 * 1_000_000 * model.width
 
     def memory(name):
         compiled = jax.jit(program.make_step(name, tx), donate_argnums=0).lower(state, tokens, negatives, counts).compile()
@@ -139,25 +135,18 @@ def test_the_compiled_step_has_no_gradient_of_a_tables_size():
     assert full.temp_size_in_bytes > table_bytes  # such a comparison sees a gradient
 
 
-def run(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, str(PROGRAM), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def test_the_program_compares_the_two(tmp_path, text):
+def test_the_program_compares_the_two(capsys, tmp_path, text):
     tiny = ["--vocabulary-size=512", "--width=16", "--hidden=32", "--batch-size=64", "--negatives=64"]
     tiny += ["--steps=200", "--ember-learning-rate=0.03"]
-    done = run(*tiny, "--data", str(text), "--cache-dir", str(tmp_path))
+    done = call(program.main, capsys, *tiny, "--data", str(text), "--cache-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "sampled: 100%" in done.stderr
-    found = re.findall(r"\| (sampled|full) +\|(.*)\|(.*)\|(.*)\|", done.stdout)
+    found = re.findall(r"\| (sampled|full) +\|(.*)\|(.*)\|", done.stdout)
     rows = {name: [float(cell) for cell in cells] for name, *cells in found}
     assert rows.keys() == {"sampled", "full"}
-    for before, after, milliseconds in rows.values():
+    for before, after in rows.values():
         assert before == rows["full"][0] == pytest.approx(np.log(512), abs=0.05)
         assert after < before - 0.5
-        assert milliseconds > 0
     assert rows["sampled"][1] == pytest.approx(rows["full"][1], abs=0.3)
 
 
@@ -166,11 +155,10 @@ def test_the_program_compares_the_two(tmp_path, text):
     [
         (["--data", "nowhere.txt"], "--data nowhere.txt: no such file or folder"),
         (["--negatives", "0"], "0 is not a positive whole number"),
-        (["--seed", "-1"], "--seed -1 is not a whole number from 0"),
+        (["--seed", "-1"], "argument --seed: -1 is not a whole number from 0"),
     ],
 )
-def test_the_program_explains_mistakes(arguments, message):
-    done = run(*arguments)
+def test_the_program_explains_mistakes(capsys, arguments, message):
+    done = call(program.main, capsys, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
-    assert "Traceback" not in done.stderr

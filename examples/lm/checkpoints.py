@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from lm.config import CheckpointConfig
 from lm.errors import UsageError
 
 
@@ -20,20 +21,20 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder; the newest two are kept.
+    """The checkpoints of one run in a folder of its own; the newest two are kept.
 
     Orbax writes into a temporary folder and renames it, in the background, so that a process that is killed leaves the earlier
     ones. Settings and a checksum of the arrays are saved too: what is restored is what was saved, for the same run.
 
     Raises:
-      UsageError: the folder holds checkpoints and `resume` is not set.
+      UsageError: the folder holds checkpoints and the configuration does not say `resume`.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool):
-        self._folder, self._settings, self.resume = folder, settings, resume
+    def __init__(self, config: CheckpointConfig, folder: Path, settings: dict[str, Any]):
+        self.config, self._folder, self._settings = config, folder, settings
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
-        if self._manager.latest_step() is not None and not resume:
+        if self._manager.latest_step() is not None and not config.resume:
             raise UsageError(f"--checkpoint-dir: {folder} holds checkpoints already; go on with --resume or name another folder")
 
     def save(self, checkpoint: Checkpoint) -> None:

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lm.config import DevicesConfig
 from lm.errors import UsageError
 
 MESH_AXES = ("data", "fsdp", "tp")
@@ -36,26 +37,19 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return {name: sizes.get(name, 1) for name in MESH_AXES}
 
 
-def start_processes(options: argparse.Namespace) -> None:
-    """Simulates CPU devices and joins the other processes, as the options say; before any other use of JAX.
+def start_processes(config: DevicesConfig) -> None:
+    """Simulates CPU devices and joins the other processes; before any other use of JAX.
 
     Raises:
-      UsageError: only some of the three options that start several processes are given.
+      UsageError: JAX finds no other processes.
     """
-    if options.cpu_devices:
+    if config.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
-    by_hand = (options.coordinator, options.num_processes, options.process_id)
-    if None in by_hand and by_hand != (None, None, None):
-        raise UsageError(
-            "--coordinator, --num-processes and --process-id belong together: give all three, or --distributed alone"
-        )
-    if options.process_id is not None and options.process_id >= options.num_processes:
-        raise UsageError(f"--process-id {options.process_id} must be below --num-processes {options.num_processes}")
-    if options.distributed or None not in by_hand:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    if config.several_processes:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
-            jax.distributed.initialize(*by_hand)
+            jax.distributed.initialize(*config.by_hand)
         except ValueError as error:
             raise UsageError(f"--distributed: JAX found no cluster here ({error}); name it with --coordinator") from error
 

@@ -1,36 +1,12 @@
 """A decoder-only transformer in Flax NNX: rotary positions, RMS norms, causal attention, a gated MLP."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ember_optax.integrations.nnx import Embed
-
-_PADDED_MULTIPLE = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of the transformer; `tied` shares the embedding with the head.
-
-    The tables have `rows` rows, the vocabulary padded to a multiple of 256: most meshes divide that, and because it does not
-    depend on the mesh, a checkpoint can move to another one. Padding rows never get a gradient, and Ember leaves them where
-    they are.
-    """
-
-    vocabulary_size: int
-    width: int
-    layers: int
-    heads: int
-    tied: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Rows of the token tables, at least `vocabulary_size`."""
-        return -(-self.vocabulary_size // _PADDED_MULTIPLE) * _PADDED_MULTIPLE
+from lm.config import ModelConfig
 
 
 class Block(nnx.Module):

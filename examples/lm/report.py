@@ -9,25 +9,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tabulate import tabulate
 
-from lm.training import TrainingResult
+from lm.training import SMOOTHED_STEPS, TrainingResult
 
 matplotlib.use("Agg")
 
 
 def summary_table(runs: dict[str, dict[str, Any]]) -> str:
-    """One line a run: validation loss, bytes of optimizer state for the tables and in total, median time per step."""
+    """One line a run: validation loss, bytes of optimizer state for the tables and in total."""
     rows = [
-        (
-            name,
-            f"{run['validation_loss']:.4f}",
-            f"{run['table_state_bytes']:,}",
-            f"{run['state_bytes']:,}",
-            f"{run['ms_per_step']:.0f}",
-        )
+        (name, f"{run['validation_loss']:.4f}", f"{run['table_state_bytes']:,}", f"{run['state_bytes']:,}")
         for name, run in runs.items()
     ]
-    headers = ("optimizer", "validation loss", "state of the tables (bytes)", "state in total (bytes)", "ms per step")
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=("left",) + ("right",) * 4)
+    headers = ("optimizer", "validation loss", "state of the tables (bytes)", "state in total (bytes)")
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=("left",) + ("right",) * 3)
 
 
 def save_results(path: Path, settings: dict[str, Any], runs: dict[str, dict[str, Any]]) -> None:
@@ -36,10 +30,10 @@ def save_results(path: Path, settings: dict[str, Any], runs: dict[str, dict[str,
 
 
 def save_picture(path: Path, results: dict[str, TrainingResult], title: str) -> None:
-    """Draws training loss (moving average of 20 steps) and validation loss of each run."""
+    """Draws training loss (running mean of `SMOOTHED_STEPS`) and validation loss of each run."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, result in results.items():
-        window = min(20, len(result.training_losses))
+        window = min(SMOOTHED_STEPS, len(result.training_losses))
         smooth = np.convolve(result.training_losses, np.ones(window) / window, mode="valid")
         (line,) = axes.plot(np.arange(window, window + len(smooth)), smooth, alpha=0.4, linewidth=1)
         axes.plot(result.validation_steps, result.validation_losses, "o-", color=line.get_color(), markersize=4, label=name)

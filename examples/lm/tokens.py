@@ -88,7 +88,7 @@ def validation_batches(stream: np.ndarray, batch_size: int, sequence_length: int
 
 def _read_cache(path: Path) -> Corpus | None:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves a file open that it cannot read
             return Corpus(arrays["training"], arrays["validation"])
     except FileNotFoundError:
         return None

@@ -14,31 +14,27 @@ from tqdm import tqdm
 
 from ember_optax import row_sparse, state_shardings
 from lm.checkpoints import Checkpoint, Checkpoints
+from lm.config import ModelConfig, TrainingConfig
 from lm.devices import is_main_process, param_shardings, place_batch, report
-from lm.model import ModelConfig, Transformer
+from lm.model import Transformer
 from lm.tokens import Corpus, random_batch, validation_batches
 
-
-class TrainingConfig(NamedTuple):
-    """How long, on what, and how often to validate and to save; `stop_after` ends a session before the last step."""
-
-    steps: int
-    batch_size: int
-    sequence_length: int
-    seed: int
-    validate_every: int
-    checkpoint_every: int = 100
-    stop_after: int | None = None
-    validation_batches: int = 20
+# Training losses are shown as a mean of so many.
+SMOOTHED_STEPS = 20
+_VALIDATION_BATCHES = 20
 
 
 class TrainingResult(NamedTuple):
-    """What one run measured; the lists begin at the first step also where the run was resumed."""
+    """What one run measured; the lists begin at the first step also where the run was resumed.
+
+    `median_seconds_per_step` is that of this session, None if no step was left. Runs that were made one after the other on a
+    machine that does other things too say little about speed: `benchmarks/` compares it.
+    """
 
     training_losses: list[float]
     validation_steps: list[int]
     validation_losses: list[float]
-    milliseconds_per_step: float
+    median_seconds_per_step: float | None
     parameters: Any
 
 
@@ -87,15 +83,10 @@ def train(
     call it inside `jax.set_mesh(mesh)`.
     """
     program = _compile(model, config.seed, tx, mesh, row_sparse_input=row_sparse_input)
-    found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
-    if found:
-        report(f"{name}: going on from step {found.step}")
-    elif checkpoints and checkpoints.resume:
-        report(f"{name}: no checkpoint yet, starting at step 0")
-    step, state, history = found or Checkpoint(0, program.init(), _empty_history())
-    held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, config.validation_batches)
+    step, state, history = _start(name, program, checkpoints)
+    held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, _VALIDATION_BATCHES)
+    last = checkpoints.config.last_step(config.steps) if checkpoints else config.steps
     tokens, seconds = config.batch_size * config.sequence_length, []
-    last = min(config.steps, config.stop_after or config.steps)
     with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not is_main_process()) as bar:
         while step < last:
             batch = place_batch(_batch(corpus, config, step), mesh)
@@ -104,31 +95,40 @@ def train(
             history["losses"].append(float(loss))
             seconds.append(time.perf_counter() - start)
             step += 1
-            bar.update()
-            bar.set_postfix({"loss": f"{history['losses'][-1]:.3f}", "tokens/s": f"{tokens / seconds[-1]:,.0f}"}, refresh=False)
             if step % config.validate_every == 0 or step == config.steps:
                 losses = [float(program.evaluate(state["params"], place_batch(batch, mesh))) for batch in held_out]
                 history["validation_steps"].append(step)
                 history["validation_losses"].append(float(np.mean(losses)))
-            if checkpoints and (step % config.checkpoint_every == 0 or step == last):
-                history["milliseconds_per_step"] = _milliseconds(seconds)
+            bar.set_postfix(_progress(history, tokens / seconds[-1]), refresh=False)
+            bar.update()
+            if checkpoints and (step % checkpoints.config.checkpoint_every == 0 or step == last):
                 checkpoints.save(Checkpoint(step, state, history))
     return TrainingResult(
         history["losses"],
         history["validation_steps"],
         history["validation_losses"],
-        _milliseconds(seconds) if seconds else history["milliseconds_per_step"],
+        float(np.median(seconds[1:] or seconds)) if seconds else None,  # the first step compiles
         state["params"],
     )
 
 
-def _milliseconds(seconds: list[float]) -> float:
-    """The median time of a step, without the first, which compiles."""
-    return 1e3 * float(np.median(seconds[1:] or seconds))
+def _start(name: str, program: _Program, checkpoints: Checkpoints | None) -> Checkpoint:
+    """The newest checkpoint, or step 0."""
+    found = checkpoints.restore_newest(program.abstract_state) if checkpoints else None
+    if found:
+        report(f"{name}: going on from step {found.step}")
+        return found
+    if checkpoints and checkpoints.config.resume:
+        report(f"{name}: no checkpoint yet, starting at step 0")
+    return Checkpoint(0, program.init(), {"losses": [], "validation_steps": [], "validation_losses": []})
 
 
-def _empty_history() -> dict[str, Any]:
-    return {"losses": [], "validation_steps": [], "validation_losses": [], "milliseconds_per_step": 0.0}
+def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, str]:
+    """What the bar shows: single losses jump with their batches, a mean of the last few shows where the run goes."""
+    shown = {"loss": f"{np.mean(history['losses'][-SMOOTHED_STEPS:]):.3f}"}
+    if history["validation_losses"]:
+        shown["validation"] = f"{history['validation_losses'][-1]:.3f}"
+    return shown | {"tokens/s": f"{tokens_per_second:,.0f}"}
 
 
 def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
@@ -167,11 +167,6 @@ def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_i
         evaluate=jax.jit(loss_fn, out_shardings=replicated),
         abstract_state=jax.tree.map(abstract, state, shardings),
     )
-
-
-def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    """Bytes of the optimizer state for these parameters, without allocating it."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 
 def _batch(corpus: Corpus, config: TrainingConfig, step: int) -> np.ndarray:
