@@ -1,7 +1,9 @@
 """The main job in real processes: stopped on one set of devices, continued on another, and compared with a run never stopped."""
 
 import pytest
-from restarts import Layout, measure, start
+
+from benchmarks.drills.restarts import measure
+from benchmarks.drills.runs import Layout, start
 
 MODEL = ["--vocabulary-size=500", "--width=16", "--heads=2", "--layers=1", "--sequence-length=32", "--steps=30"]
 TWO = Layout(2, 1, "data=2")
