@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from hlo import Collective, collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import LAYOUTS, SPECS, D, V, make_mesh, parts, table_shape, table_spec
 
+from benchmarks.harness.compiled import Collective, collectives
 from ember_optax import EmberDimensionNumbers, ember, state_shardings
 
 BATCH, LENGTH = 16, 10

@@ -5,14 +5,12 @@ import os
 import re
 from pathlib import Path
 
-import collectives
 import flax
-import memory
 import nbclient
 import nbformat
 import pytest
-import row_sparse
-import step_time
+
+from benchmarks.measure import collectives, row_sparse_steps, state_memory, step_times
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,9 +59,9 @@ def test_sharding_tables_are_those_of_the_benchmark():
 
 def test_memory_table_is_that_of_the_benchmark():
     results = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))
-    assert memory.table(results) in (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
-    tiny = memory.Shape((512, 32), 2, 2, 1, 16, 64)
-    adam, ember = (memory.measure(tiny, memory.OPTIMIZERS[name]()) for name in ("Adam", "Ember + Adam"))
+    assert state_memory.table(results) in (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    tiny = state_memory.Shape((512, 32), 2, 2, 1, 16, 64)
+    adam, ember = (state_memory.measure(tiny, state_memory.OPTIMIZERS[name]()) for name in ("Adam", "Ember + Adam"))
     assert adam["table state"] == 2 * 4 * 512 * 32 + 4
     assert ember["table state"] == 4 * (512 + 32) + 8 + 4
     assert adam["state"] - ember["state"] == 2 * 4 * 512 * 32 - 4 * (512 + 32) - 8
@@ -72,8 +70,8 @@ def test_memory_table_is_that_of_the_benchmark():
 def test_speed_tables_are_those_of_the_benchmarks():
     document = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     for table, name in (
-        (step_time.table, "step_time"),
-        (row_sparse.table, "row_sparse"),
+        (step_times.table, "step_time"),
+        (row_sparse_steps.table, "row_sparse"),
         (collectives.train_steps_table, "collectives_row_sparse"),
     ):
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -83,14 +81,16 @@ def test_speed_tables_are_those_of_the_benchmarks():
 
 def test_benchmarks_of_speed_run(tmp_path, monkeypatch):
     """Small, and all of them: the numbers are not looked at."""
-    arguments = ["step_time.py", "--shapes", "64x16", "--rounds", "1", "--repeats", "2", "--output", str(tmp_path / "a.json")]
+    arguments = ["step_times", "--shapes", "64x16", "--rounds", "1", "--repeats", "2", "--output", str(tmp_path / "a.json")]
     monkeypatch.setattr("sys.argv", [*arguments, "--picture", str(tmp_path / "a.png")])
-    step_time.main()
-    monkeypatch.setattr(row_sparse, "STEPS", [(4096, 256, 2048)])
-    monkeypatch.setattr(row_sparse, "MODEL", {**row_sparse.MODEL, "vocabulary": 512, "width": 16, "hidden": 16, "negatives": 8})
-    arguments = ["row_sparse.py", "--repeats", "1", "--output", str(tmp_path / "b.json")]
+    step_times.main()
+    monkeypatch.setattr(row_sparse_steps, "STEPS", [(4096, 256, 2048)])
+    monkeypatch.setattr(
+        row_sparse_steps, "MODEL", {**row_sparse_steps.MODEL, "vocabulary": 512, "width": 16, "hidden": 16, "negatives": 8}
+    )
+    arguments = ["row_sparse_steps", "--repeats", "1", "--output", str(tmp_path / "b.json")]
     monkeypatch.setattr("sys.argv", [*arguments, "--picture", str(tmp_path / "b.png")])
-    row_sparse.main()
+    row_sparse_steps.main()
     found = json.loads((tmp_path / "b.json").read_text())
     assert set(found["train"]["sampled softmax"]) == {"row-sparse", "dense Ember", "AdamW"}
     assert (tmp_path / "a.png").stat().st_size > 10_000

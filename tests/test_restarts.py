@@ -2,7 +2,9 @@
 
 import pytest
 from programs import compiled_once
-from restarts import Layout, measure, start
+
+from benchmarks.drills.restarts import measure
+from benchmarks.drills.runs import Layout, start
 
 MODEL = ["--vocabulary-size=500", "--width=16", "--heads=2", "--layers=1", "--sequence-length=32", "--steps=30"]
 TWO = Layout(2, 1, "data=2")

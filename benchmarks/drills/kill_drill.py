@@ -6,7 +6,6 @@ that at most the step in flight is; and at the end losses, parameters and optimi
 that was never killed.
 """
 
-import argparse
 import json
 import random
 import re
@@ -17,10 +16,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from restarts import Layout, final_state, losses, pretrain, start
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.drills.runs import Layout, final_state, losses, pretrain, start
+from benchmarks.harness.results import RESULTS, load, parser, save
 
 
 class Kill(NamedTuple):
@@ -34,12 +33,12 @@ class Kill(NamedTuple):
 
 def main() -> None:
     """Runs the drill and writes its results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--kills", type=int, default=25, help="how often to kill")
-    parser.add_argument("--processes", type=int, default=1, help="processes of the run; all are killed at once")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the delays")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kill_drill.json", help="results")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--kills", type=int, default=25, help="how often to kill")
+    arguments.add_argument("--processes", type=int, default=1, help="processes of the run; all are killed at once")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the delays")
+    arguments.add_argument("--output", type=Path, default=RESULTS / "kill_drill.json", help="results")
+    options = arguments.parse_args()
     layout = Layout(options.processes, 2, f"fsdp={2 * options.processes}")
     steps = 4 * options.kills + 10
     model = ["--steps", str(steps), "--sequence-length", "32", "--checkpoint-every", "1"]
@@ -63,10 +62,9 @@ def main() -> None:
         "most steps lost": max(kill.in_flight - kill.found for kill in kills),
         "bit-identical to the uninterrupted run": same,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    results = load(options.output)
     results[f"processes: {options.processes}"] = result | {"each": [kill._asdict() for kill in kills]}
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    save(options.output, results)
     print(json.dumps(result, indent=1))
     if not same or result["finished checkpoints lost"] or result["most steps lost"] > 1:
         raise SystemExit("the drill failed")

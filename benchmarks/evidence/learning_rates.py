@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RATE_OPTION = {"adamw": "--adamw-table-learning-rate", "ember": "--ember-learning-rate"}
 
 

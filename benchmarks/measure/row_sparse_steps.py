@@ -5,28 +5,24 @@ compact for the row-sparse step. And whole train steps (forward, backward, updat
 Every measurement alternates with one of AdamW in the same process, so ratios count and milliseconds do not.
 """
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from tabulate import tabulate
 from tqdm import tqdm
 
+from benchmarks.harness.report import markdown, save_picture
+from benchmarks.harness.results import PICTURES, RESULTS, load, machine, parser, save
+from benchmarks.harness.steps import carry, optimizer_step, row_sparse_optimizer_step, row_sparse_train_step, train_step
+from benchmarks.harness.timing import CompiledStep, compile_step, take_turns
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 
-matplotlib.use("Agg")
-ROOT = Path(__file__).parents[1]
 RATE = 1e-3
 # V, D, N. The first two are the headline; the others vary one size at a time.
 STEPS = [
@@ -40,25 +36,17 @@ LARGEST_DENSE = 300_000_000
 MODEL = {"vocabulary": 262_144, "width": 640, "hidden": 640, "classes": 256, "batch": 8, "length": 64, "negatives": 1024}
 
 
-class Step(NamedTuple):
-    """A compiled step `run(carry) -> carry`, its fresh carry and its temporaries in bytes."""
-
-    run: Callable[[Any], Any]
-    fresh: Callable[[], Any]
-    temporaries: int
-
-
 def main() -> None:
     """Measures, prints the tables, writes JSON and picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=11, help="measurements of each step")
-    parser.add_argument("--only", choices=("optimizer", "train"), help="one of the two measurements")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "row_sparse.json", help="results")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "row_sparse.png", help="picture of the costs")
-    options = parser.parse_args()
-    results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    results["machine"] = f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}, optax {optax.__version__}"
-    work: list[tuple[str, str, Callable[[], dict[str, Step]]]] = []
+    arguments = parser(__doc__)
+    arguments.add_argument("--repeats", type=int, default=11, help="measurements of each step")
+    arguments.add_argument("--only", choices=("optimizer", "train"), help="one of the two measurements")
+    arguments.add_argument("--output", type=Path, default=RESULTS / "row_sparse.json", help="results")
+    arguments.add_argument("--picture", type=Path, default=PICTURES / "row_sparse.png", help="picture of the costs")
+    options = arguments.parse_args()
+    results = load(options.output)
+    results["machine"] = machine()
+    work: list[tuple[str, str, Callable[[], dict[str, CompiledStep]]]] = []
     if options.only != "train":
         for sizes in STEPS:
             work.append(("optimizer", "V={} D={} N={}".format(*sizes), lambda sizes=sizes: optimizer_steps(*sizes)))
@@ -66,34 +54,21 @@ def main() -> None:
         work += [("train", head, lambda head=head: train_steps(head)) for head in HEADS]
     for kind, name, steps in tqdm(work, unit="measurement"):
         results.setdefault(kind, {})[name] = measure(steps(), options.repeats)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        save(options.output, results)
     print(table(results))
     if "optimizer" in results:
-        save_picture(options.picture, results["optimizer"], results["machine"])
+        draw(options.picture, results["optimizer"], results["machine"])
 
 
-def measure(steps: dict[str, Step], repeats: int) -> dict[str, dict[str, float]]:
+def measure(steps: dict[str, CompiledStep], repeats: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of each step, the steps taking turns, and temporaries."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    carries = {name: step.fresh() for name, step in steps.items()}
-    for _ in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            carries[name] = jax.block_until_ready(step.run(carries[name]))
-            times[name].append(time.perf_counter() - start)
+    seconds = take_turns(steps, repeats)
     return {
-        name: {"milliseconds": 1e3 * median(times[name][1:]), "temporaries": step.temporaries} for name, step in steps.items()
+        name: {"milliseconds": 1e3 * median(seconds[name]), "temporaries": step.cost.temporaries} for name, step in steps.items()
     }
 
 
-def compiled_step(step: Callable[..., Any], fresh: Callable[[], Any], *given: Any) -> Step:
-    """`step(carry, *given)`, compiled with the carry donated."""
-    compiled: Any = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(fresh), *given).compile()
-    return Step(lambda carry: compiled(carry, *given), fresh, compiled.memory_analysis().temp_size_in_bytes)
-
-
-def optimizer_steps(size: int, width: int, tokens: int) -> dict[str, Step]:
+def optimizer_steps(size: int, width: int, tokens: int) -> dict[str, CompiledStep]:
     """The three optimizer steps on one (V, D) table; the compact gradient has N distinct tokens."""
     rng = np.random.default_rng(0)
     ids = jnp.asarray(np.sort(rng.choice(size, tokens, replace=False)), jnp.int32)
@@ -101,30 +76,18 @@ def optimizer_steps(size: int, width: int, tokens: int) -> dict[str, Step]:
     ember_tx, adamw = ember(RATE, tables=EmberDimensionNumbers()), optax.adamw(RATE)
 
     def fresh(tx):
-        params = jnp.ones((size, width))
-        return params, tx.init(params)
+        return lambda: carry(tx, jnp.ones((size, width)))
 
-    def row_step(carry, grads, ids):
-        params, state = carry
-        updates, state = ember_tx.update(grads, state, params, token_ids=ids)
-        return row_sparse.apply_updates(params, updates, ids), state
-
-    steps = {"row-sparse": compiled_step(row_step, lambda: fresh(ember_tx), rows, ids)}
+    steps = {"row-sparse": compile_step(row_sparse_optimizer_step(ember_tx), fresh(ember_tx), rows, ids)}
     if size * width > LARGEST_DENSE:
         return steps
     dense = jnp.zeros((size, width)).at[ids].set(rows)
     for name, tx in (("dense Ember", ember_tx), ("AdamW", adamw)):
-
-        def dense_step(carry, grads, tx=tx):
-            params, state = carry
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        steps[name] = compiled_step(dense_step, lambda tx=tx: fresh(tx), dense)
+        steps[name] = compile_step(optimizer_step(tx), fresh(tx), dense)
     return steps
 
 
-def train_steps(head: str) -> dict[str, Step]:
+def train_steps(head: str) -> dict[str, CompiledStep]:
     """Whole train steps of a small model: an input table of V rows, an MLP, one of `HEADS`."""
     rng = np.random.default_rng(0)
     ids = jnp.asarray(rng.integers(0, MODEL["vocabulary"], (MODEL["batch"], MODEL["length"] + 1)), jnp.int32)
@@ -133,25 +96,12 @@ def train_steps(head: str) -> dict[str, Step]:
     ember_tx, adamw = ember(RATE, tables=_tables), optax.adamw(RATE)
 
     def fresh(tx):
-        params = _init_model(head)
-        return params, tx.init(params)
+        return lambda: carry(tx, _init_model(head))
 
-    def row_step(carry, ids, negatives):
-        params, state = carry
-        _, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, looked_up(ids, negatives), ids, negatives)
-        updates, state = ember_tx.update(grads, state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids), state
-
-    steps = {"row-sparse": compiled_step(row_step, lambda: fresh(ember_tx), ids, negatives)}
+    row_step = row_sparse_train_step(ember_tx, loss_fn, looked_up)
+    steps = {"row-sparse": compile_step(row_step, fresh(ember_tx), ids, negatives)}
     for name, tx in (("dense Ember", ember_tx), ("AdamW", adamw)):
-
-        def dense_step(carry, ids, negatives, tx=tx):
-            params, state = carry
-            grads = jax.grad(loss_fn)(params, ids, negatives)
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        steps[name] = compiled_step(dense_step, lambda tx=tx: fresh(tx), ids, negatives)
+        steps[name] = compile_step(train_step(tx, loss_fn), fresh(tx), ids, negatives)
     return steps
 
 
@@ -233,12 +183,11 @@ def table(results: dict[str, Any]) -> str:
             rows.append((name, f"{ours['milliseconds']:.2f}", *ratios, *temporaries))
         headers = (f"{kind} step", "row-sparse (ms)", "dense Ember / it", "AdamW / it", "temporaries (MiB)", "AdamW's (MiB)")
         if rows:
-            align = ("left",) + ("right",) * 5
-            parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align))
+            parts.append(markdown(rows, headers))
     return "\n\n".join(parts)
 
 
-def save_picture(path: Path, results: dict[str, Any], machine: str) -> None:
+def draw(path: Path, results: dict[str, Any], machine: str) -> None:
     """Draws milliseconds against V (at N = 2048) and against N (at V = 262144), D = 256."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
     sizes = {tuple(int(part.split("=")[1]) for part in name.split()): found for name, found in results.items()}
@@ -255,8 +204,7 @@ def save_picture(path: Path, results: dict[str, Any], machine: str) -> None:
     panels[0].set_ylabel("optimizer step, ms (D = 256)")
     panels[0].legend()
     figure.suptitle(machine, fontsize=9)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save_picture(path, figure)
 
 
 if __name__ == "__main__":

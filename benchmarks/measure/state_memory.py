@@ -4,24 +4,23 @@ Only abstract values: the train step (forward, backward, update, donated) is com
 Everything is float32; the batch is one short sequence, so that optimizers and not activations are compared.
 """
 
-import argparse
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import optax
-from tabulate import tabulate
 from tqdm import tqdm
 
+from benchmarks.harness.compiled import cost
+from benchmarks.harness.report import markdown, save_picture
+from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
+from benchmarks.harness.steps import carry, train_step
 from ember_optax import EmberDimensionNumbers, ember
 
-matplotlib.use("Agg")
-ROOT = Path(__file__).parents[1]
 LENGTH = 128
 
 
@@ -52,22 +51,19 @@ SHAPES = {
 
 def main() -> None:
     """Compiles every pair, prints the table, writes JSON and picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="which models")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "memory.json", help="results")
-    parser.add_argument(
-        "--picture", type=Path, default=ROOT / "docs" / "images" / "memory.png", help="picture of the state bytes"
-    )
-    options = parser.parse_args()
-    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    arguments = parser(__doc__)
+    arguments.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="which models")
+    arguments.add_argument("--output", type=Path, default=RESULTS / "memory.json", help="results")
+    arguments.add_argument("--picture", type=Path, default=PICTURES / "memory.png", help="picture of the state bytes")
+    options = arguments.parse_args()
+    results = load(options.output)
     pairs = [(shape, optimizer) for shape in options.shapes for optimizer in OPTIMIZERS]
     for shape, optimizer in tqdm(pairs, unit="compilation"):
         if optimizer not in results.get(shape, {}):
             results.setdefault(shape, {})[optimizer] = measure(SHAPES[shape], OPTIMIZERS[optimizer]())
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(results, indent=1) + "\n")
+            save(options.output, results)
     print(table(results))
-    save_picture(options.picture, results)
+    draw(options.picture, results)
 
 
 def init_params(shape: Shape) -> dict[str, Any]:
@@ -148,24 +144,13 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 def measure(shape: Shape, tx: optax.GradientTransformation) -> dict[str, int]:
     """Bytes of parameters and of optimizer state, and the peak of a train step: arguments and temporaries."""
-    params = jax.eval_shape(lambda: init_params(shape))
-    state = jax.eval_shape(tx.init, params)
-
-    def step(params, state, ids):
-        grads = jax.grad(loss_fn)(params, ids, shape)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    ids = jax.ShapeDtypeStruct((LENGTH,), jnp.int32)
-    memory: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, ids).compile().memory_analysis()
+    params, state = start = jax.eval_shape(lambda: carry(tx, init_params(shape)))
+    step = jax.jit(train_step(tx, partial(loss_fn, shape=shape)), donate_argnums=0)
     return {
         "parameters": _bytes(params),
         "state": _bytes(state),
         "table state": _bytes(jax.eval_shape(tx.init, {"embed": params["embed"]})),
-        "peak": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        "peak": cost(step, start, jax.ShapeDtypeStruct((LENGTH,), jnp.int32)).peak,
     }
 
 
@@ -182,10 +167,10 @@ def table(results: dict[str, dict[str, dict[str, int]]]) -> str:
             peak = f"{(sizes['peak'] - found['SGD']['peak']) / 2**20:,.1f}"
             rows.append((shape, optimizer, f"{sizes['state'] / 2**20:,.1f}", f"{fraction:.1%}", peak))
     headers = ("model", "optimizer", "state (MiB)", "of parameters and state", "peak above SGD (MiB)")
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=("left",) * 2 + ("right",) * 3)
+    return markdown(rows, headers, names=2)
 
 
-def save_picture(path: Path, results: dict[str, dict[str, dict[str, int]]]) -> None:
+def draw(path: Path, results: dict[str, dict[str, dict[str, int]]]) -> None:
     """Draws the bytes of state for each model, a bar for each optimizer."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     names = [name for name in OPTIMIZERS if name != "SGD"]
@@ -196,8 +181,7 @@ def save_picture(path: Path, results: dict[str, dict[str, dict[str, int]]]) -> N
     axes.set(ylabel="optimizer state (GiB)")
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_picture(path, figure, dpi=110)
 
 
 if __name__ == "__main__":

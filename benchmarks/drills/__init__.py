@@ -1,0 +1,1 @@
+"""The main job under conditions that it has to survive."""

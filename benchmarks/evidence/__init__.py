@@ -1,0 +1,1 @@
+"""What training with Ember comes to, against other optimizers."""

@@ -1,0 +1,112 @@
+"""What the compiler says of a program: its memory, the bytes it moves, and what it sends from device to device.
+
+Nothing runs, and the devices need not exist: shardings of the abstract arguments may name those of a
+`jax.experimental.topologies` description.
+"""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    """One collective operation: its name, and the elements and bytes of its result on one device."""
+
+    operation: str
+    elements: int
+    bytes: int
+
+
+class Cost(NamedTuple):
+    """What one device needs for a compiled program.
+
+    Attributes:
+      temporaries: bytes besides arguments and results.
+      peak: bytes of arguments, results that are not written over arguments, and temporaries.
+      bytes_accessed: bytes that its operations read and write, by the compiler's estimate; None where it makes none.
+      collectives: in the order of the optimized HLO.
+    """
+
+    temporaries: int
+    peak: int
+    bytes_accessed: float | None
+    collectives: list[Collective]
+
+
+def cost(jitted: Any, *arguments: Any) -> Cost:
+    """Compiles a jitted function for arguments, abstract ones as well, and reads what it costs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> cost(jax.jit(lambda x: x + 1, donate_argnums=0), jax.ShapeDtypeStruct((256,), jnp.float32)).peak
+      1024
+    """
+    return cost_of(jitted.lower(*arguments).compile())
+
+
+def cost_of(compiled: jax.stages.Compiled) -> Cost:
+    """What an already compiled program costs."""
+    memory: Any = compiled.memory_analysis()
+    return Cost(
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
+        bytes_accessed=_bytes_accessed(compiled),
+        collectives=collectives(compiled),
+    )
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
+    """Every collective of a compiled program, in the order of its text."""
+    return collectives_in(compiled.as_text() or "")
+
+
+def collectives_in(hlo: str) -> list[Collective]:
+    """Every collective in the text of an HLO module.
+
+    Example:
+      >>> collectives_in("%sum = (f32[4], bf16[2,3]{1,0:T(8,128)}) all-reduce(%a, %b), to_apply=%add")
+      [Collective(operation='all-reduce', elements=10, bytes=28)]
+
+      >>> collectives_in("%gather = (f32[4]{0:T(128)}, f32[16]{0:T(128)}) all-gather-start(%a), dimensions={0}")
+      [Collective(operation='all-gather', elements=16, bytes=64)]
+    """
+    found = []
+    for shapes, operation, start in _COLLECTIVE.findall(hlo):
+        # Started ones return (operands, results, contexts), but all-reduce, which returns its results as if it waited.
+        result = _parts(shapes)[1] if start and operation != "all-reduce" else shapes
+        arrays = [(dtype, math.prod(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(result)]
+        size = sum(elements * _itemsize(dtype) for dtype, elements in arrays)
+        found.append(Collective(operation, sum(elements for _, elements in arrays), size))
+    return found
+
+
+def _parts(shape: str) -> list[str]:
+    """The parts of a tuple's shape, which may be tuples themselves; commas inside brackets do not separate them."""
+    parts, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of one element of an HLO type: `f32`, `bf16`, `s32`, `pred`."""
+    bits = re.search(r"\d+", dtype)
+    return 1 if bits is None else int(np.ceil(int(bits.group()) / 8))
+
+
+def _bytes_accessed(compiled: jax.stages.Compiled) -> float | None:
+    try:
+        analysis: Any = compiled.cost_analysis()
+    except NotImplementedError:
+        return None
+    return (analysis or {}).get("bytes accessed")

@@ -1,0 +1,32 @@
+"""How results are shown: tables as the documents have them, and pictures."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+matplotlib.use("Agg")
+LARGEST_PICTURE = 300_000
+
+
+def markdown(rows: Iterable[Sequence[str]], headers: Sequence[str], names: int = 1) -> str:
+    """A table whose first `names` columns are words, the others numbers and so aligned to the right."""
+    align = ("left",) * names + ("right",) * (len(headers) - names)
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def save_picture(path: Path, figure: Figure, dpi: int = 100) -> None:
+    """Writes a PNG and closes the figure.
+
+    Raises:
+      ValueError: the picture is too large to be kept in a repository.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+    size = path.stat().st_size
+    if size >= LARGEST_PICTURE:
+        raise ValueError(f"{path} has {size:,} bytes, and {LARGEST_PICTURE:,} are too many: draw less, or at less than {dpi} dpi")
