@@ -1,9 +1,13 @@
 """The rooms of the library: which may import which, and how large a module or a function may be."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
+
+from ember_optax import ScaleByEmberState
+from ember_optax._math.moments import Moments
 
 PACKAGE = Path(__file__).parents[1] / "ember_optax"
 # A room imports from its own level only within itself, and else from lower levels.
@@ -42,8 +46,6 @@ def test_no_arrow_points_up(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_libraries_stay_in_their_adapters(module):
-    import sys
-
     allowed = EVERYWHERE | ADAPTERS.get(module.as_posix(), set()) | {"ember_optax"}
     found = {name.split(".")[0] for name in imports_of(module)} - set(sys.stdlib_module_names)
     assert found <= allowed
@@ -82,7 +84,4 @@ def test_one_prologue():
 
 
 def test_the_fields_of_the_state_are_said_once():
-    from ember_optax import ScaleByEmberState
-    from ember_optax._math.moments import Moments
-
     assert set(ScaleByEmberState._fields) == set(Moments._fields)

@@ -63,8 +63,8 @@ def ember(
       ValueError: a hyperparameter is out of range; at `init`, no table is found, or two leaves have the same path.
 
     Warns:
-      UserWarning: at `init`, an embedding was found and no head, but a matrix of the body has the embedding's sizes; or a stack of
-        tables has more tables than tokens. The message says what to write if it is one, and if it is not.
+      UserWarning: at `init`, an embedding was found and no head, but a matrix of the body has the embedding's sizes; or a stack
+        of tables has more tables than tokens. The message says what to write if it is one, and if it is not.
 
     Example:
       >>> import jax.numpy as jnp

@@ -32,12 +32,13 @@ def check_leaf(table: Table) -> TableAxes:
         )
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise TypeError(
-            f"parameter {table.name!r} of shape {leaf.shape} has dtype {leaf.dtype}; Ember needs a real floating dtype. Keep this "
-            f"leaf out with optax.masked, optax.partition or the `tables` argument of ember."
+            f"parameter {table.name!r} of shape {leaf.shape} has dtype {leaf.dtype}; Ember needs a real floating dtype. Keep "
+            f"this leaf out with optax.masked, optax.partition or the `tables` argument of ember."
         )
     if 0 in table.shape:
         raise ValueError(
-            f"parameter {table.name!r} of shape {leaf.shape} is empty, so its mean squares do not exist; remove it from the tables."
+            f"parameter {table.name!r} of shape {leaf.shape} is empty, so its mean squares do not exist; remove it from the "
+            f"tables."
         )
     if table.axes is None:
         raise ValueError(
@@ -90,8 +91,8 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
         moment = getattr(moments, field)
         if moment.dtype != jnp.float32:
             raise TypeError(
-                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is float32 whatever the parameters' dtype: a step "
-                f"of 1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
+                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is float32 whatever the parameters' dtype: a "
+                f"step of 1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
                 f"jax.eval_shape(tx.init, params)."
             )
     shapes = moment_shapes(table.shape, axes)

@@ -90,6 +90,6 @@ def _is_low_precision(value: Any) -> bool:
 
 def _lost_digits(value: Any, argument: str, example: str) -> TypeError:
     return TypeError(
-        f"{argument} arrived as {value.dtype}({float(value)}), which has lost its digits ({example}). optax.inject_hyperparams casts "
-        f"hyperparameters to the parameters' dtype; pass hyperparam_dtype=jnp.float32 to it."
+        f"{argument} arrived as {value.dtype}({float(value)}), which has lost its digits ({example}). optax.inject_hyperparams "
+        f"casts hyperparameters to the parameters' dtype; pass hyperparam_dtype=jnp.float32 to it."
     )

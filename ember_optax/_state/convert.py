@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from .._math.moments import bias_correction, decay_rate
 from .._optimizer.hyperparameters import checked_b2
@@ -110,7 +111,7 @@ def state_from_adam(
 
 def _check_finite(name: str, nu: Any) -> None:
     """A moment that is not finite would make Ember skip every batch of its table. Traced values are not known yet."""
-    if not isinstance(nu, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(jnp.asarray(nu, jnp.float32)))):
+    if not isinstance(nu, Tracer) and not bool(jnp.all(jnp.isfinite(jnp.asarray(nu, jnp.float32)))):
         raise ValueError(
             f"Adam's nu of {name!r} is not finite, so Ember's averages would not be either and every batch would be skipped; "
             f"convert an earlier checkpoint, or start with tx.init(params)."

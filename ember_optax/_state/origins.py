@@ -36,8 +36,8 @@ class Origins:
 def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
     """The abstract state of `tx`, and for each of its arrays the origin of each axis, None where there is none.
 
-    Ember tells the axes of its tables itself, asked once and with the real shapes: a `tables` function may look at sizes. Those of
-    any other state are found by a second abstract initialisation in which every axis of every parameter has a size of its own.
+    Ember tells the axes of its tables itself, asked once and with the real shapes: a `tables` function may look at sizes. Those
+    of any other state are found by a second abstract initialisation in which every axis of every parameter has a size of its own.
 
     Args:
       tx: the transformation whose `init` makes the state.

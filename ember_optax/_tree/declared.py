@@ -80,7 +80,8 @@ def _check_value(name: str, value: Any, argument: str) -> None:
     if isinstance(value, str):
         hint = f" Patterns of paths go to the finder: {argument}=functools.partial(token_tables, include=[{value!r}])."
     raise TypeError(
-        f"dimension numbers for {name!r} must be EmberDimensionNumbers or None, got {value!r} of type {type(value).__name__}.{hint}"
+        f"dimension numbers for {name!r} must be EmberDimensionNumbers or None, got {value!r} of type "
+        f"{type(value).__name__}.{hint}"
     )
 
 

@@ -162,7 +162,7 @@ def _match(name: str, rank: int, options: FinderOptions) -> TableMatch:
 
 
 def _with_vocabulary(match: TableMatch, shape: tuple[int, ...], vocabularies: set[int]) -> TableMatch:
-    """The match of an included leaf, with the axis that another table's vocabulary tells, and a word where several could be it."""
+    """The match of an included leaf, with the axis that another table's vocabulary tells, and a word where several may be it."""
     if match.rule not in {rule.name for rule in INCLUDED} or match.dimension_numbers is None:
         return match
     axes = [axis for axis, size in enumerate(shape) if size in vocabularies]

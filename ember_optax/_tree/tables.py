@@ -67,7 +67,8 @@ class TableTree(NamedTuple):
         found = dict(zip(names, leaves, strict=True))
         if set(self.names) - set(found) if may_have_more else names != self.names:
             raise ValueError(
-                f"the updates have the tables {self.names}, but the {what} has {names}; pass the {what} that belongs to these updates."
+                f"the updates have the tables {self.names}, but the {what} has {names}; pass the {what} that belongs to "
+                f"these updates."
             )
         return [found[name] for name in self.names]
 

@@ -52,7 +52,8 @@ def check_rows_first(name: str, shape: tuple[int, ...], ids: jax.Array | None) -
     """Raises unless an array begins with the axes of its ids, if it has any."""
     if ids is not None and shape[: ids.ndim] != ids.shape:
         raise ValueError(
-            f"the update of {name!r} has shape {shape}, but its ids have shape {ids.shape}: it must begin with one row for each id."
+            f"the update of {name!r} has shape {shape}, but its ids have shape {ids.shape}: it must begin with one row for "
+            f"each id."
         )
 
 

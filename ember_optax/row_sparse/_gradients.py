@@ -34,8 +34,8 @@ def value_and_grad(
       The `token_ids` that go in say which rows each table's lookups may read: a tree like `params`, or a dictionary from paths
       such as `"embed/embedding"`, to arrays of integers of any shape; None, or nothing, for dense leaves. Those that come out
       are a dictionary from paths to the N distinct ids in increasing order, padded with V, where N is the size of the ids that
-      went in, but at least 2; or all V ids, if V or more went in. The compact gradients have N in the place of V. Pass both to `tx.update`,
-      and these ids, not the first ones, to `row_sparse.apply_updates`.
+      went in, but at least 2; or all V ids, if V or more went in. The compact gradients have N in the place of V. Pass both to
+      `tx.update`, and these ids, not the first ones, to `row_sparse.apply_updates`.
 
     Raises:
       TypeError: ids are not integers; the loss needs a whole table (a tied head, say).

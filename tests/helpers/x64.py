@@ -5,4 +5,6 @@ import jax
 if hasattr(jax, "enable_x64") and jax.__version_info__ >= (0, 8):
     enable_x64 = jax.enable_x64
 else:
-    from jax.experimental import enable_x64 as enable_x64
+    from jax.experimental import enable_x64
+
+__all__ = ["enable_x64"]

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hlo import collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from steps import sparse_step, sparse_train_step
 
+from benchmarks.harness.compiled import collectives
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, state_shardings
 
 V, D, H, B, T = 4096, 64, 16, 16, 8

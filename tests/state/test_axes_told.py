@@ -1,4 +1,4 @@
-"""State is sharded and converted by the axes that Ember itself took, asked once with the real shapes; names are never confused."""
+"""State is sharded and converted by the axes that Ember took, asked once with the real shapes; names are never confused."""
 
 import jax
 import jax.numpy as jnp
