@@ -94,9 +94,9 @@ def scale_by_ember(
       eps: added to the denominator after the root, in units of the gradient.
       feature_mean: over which rows of a batch the feature statistic is averaged. "all_rows" is the equation above and the
         authors' code since 2026-07-20. "active_rows", the code that the paper of 2026-07-01 came with, divides by the number of
-        rows with a gradient instead of by V, and by :math:`\mathrm{mean}_i\, \nu^{token}_i` in the profile; on an input table whose batches
-        touch a share s of the rows its steps are :math:`\sqrt{s}` times as large, and rows of padding change them. Use it to
-        reproduce published runs and their learning rates.
+        rows with a gradient instead of by V, and by :math:`\mathrm{mean}_i\, \nu^{token}_i` in the profile; on an input table
+        whose batches touch a share s of the rows its steps are :math:`\sqrt{s}` times as large, and rows of padding change
+        them. Use it to reproduce published runs and their learning rates.
       dimension_numbers: which axis is the vocabulary: "auto" is what `token_tables` finds, and axis 0 for a leaf that it does not
         know; one `EmberDimensionNumbers` for all leaves, a tree of them with the parameters' structure or a prefix of it, or a
         function from parameters to such a tree.
