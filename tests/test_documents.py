@@ -1,11 +1,14 @@
-"""What the documents show runs: Python blocks of the README, the notebook in smoke mode."""
+"""What the documents show runs: Python blocks of the README, the notebook in smoke mode, the benchmarks and their harness."""
 
+import doctest
+import importlib
 import json
 import os
 import re
 from pathlib import Path
 
 import flax
+import jax
 import nbclient
 import nbformat
 import pytest
@@ -17,6 +20,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "sharding.md", ROOT / "docs" / "row_sparse.md"]
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiling is most of the cost here and no test looks at the speed of what comes out, which other tests must not inherit."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -95,3 +107,8 @@ def test_benchmarks_of_speed_run(tmp_path, monkeypatch):
     assert set(found["train"]["sampled softmax"]) == {"row-sparse", "dense Ember", "AdamW"}
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert (tmp_path / "b.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "benchmarks" / "harness").glob("[a-z]*.py")))
+def test_examples_of_the_harness_hold(module):
+    assert doctest.testmod(importlib.import_module(f"benchmarks.harness.{module}")).failed == 0
