@@ -20,6 +20,7 @@ def _compiled_once(tmp_path_factory):
         yield
 
 
+@pytest.mark.slow  # up to eleven processes, each of which compiles its programs
 @pytest.mark.parametrize("save", PAIRS, ids=str)
 def test_goes_on_elsewhere(save, tmp_path, text):
     model = [*MODEL, "--data", str(text), "--cache-dir", str(tmp_path / "cache")]
