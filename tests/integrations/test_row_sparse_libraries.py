@@ -1,5 +1,6 @@
 """Row-sparse steps of models in Flax NNX and Linen, Equinox and Haiku are the dense steps of the same models."""
 
+import functools
 import inspect
 
 import equinox as eqx
@@ -8,12 +9,12 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from next_token import TOKENS, D, V, assert_falls, next_token_loss
+from steps import dense_train_step, losses_of, sparse_train_step
 
 from ember_optax import ember, row_sparse
 from ember_optax.integrations import linen as ember_linen
@@ -68,7 +69,7 @@ def linen_model(partitioned=False):
             return nn.Dense(V, use_bias=False, name="lm_head")(jnp.tanh(embed(ids)))
 
     model = Model()
-    params = model.init(jax.random.key(0), IDS)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), IDS)["params"]
     return params, lambda params: next_token_loss(model.apply({"params": params}, IDS)), "embed/embedding"
 
 
@@ -96,7 +97,7 @@ def haiku_model():
         return hk.Linear(V, with_bias=False, name="lm_head")(jnp.tanh(row_sparse.lookup(table, ids)))
 
     model = hk.without_apply_rng(hk.transform(forward))
-    params = model.init(jax.random.key(0), IDS)
+    params = jax.jit(model.init)(jax.random.key(0), IDS)
     return params, lambda params: next_token_loss(model.apply(params, IDS)), "~/embeddings"
 
 
@@ -115,30 +116,16 @@ def test_row_sparse_training_is_dense_training(name):
     params, loss_fn, path = MODELS[name]()
     tx = ember(1e-2)
 
-    @jax.jit
-    def dense(params, state):
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    @jax.jit
-    def sparse(params, state):
-        loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {path: IDS})
-        updates, state = tx.update(grads, state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids), state, loss
-
-    runs = []
-    for step in (dense, sparse):
-        carry, losses = (params, tx.init(params)), []
-        for _ in range(5):
-            *carry, loss = step(*carry)
-            losses.append(float(loss))
-        runs.append((carry, losses))
-    assert_falls(runs[1][1])
-    np.testing.assert_allclose(runs[1][1], runs[0][1], rtol=1e-6)
-    assert jax.tree.structure(runs[1][0]) == jax.tree.structure(runs[0][0])
-    for found, expected in zip(jax.tree.leaves(runs[1][0]), jax.tree.leaves(runs[0][0]), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    sparse = functools.partial(sparse_train_step(tx, loss_fn), token_ids={path: IDS})
+    state = jax.jit(tx.init)(params)
+    (dense_losses, expected), (losses, found) = (
+        losses_of(jax.jit(step), params, state) for step in (dense_train_step(tx, loss_fn), sparse)
+    )
+    assert_falls(losses)
+    np.testing.assert_allclose(losses, dense_losses, rtol=1e-6)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for leaf, expected_leaf in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-6, atol=1e-6)
 
 
 def test_embed_layers_are_those_of_flax():
