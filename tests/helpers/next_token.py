@@ -7,6 +7,7 @@ import jax
 import optax
 import pytest
 from flax import nnx
+from steps import dense_train_step, losses_of
 
 V, D, T = 96, 16, 12  # V divides the meshes below
 TOKENS = jax.random.randint(jax.random.key(0), (4, T + 1), 0, V)
@@ -20,17 +21,8 @@ def next_token_loss(logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits, TOKENS[:, 1:]).mean()
 
 
-def train(params, loss_fn, tx, steps=5):
-    @jax.jit
-    def step(params, opt_state):
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    opt_state, losses = tx.init(params), []
-    for _ in range(steps):
-        params, opt_state, loss = step(params, opt_state)
-        losses.append(float(loss))
+def train(params, loss_fn, tx):
+    losses, _ = losses_of(jax.jit(dense_train_step(tx, loss_fn)), params, jax.jit(tx.init)(params))
     return losses
 
 

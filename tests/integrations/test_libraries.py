@@ -51,7 +51,7 @@ class LinenModel(nn.Module):
 @pytest.mark.parametrize("tied", [True, False])
 def test_linen_train_state(tied):
     model = LinenModel(tied)
-    params = model.init(jax.random.key(1), TOKENS[:, :-1])["params"]
+    params = jax.jit(model.init)(jax.random.key(1), TOKENS[:, :-1])["params"]
     expected = {"embed/embedding": 0, "layers/value_embed/embedding": 1}
     assert tables_of(params) == expected if tied else expected | {"lm_head/kernel": 1}
     state, losses = TrainState.create(apply_fn=model.apply, params=params, tx=ember(3e-3)), []
@@ -150,7 +150,7 @@ def test_haiku():
         return hk.Linear(V, with_bias=False, name="lm_head")(x + hk.nets.MLP([2 * D, D])(x))
 
     model = hk.without_apply_rng(hk.transform(forward))
-    params = model.init(jax.random.key(0), TOKENS[:, :-1])
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS[:, :-1])
     assert tables_of(params) == {"token_embed/embeddings": 0, "lm_head/w": 1}
     assert_falls(train(params, lambda p: next_token_loss(model.apply(p, TOKENS[:, :-1])), ember(3e-3)))
 
@@ -190,7 +190,7 @@ def test_recurrentgemma():
     )
     model = griffin.Griffin(config)
     positions = jnp.broadcast_to(jnp.arange(T), (4, T))
-    params = model.init(jax.random.key(0), TOKENS[:, :-1], positions)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS[:, :-1], positions)["params"]
     assert tables_of(params) == {"embedder/input_embedding": 0}
 
     def loss_fn(params):

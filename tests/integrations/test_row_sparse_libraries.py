@@ -1,6 +1,6 @@
 """Row-sparse steps of models in Flax NNX and Linen, Equinox and Haiku are the dense steps of the same models."""
 
-import inspect
+import functools
 
 import equinox as eqx
 import flax.linen as nn
@@ -8,12 +8,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from next_token import TOKENS, D, V, assert_falls, next_token_loss
+from steps import dense_train_step, losses_of, sparse_train_step
 
 from ember_optax import ember, row_sparse
 from ember_optax.integrations import linen as ember_linen
@@ -68,7 +66,7 @@ def linen_model(partitioned=False):
             return nn.Dense(V, use_bias=False, name="lm_head")(jnp.tanh(embed(ids)))
 
     model = Model()
-    params = model.init(jax.random.key(0), IDS)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), IDS)["params"]
     return params, lambda params: next_token_loss(model.apply({"params": params}, IDS)), "embed/embedding"
 
 
@@ -96,7 +94,7 @@ def haiku_model():
         return hk.Linear(V, with_bias=False, name="lm_head")(jnp.tanh(row_sparse.lookup(table, ids)))
 
     model = hk.without_apply_rng(hk.transform(forward))
-    params = model.init(jax.random.key(0), IDS)
+    params = jax.jit(model.init)(jax.random.key(0), IDS)
     return params, lambda params: next_token_loss(model.apply(params, IDS)), "~/embeddings"
 
 
@@ -115,30 +113,16 @@ def test_row_sparse_training_is_dense_training(name):
     params, loss_fn, path = MODELS[name]()
     tx = ember(1e-2)
 
-    @jax.jit
-    def dense(params, state):
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    @jax.jit
-    def sparse(params, state):
-        loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {path: IDS})
-        updates, state = tx.update(grads, state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids), state, loss
-
-    runs = []
-    for step in (dense, sparse):
-        carry, losses = (params, tx.init(params)), []
-        for _ in range(5):
-            *carry, loss = step(*carry)
-            losses.append(float(loss))
-        runs.append((carry, losses))
-    assert_falls(runs[1][1])
-    np.testing.assert_allclose(runs[1][1], runs[0][1], rtol=1e-6)
-    assert jax.tree.structure(runs[1][0]) == jax.tree.structure(runs[0][0])
-    for found, expected in zip(jax.tree.leaves(runs[1][0]), jax.tree.leaves(runs[0][0]), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    sparse = functools.partial(sparse_train_step(tx, loss_fn), token_ids={path: IDS})
+    state = jax.jit(tx.init)(params)
+    (dense_losses, expected), (losses, found) = (
+        losses_of(jax.jit(step), params, state) for step in (dense_train_step(tx, loss_fn), sparse)
+    )
+    assert_falls(losses)
+    np.testing.assert_allclose(losses, dense_losses, rtol=1e-6)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for leaf, expected_leaf in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-6, atol=1e-6)
 
 
 def test_embed_layers_are_those_of_flax():
@@ -204,111 +188,3 @@ def test_a_compute_dtype_is_kept(half):
     assert rows.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rows, rows_of(params))
     assert jax.tree.leaves(grads)[0].dtype == jnp.float32
-
-
-def restored_from_shapes(graph, state):
-    """As in examples/lm/training.py: the state in the closure holds no arrays."""
-    abstract = nnx.split(nnx.eval_shape(lambda: ember_nnx.Embed(V, D, rngs=nnx.Rngs(0))))[1]
-    nnx.replace_by_pure_dict(abstract, nnx.to_pure_dict(state))
-    return nnx.merge(graph, abstract)(IDS)
-
-
-NNX_FLOWS = {
-    "variable[...]": lambda graph, state: nnx.merge(graph, state).embedding[...][IDS],
-    "split again": lambda graph, state: nnx.merge(*nnx.split(nnx.merge(graph, state)))(IDS),
-    "nnx.state": lambda graph, state: nnx.merge(graph, nnx.state(nnx.merge(graph, state), nnx.Param))(IDS),
-    "nnx.clone": lambda graph, state: nnx.clone(nnx.merge(graph, state))(IDS),
-    "nnx.eval_shape": restored_from_shapes,
-    "nnx.jit": lambda graph, state: nnx.jit(lambda model, ids: model(ids))(nnx.merge(graph, state), IDS),
-    "nnx.remat": lambda graph, state: nnx.remat(lambda model, ids: model(ids))(nnx.merge(graph, state), IDS),
-}
-
-
-@pytest.mark.parametrize("name", NNX_FLOWS)
-def test_nnx_carries_a_row_slice(name):
-    graph, state = nnx.split(ember_nnx.Embed(V, D, rngs=nnx.Rngs(0)))
-
-    def loss_fn(state):
-        rows = NNX_FLOWS[name](graph, state)
-        return jnp.sum(rows**2), rows
-
-    (_, rows), grads, token_ids = row_sparse.value_and_grad(loss_fn, has_aux=True)(state, {"embedding": IDS})
-    expected = nnx.merge(graph, state)(IDS)
-    np.testing.assert_array_equal(rows, expected)
-    gradient = jnp.zeros((V, D)).at[token_ids["embedding"]].add(jax.tree.leaves(grads)[0], mode="drop")
-    np.testing.assert_allclose(gradient, jnp.zeros((V, D)).at[IDS].add(2 * expected), rtol=1e-6)
-
-
-@pytest.mark.skipif("out_sharding" not in inspect.signature(nnx.Embed.__call__).parameters, reason="new in Flax 0.12")
-@pytest.mark.parametrize("spec", [P("data", None, "model"), P("data", None, None)])
-def test_nnx_out_sharding_is_kept(spec):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
-    graph, state = nnx.split(ember_nnx.Embed(V, D, rngs=nnx.Rngs(0)))
-    with jax.set_mesh(mesh):
-        table = jax.device_put(nnx.to_pure_dict(state)["embedding"], NamedSharding(mesh, P(None, "model")))
-        ids = jax.device_put(IDS, NamedSharding(mesh, P("data", None)))
-
-        def loss_fn(params):
-            filled = jax.tree.map(lambda x: x, state)
-            nnx.replace_by_pure_dict(filled, params)
-            rows = nnx.merge(graph, filled)(ids, out_sharding=spec)
-            return jnp.sum(rows), rows
-
-        (_, expected), _ = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))({"embedding": table})
-        step = jax.jit(lambda params: row_sparse.value_and_grad(loss_fn, has_aux=True)(params, {"embedding": ids}))
-        (_, rows), _, _ = step({"embedding": table})
-    assert rows.sharding == expected.sharding == NamedSharding(mesh, spec)
-    np.testing.assert_array_equal(rows, expected)
-
-
-def tied_nnx():
-    graph, state = nnx.split(ember_nnx.Embed(V, D, rngs=nnx.Rngs(0)))
-
-    def loss_fn(state):
-        embed = nnx.merge(graph, state)
-        return next_token_loss(embed.attend(embed(IDS)))
-
-    return state, loss_fn, "embedding"
-
-
-def tied_linen():
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, ids):
-            embed = ember_linen.Embed(V, D, name="embed")
-            return embed.attend(embed(ids))
-
-    params = Model().init(jax.random.key(0), IDS)["params"]["embed"]
-    return params, lambda params: next_token_loss(Model().apply({"params": {"embed": params}}, IDS)), "embedding"
-
-
-def tied_equinox():
-    def loss_fn(embed):
-        return next_token_loss(jax.vmap(jax.vmap(embed))(IDS) @ embed.weight.T)
-
-    return eqx.nn.Embedding(V, D, key=jax.random.key(0)), loss_fn, "weight"
-
-
-def tied_haiku():
-    def forward(ids):
-        table = hk.get_parameter("embeddings", (V, D), init=hk.initializers.RandomNormal(0.1))
-        return row_sparse.lookup(table, ids) @ table.T
-
-    model = hk.without_apply_rng(hk.transform(forward))
-    return model.init(jax.random.key(0), IDS), lambda params: next_token_loss(model.apply(params, IDS)), "~/embeddings"
-
-
-@pytest.mark.parametrize(
-    ("tied", "reason"),
-    [
-        (tied_nnx, "it was used as a head"),
-        (tied_linen, "it was used as a head"),
-        (tied_equinox, "its transpose was asked for"),
-        (tied_haiku, "its transpose was asked for"),
-    ],
-)
-def test_a_tied_head_is_refused(tied, reason):
-    params, loss_fn, path = tied()
-    assert jnp.isfinite(loss_fn(params))
-    with pytest.raises(TypeError, match=rf"{reason}.*tied to the head.*cannot be row-sparse"):
-        row_sparse.value_and_grad(loss_fn)(params, {path: IDS})
