@@ -14,7 +14,8 @@ from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_a
 from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
-from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.inputs import check_array, check_tree
 from .._tree.tables import Table, TableTree, tables_of, tell_tables
 from .._tree.token_ids import token_ids_by_name
 from .checks import check_bound, check_gradient, check_leaf, check_state, mesh_names
@@ -132,6 +133,7 @@ def scale_by_ember(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235
     """
+    check_declaration(dimension_numbers, "dimension_numbers")
     mesh_axes = {
         "token_mesh": mesh_names(token_mesh_axes, "token_mesh_axes"),
         "feature_mesh": mesh_names(feature_mesh_axes, "feature_mesh_axes"),
@@ -169,12 +171,16 @@ def scale_tables(
         return check_leaf(table)._replace(**(mesh_axes or {}))
 
     def init_fn(params):
+        check_tree(params, "params")
         found = find(params)
         tell_tables(found)
         return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
+        check_tree(updates, "updates", may_be_empty=True)
+        if params is not None:
+            check_tree(params, "params", may_be_empty=True)
         _check_params(params, token_ids=token_ids, decays=decays)
         found = find(updates, token_ids=token_ids_by_name(token_ids), params=params)
         check_state(state)
@@ -194,7 +200,10 @@ def _step_table(
     table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
 ) -> tuple[jax.Array, Moments]:
     """The update of one table, dense or compact, and its state in the boxes that it came in."""
+    check_array(table.box, f"the gradient of {table.name!r}")
     g, moments = jnp.asarray(table.array), Moments(*map(unbox, boxes))
+    if weight is not None:
+        check_array(weight, f"parameter {table.name!r}")
     param = None if weight is None else jnp.asarray(weight)
     check_gradient(table, g, moments, axes, param)
     if table.ids is None:
