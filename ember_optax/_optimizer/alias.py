@@ -1,23 +1,22 @@
 """`ember`: token tables to Ember, everything else to a body optimizer."""
 
 import functools
-import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
-from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
+from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.suspects import suspect_warnings
 from .._tree.tables import TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
-from .checks import check_params
+from .checks import check_given, check_params, check_transformation
 from .hyperparameters import checked_learning_rate
 from .transform import FeatureMean, ScaleByEmberState, scale_tables
 
@@ -92,7 +91,8 @@ def ember(
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
     check_declaration(tables, "tables")
-    _check_body(body)
+    if body is not None:
+        check_transformation(body, "body", "with its own learning rate, for example optax.adamw(1e-3)")
     learning_rate = checked_learning_rate(learning_rate)
     body = optax.adamw(learning_rate) if body is None else body
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
@@ -118,22 +118,30 @@ def _routed(
         return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
 
     def init_fn(params):
-        _check_arrays(params)
+        check_tree(params, "params")
         found = tables_at_init(functools.partial(find, what="the parameters are"), params)
+        for table in found.tables:
+            check_array(table.box, f"parameter {table.name!r}")
         # In an incomplete tree the tables may be elsewhere.
         if is_complete(params):
             _check_found(found, tables)
         return partition(found).init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        check_tree(updates, "updates", may_be_empty=True)
         ids = token_ids_by_name(token_ids)
-        check_params(params, with_ids=bool(ids))
+        check_given(params, with_ids=bool(ids))
         _check_state(state)
         found = find(updates, token_ids=ids, params=params, what="the parameters are")
+        for table in found.tables:
+            check_array(table.box, f"the gradient of {table.name!r}")
         _check_ids_of_body(found, state.inner_states["body"])
         if params is not None:
+            check_tree(params, "params", may_be_empty=True)
             # Only what has a gradient: an Equinox model has functions besides.
-            params = found.treedef.unflatten(found.leaves_of(params, "parameter tree", may_have_more=True))
+            leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
+            check_params(found, leaves)
+            params = found.treedef.unflatten(leaves)
         given = {"token_ids": ids} if ids else {}
         return partition(found).update(updates, state, params, **given, **extra_args)
 
@@ -153,9 +161,10 @@ def _check_found(found: TableTree, tables: DimensionNumbersLike) -> None:
 
 
 def _check_state(state: Any) -> None:
-    if not hasattr(state, "inner_states") or set(state.inner_states) != {"ember", "body"}:
+    inner = getattr(state, "inner_states", None)
+    if not isinstance(inner, Mapping) or set(inner) != {"ember", "body"}:
         raise TypeError(
-            f"state must be the one that init or the last update of this ember returned, got {type(state).__name__}: call "
+            f"state must be the one that init or the last update of this ember returned, got {shown(state)}: call "
             f"update(updates, state, params)."
         )
 
@@ -172,21 +181,3 @@ def _check_ids_of_body(found: TableTree, body_state: Any) -> None:
             f"token_ids are given for {', '.join(refused)}, trained by the body: only token tables take row-sparse steps. Name "
             f"the table in the `tables` argument of ember, or give its updates dense."
         )
-
-
-def _check_body(body: Any) -> None:
-    if body is not None and not (hasattr(body, "init") and hasattr(body, "update")):
-        raise TypeError(
-            f"body must be an optax.GradientTransformation with its own learning rate, for example optax.adamw(1e-3), "
-            f"got {body!r} of type {type(body).__name__}."
-        )
-
-
-def _check_arrays(params: Any) -> None:
-    names, leaves, _ = flatten_named(params)
-    for name, leaf in zip(names, leaves, strict=True):
-        if not (hasattr(unbox(leaf), "shape") or isinstance(unbox(leaf), numbers.Number)):
-            raise TypeError(
-                f"parameter {name!r} is {leaf!r} of type {type(leaf).__name__}, not an array. Keep only the trainable arrays: "
-                f"eqx.filter(model, eqx.is_inexact_array) with Equinox."
-            )

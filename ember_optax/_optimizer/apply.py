@@ -10,6 +10,7 @@ from .._math.mesh import in_auto_mode, spec_like
 from .._math.rows import flat_ids, rows_first, sum_duplicates, take_rows
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
 
@@ -32,7 +33,7 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_number
       The parameters after the step, in their dtypes.
 
     Raises:
-      TypeError: ids are not integers.
+      TypeError: ids are not integers; a leaf is no array.
       ValueError: ids for a path that is no parameter; an update of another shape than its ids ask for.
 
     Example:
@@ -46,6 +47,8 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_number
     References:
       docs/row_sparse.md
     """
+    check_tree(params, "params")
+    check_tree(updates, "updates", may_be_empty=True)
     ids = token_ids_by_name(token_ids)
     found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
     new = [_apply(table, unbox(update)) for table, update in zip(found.tables, _updates_of(found, updates), strict=True)]
@@ -56,13 +59,21 @@ def _updates_of(found: TableTree, updates: Any) -> list[Any]:
     try:
         return found.treedef.flatten_up_to(updates)
     except ValueError as error:
-        raise ValueError(f"updates must have the structure of params, with the leaves {found.names}: {error}") from None
+        raise ValueError(
+            f"updates must have the structure of params, with the leaves {found.names}, got {shown(updates)}: {error}"
+        ) from None
 
 
 def _apply(table: Table, update: Any) -> Any:
     if update is None:
         return table.array
+    check_array(table.box, f"parameter {table.name!r}")
+    check_array(update, f"the update of {table.name!r}")
     p = jnp.asarray(table.array)
+    if jnp.iscomplexobj(update) and not jnp.iscomplexobj(p):
+        raise TypeError(
+            f"the update of {table.name!r} is complex, of dtype {update.dtype}, but the parameter is {p.dtype}: pass the real part."
+        )
     if table.ids is None or table.axes is None:
         _check_dense(table.name, p, update)
         return jnp.asarray(p + update).astype(p.dtype)

@@ -1,23 +1,35 @@
-"""What `scale_by_ember` refuses of parameters, gradients, state and mesh axes."""
+"""What the transformations refuse of parameters, gradients, state, mesh axes and other transformations."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
 from .._math.moments import Moments, moment_shapes
-from .._tree.tables import Table
+from .._tree.boxes import unbox
+from .._tree.inputs import check_array, shown
+from .._tree.tables import Table, TableTree
 from .._tree.token_ids import check_compact
+
+
+def check_transformation(tx: Any, argument: str, fix: str) -> optax.GradientTransformation:
+    """The transformation, if it is one that was made and not the function that makes it."""
+    if isinstance(tx, type) or not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise TypeError(f"{argument} must be an optax.GradientTransformation, got {shown(tx)}: {fix}.")
+    return tx
 
 
 def mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
     """The mesh axes of an argument, as a tuple."""
     names = (names,) if isinstance(names, str) else names
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(f"{argument} must be a mesh axis name or a tuple of them, got {names!r}.")
+        raise TypeError(f"{argument} must be a mesh axis name or a tuple of them, got {names!r}; pass for example 'fsdp'.")
     return tuple(names)
 
 
@@ -26,10 +38,7 @@ def check_leaf(table: Table) -> TableAxes:
     leaf = table.array
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         number = " Write it as an array: jnp.asarray(...)." if isinstance(leaf, numbers.Number) else ""
-        raise TypeError(
-            f"parameter {table.name!r} is {leaf!r} of type {type(leaf).__name__}, not an array; filter the tree to arrays "
-            f"first.{number}"
-        )
+        raise TypeError(f"parameter {table.name!r} is {shown(leaf)}, not an array; filter the tree to arrays first.{number}")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise TypeError(
             f"parameter {table.name!r} of shape {leaf.shape} has dtype {leaf.dtype}; Ember needs a real floating dtype. Keep "
@@ -48,16 +57,27 @@ def check_leaf(table: Table) -> TableAxes:
     return table.axes
 
 
+def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
+    """Raises where a parameter has another shape than its gradient: its decay would be broadcast, in silence."""
+    for table, leaf in zip(found.tables, leaves, strict=True):
+        check_array(leaf, f"parameter {table.name!r}")
+        if np.shape(unbox(leaf)) != table.shape:
+            raise ValueError(
+                f"parameter {table.name!r} has shape {np.shape(unbox(leaf))}, but its gradient has {table.shape}: pass the "
+                f"parameters that these gradients belong to, as update(updates, state, params), and token_ids if they are compact."
+            )
+
+
 def check_state(state: Any) -> None:
     """Raises unless a state has the fields of `ScaleByEmberState`."""
     if not all(hasattr(state, field) for field in Moments._fields):
         raise TypeError(
-            f"state must be the ScaleByEmberState that init or the last update returned, got {type(state).__name__}: call "
+            f"state must be the ScaleByEmberState that init or the last update returned, got {shown(state)}: call "
             f"update(updates, state, params), with the state of this transformation."
         )
 
 
-def check_params(params: Any, *, with_ids: bool, decays: bool = False) -> None:
+def check_given(params: Any, *, with_ids: bool, decays: bool = False) -> None:
     """Raises where an update cannot do without the parameters."""
     if params is None and with_ids:
         raise ValueError(
@@ -84,9 +104,11 @@ def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
                 ) from None
 
 
-def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes, param: jax.Array | None) -> None:
-    """Raises where a gradient, its state and its parameter do not belong together."""
+def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes) -> None:
+    """Raises where a gradient and its state do not belong together."""
     _check_split(table, g, axes)
+    for field, moment in moments._asdict().items():
+        check_array(moment, f"the state's {field} of {table.name!r}")
     for field in ("nu_token", "nu_feature"):
         moment = getattr(moments, field)
         if moment.dtype != jnp.float32:
@@ -102,11 +124,13 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
             f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
             f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
         )
-    if param is not None and param.shape != table.shape:
-        raise ValueError(
-            f"weight_decay needs the parameter of {table.name!r} in the shape of its gradient, {table.shape}, got {param.shape}; "
-            f"pass the parameters that these gradients belong to."
-        )
+    for field in ("count", "total_notfinite"):
+        counter, shape = getattr(moments, field), getattr(shapes, field)
+        if np.shape(counter) != shape or not jnp.issubdtype(jnp.result_type(counter), jnp.integer):
+            raise ValueError(
+                f"{field} of {table.name!r} must be integers of shape {shape}, got {shown(counter)}; restore the state into the "
+                f"shapes and dtypes of jax.eval_shape(tx.init, params)."
+            )
     if table.ids is not None:
         check_compact(table.name, g.shape, table.ids, table.shape, axes)
 

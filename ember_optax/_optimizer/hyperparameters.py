@@ -4,13 +4,17 @@ Python numbers and concrete arrays are checked by value. A traced value (under `
 yet, so only its dtype and shape are; if b2 then is one, every update is NaN.
 """
 
+import functools
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+
+from .._tree.inputs import shown
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -42,16 +46,37 @@ def checked_weight_decay(weight_decay: Any) -> Any:
 def checked_learning_rate(learning_rate: Any) -> Any:
     """`learning_rate` as a schedule, a float or an array, if it is finite and not negative."""
     if callable(learning_rate):
-        return learning_rate
+        return _checked_schedule(learning_rate)
     _check_non_negative(learning_rate, "learning_rate", "a number >= 0 or a schedule, for example learning_rate=1e-3")
     return _plain(learning_rate)
 
 
 def checked_feature_mean(feature_mean: Any) -> str:
     """`feature_mean`, if it is one of the two."""
-    if feature_mean not in ("all_rows", "active_rows"):
-        raise ValueError(f"feature_mean must be 'all_rows' or 'active_rows', got {feature_mean!r}.")
+    if not isinstance(feature_mean, str) or feature_mean not in ("all_rows", "active_rows"):
+        raise ValueError(
+            f"feature_mean must be 'all_rows' or 'active_rows', got {shown(feature_mean)}; pass one of the two words."
+        )
     return feature_mean
+
+
+def checked_flag(value: Any, argument: str) -> bool:
+    """A yes or no, if it is one: any text would count as yes."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{argument} must be True or False, got {shown(value)}; pass one of them.")
+    return bool(value)
+
+
+def _checked_schedule(schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A schedule whose values are real scalars: an array would be broadcast over the tables."""
+
+    @functools.wraps(schedule, updated=())
+    def checked(step):
+        value = schedule(step)
+        _check_kind(value, "learning_rate(step)", "a schedule that returns one number, for example optax.constant_schedule(1e-3)")
+        return value
+
+    return checked
 
 
 def _check_non_negative(value: Any, argument: str, fix: str) -> float | None:
@@ -63,19 +88,25 @@ def _check_non_negative(value: Any, argument: str, fix: str) -> float | None:
 
 def _scalar(value: Any, argument: str, fix: str) -> float | None:
     """The value as a float, None where it is traced, an error where it is no real scalar."""
+    _check_kind(value, argument, fix)
+    if isinstance(value, jax.core.Tracer):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{argument} must be finite, got a number of more than 308 digits; pass {fix}.") from None
+
+
+def _check_kind(value: Any, argument: str, fix: str) -> None:
+    """Raises unless a value is a real scalar, as a number or as an array, traced or not."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         real = jnp.issubdtype(value.dtype, jnp.number) and not jnp.issubdtype(value.dtype, jnp.complexfloating)
         if value.shape != () or not real:
             raise TypeError(
                 f"{argument} must be a real scalar, got an array of shape {value.shape} and dtype {value.dtype}; pass {fix}."
             )
-        return None if isinstance(value, jax.core.Tracer) else float(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{argument} must be a real number, got {value!r} of type {type(value).__name__}; pass {fix}.")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{argument} must be finite, got a number of more than 308 digits; pass {fix}.") from None
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument} must be a real number, got {shown(value)}; pass {fix}.")
 
 
 def _plain(value: Any) -> Any:

@@ -14,10 +14,11 @@ from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_a
 from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
-from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.inputs import check_array, check_tree
 from .._tree.tables import Table, TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
-from .checks import check_bound, check_gradient, check_leaf, check_params, check_state, mesh_names
+from .checks import check_bound, check_given, check_gradient, check_leaf, check_state, mesh_names
 from .hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 
 FeatureMean = Literal["all_rows", "active_rows"]
@@ -132,6 +133,7 @@ def scale_by_ember(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235
     """
+    check_declaration(dimension_numbers, "dimension_numbers")
     mesh_axes = {
         "token_mesh": mesh_names(token_mesh_axes, "token_mesh_axes"),
         "feature_mesh": mesh_names(feature_mesh_axes, "feature_mesh_axes"),
@@ -169,13 +171,17 @@ def scale_tables(
         return check_leaf(table)._replace(**(mesh_axes or {}))
 
     def init_fn(params):
+        check_tree(params, "params")
         found = tables_at_init(find, params)
         return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
+        check_tree(updates, "updates", may_be_empty=True)
+        if params is not None:
+            check_tree(params, "params", may_be_empty=True)
         ids = token_ids_by_name(token_ids)
-        check_params(params, with_ids=bool(ids), decays=decays)
+        check_given(params, with_ids=bool(ids), decays=decays)
         found = find(updates, token_ids=ids, params=params)
         check_state(state)
         check_bound(mesh_axes or {})
@@ -194,9 +200,12 @@ def _step_table(
     table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
 ) -> tuple[jax.Array, Moments]:
     """The update of one table, dense or compact, and its state in the boxes that it came in."""
+    check_array(table.box, f"the gradient of {table.name!r}")
     g, moments = jnp.asarray(table.array), Moments(*map(unbox, boxes))
+    if weight is not None:
+        check_array(weight, f"parameter {table.name!r}")
     param = None if weight is None else jnp.asarray(weight)
-    check_gradient(table, g, moments, axes, param)
+    check_gradient(table, g, moments, axes)
     if table.ids is None:
         update, moments = ember_step(g, moments, rate, eps, weight_decay, param, axes=axes, active_rows=active_rows)
     else:

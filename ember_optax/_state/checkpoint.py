@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
+from .._tree.inputs import shown
 from .._tree.paths import check_distinct, full_path_name
 
 
@@ -20,7 +22,9 @@ def check_shapes(saved: Any, target: Any) -> None:
       target: what is wanted, likewise, for example `jax.eval_shape(tx.init, params)`.
 
     Raises:
-      ValueError: a shape differs, an array is in one tree only, or two arrays have the same path; the message names the paths.
+      TypeError: a tree, or a leaf of it, has no shape.
+      ValueError: a tree is empty, a shape differs, an array is in one tree only, or two arrays have the same path; the message
+        names the paths.
 
     Example:
       >>> import jax.numpy as jnp
@@ -33,7 +37,7 @@ def check_shapes(saved: Any, target: Any) -> None:
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
-    ours, theirs = _shapes(target), _shapes(saved)
+    ours, theirs = _shapes(target, "target"), _shapes(saved, "saved")
     other = [
         f"{name!r} was saved with shape {theirs[name]}, wanted is {ours[name]}"
         for name in ours
@@ -49,10 +53,21 @@ def check_shapes(saved: Any, target: Any) -> None:
         )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Any, argument: str) -> dict[str, tuple[int, ...]]:
+    if isinstance(tree, str | bytes | optax.GradientTransformation) or callable(tree):
+        raise TypeError(
+            f"{argument} must be a tree of arrays or of their shapes, got {shown(tree)}; pass what was saved or is wanted."
+        )
     # By names and not by key paths: what a checkpoint returns has dictionaries and lists in the place of other containers.
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = [full_path_name(path) for path, _ in leaves]
+    if not names:
+        raise ValueError(
+            f"{argument} has no array in it, got {shown(tree)}: pass the tree, for example jax.eval_shape(tx.init, params)."
+        )
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if callable(leaf):
+            raise TypeError(f"{argument} has {shown(leaf)} at {name!r}, which has no shape: filter the tree to arrays first.")
     check_distinct(names)
-    shapes = [tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf) for _, leaf in leaves]
+    shapes = [tuple(shape) if (shape := getattr(leaf, "shape", None)) is not None else np.shape(leaf) for _, leaf in leaves]
     return dict(zip(names, shapes, strict=True))

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -11,8 +12,9 @@ from .._math.moments import bias_correction, decay_rate
 from .._optimizer.hyperparameters import checked_b2
 from .._optimizer.transform import ScaleByEmberState
 from .._tree.boxes import rebox, unbox
+from .._tree.inputs import check_array, shown
 from .._tree.paths import check_distinct, flatten_named
-from .origins import Origins, axis_origins
+from .origins import Origins, axis_origins, check_tx_and_params
 
 
 class _AdamMoments(NamedTuple):
@@ -57,9 +59,9 @@ def state_from_adam(
       `out_shardings=state_shardings(tx, params, ...)` it is made in place on every device.
 
     Raises:
-      TypeError: `tx` is no transformation.
+      TypeError: `tx` is no transformation, `params` or the moments are no arrays.
       ValueError: there is no Adam state, it lacks a parameter that `tx` needs, has it in another shape (a resized vocabulary), or
-        its second moment is not finite; two parameters have the same path.
+        its second moment is negative or not finite; two parameters have the same path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,6 +78,7 @@ def state_from_adam(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
+    check_tx_and_params(tx, params)
     b2, adam_b2 = checked_b2(b2), checked_b2(adam_b2, "adam_b2")
     _, origins = axis_origins(tx, params)
     names, leaves, _ = flatten_named(params)
@@ -85,15 +88,11 @@ def state_from_adam(
 
     def find(name: str) -> _AdamMoments:
         if name not in adam:
-            raise ValueError(f"the Adam state has no moments of {name!r}; it has those of {sorted(adam)}.")
-        shape, wanted = adam[name].nu.shape, unbox(parameters[name]).shape
-        if shape != wanted:
             raise ValueError(
-                f"Adam's nu of {name!r} has shape {shape}, but the parameter has {wanted}: convert with the parameters that "
-                f"the Adam run had; rows of the table and of nu_token are then added or taken away together."
+                f"the Adam state has no moments of {name!r}; it has those of {sorted(adam)}: pass the state of the same model."
             )
-        _check_finite(name, adam[name].nu)
-        return adam[name]
+        _check_moments(name, adam[name], np.shape(unbox(parameters[name])))
+        return adam[name]._replace(count=jnp.asarray(adam[name].count))
 
     def convert(state, state_origins):
         match state:
@@ -109,9 +108,36 @@ def state_from_adam(
     return jax.tree.map(convert, tx.init(params), origins, is_leaf=_is_converted)
 
 
-def _check_finite(name: str, nu: Any) -> None:
-    """A moment that is not finite would make Ember skip every batch of its table. Traced values are not known yet."""
-    if not isinstance(nu, Tracer) and not bool(jnp.all(jnp.isfinite(jnp.asarray(nu, jnp.float32)))):
+def _check_moments(name: str, adam: _AdamMoments, wanted: tuple[int, ...]) -> None:
+    """A moment that is not finite, or negative, would make Ember skip every batch of its table or step by NaN.
+
+    Traced values are not known yet.
+    """
+    for field, moment in (("nu", adam.nu), ("mu", adam.mu)):
+        check_array(moment, f"Adam's {field} of {name!r}")
+        if np.shape(moment) != wanted:
+            raise ValueError(
+                f"Adam's {field} of {name!r} has shape {np.shape(moment)}, but the parameter has {wanted}: convert with the "
+                f"parameters that the Adam run had; rows of the table and of nu_token are then added or taken away together."
+            )
+    if (
+        np.shape(adam.count) != ()
+        or isinstance(adam.count, bool)
+        or not jnp.issubdtype(getattr(adam.count, "dtype", type(adam.count)), jnp.integer)
+    ):
+        raise TypeError(
+            f"Adam's count of {name!r} must be one integer, got {shown(adam.count)}: restore it as adam.init makes it."
+        )
+    if not isinstance(adam.count, Tracer) and adam.count < 0:
+        raise ValueError(f"Adam's count of {name!r} is {adam.count}, but counts steps: pass the state that optax.adam made.")
+    nu = adam.nu
+    if isinstance(nu, Tracer):
+        return
+    if bool(jnp.any(jnp.asarray(nu, jnp.float32) < 0)):
+        raise ValueError(
+            f"Adam's nu of {name!r} is negative somewhere, but is an average of squares: pass the state that optax.adam made."
+        )
+    if not bool(jnp.all(jnp.isfinite(jnp.asarray(nu, jnp.float32)))):
         raise ValueError(
             f"Adam's nu of {name!r} is not finite, so Ember's averages would not be either and every batch would be skipped; "
             f"convert an earlier checkpoint, or start with tx.init(params)."
@@ -134,13 +160,17 @@ def _moments_by_name(adam_state: Any) -> dict[str, _AdamMoments]:
         if isinstance(node, optax.ScaleByAdamState):
             names, mus, _ = flatten_named(node.mu)
             check_distinct(names)
-            nus = flatten_named(node.nu)[1]
+            nu_names, nus, _ = flatten_named(node.nu)
+            if names != nu_names:
+                raise ValueError(
+                    f"adam_state has mu of {names}, but nu of {nu_names}: pass the state that optax.adam or optax.adamw made."
+                )
             moments.update(
                 {name: _AdamMoments(*map(unbox, (node.count, mu, nu))) for name, mu, nu in zip(names, mus, nus, strict=True)}
             )
     if not moments:
         raise ValueError(
-            f"adam_state holds no optax.ScaleByAdamState with moments, but {jax.tree.structure(adam_state)}; pass the state "
+            f"adam_state holds no optax.ScaleByAdamState with moments, but {shown(adam_state)}; pass the state "
             f"that optax.adam or optax.adamw made, restored from a checkpoint into jax.eval_shape(adam.init, params)."
         )
     return moments

@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 from .._math.moments import Moments, kept_axes
+from .._optimizer.checks import check_transformation
 from .._optimizer.transform import ScaleByEmberState
+from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
 from .._tree.tables import Table, repeated_tables, watched_tables
 
@@ -17,6 +19,14 @@ from .._tree.tables import Table, repeated_tables, watched_tables
 _FIRST_SIZE = 10_007
 
 KeyPath = tuple[Any, ...]
+
+
+def check_tx_and_params(tx: Any, params: Any) -> None:
+    """Raises where the first two arguments of a function of states are not a transformation and parameters."""
+    check_transformation(tx, "tx", "pass the transformation first, then the parameters")
+    check_tree(params, "params")
+    for name, leaf in zip(*flatten_named(params)[:2], strict=True):
+        check_array(leaf, f"parameter {name!r}")
 
 
 class AxisOrigin(NamedTuple):
@@ -47,14 +57,8 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, An
       Two trees of the structure of `tx.init(params)`: with `jax.ShapeDtypeStruct` leaves, and with `Origins` leaves.
 
     Raises:
-      TypeError: `tx` is no transformation.
       ValueError: two parameters have the same path, or two Embers declare other axes of one table.
     """
-    if not hasattr(tx, "init"):
-        raise TypeError(
-            f"tx must be an optax.GradientTransformation, got {tx!r} of type {type(tx).__name__}: pass the transformation first, "
-            f"then the parameters."
-        )
     paths, leaves = _flatten(params)
     check_distinct(flatten_named(params)[0])
     shapes = [np.shape(leaf) for leaf in leaves]

@@ -11,9 +11,11 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .._math.mesh import spec_of
+from .._optimizer.hyperparameters import checked_flag
 from .._optimizer.transform import ScaleByEmberState
+from .._tree.inputs import shown
 from .._tree.paths import path_name
-from .origins import AxisOrigin, axis_origins
+from .origins import AxisOrigin, axis_origins, check_tx_and_params
 
 _PADDED_MULTIPLE = 256
 
@@ -39,7 +41,7 @@ def state_partition_specs(
       A tree of the structure of `tx.init(params)` with `PartitionSpec` leaves.
 
     Raises:
-      TypeError: a leaf of `param_specs` is no `PartitionSpec`.
+      TypeError: `tx` is no transformation, `params` are no arrays, a leaf of `param_specs` is no `PartitionSpec`.
       ValueError: a spec is longer than its parameter's rank, the structures do not match, or a spec names an axis that the mesh
         of `jax.set_mesh` does not have.
 
@@ -58,7 +60,9 @@ def state_partition_specs(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
-    specs = _broadcast(param_specs, params)
+    check_tx_and_params(tx, params)
+    replicate_ember = checked_flag(replicate_ember, "replicate_ember")
+    specs = _broadcast(param_specs, params, "param_specs")
     _check_specs(params, specs)
     _check_names(params, specs)
     return _state_specs(tx, params, specs, replicate_ember)
@@ -80,7 +84,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
       A tree of the structure of `tx.init(params)` with `NamedSharding` leaves.
 
     Raises:
-      TypeError: a leaf of `param_shardings` is no `NamedSharding`.
+      TypeError: a leaf of `param_shardings` is no `NamedSharding`, or as for `state_partition_specs`.
       ValueError: two leaves have different meshes, an axis does not divide by its devices (with the size to pad it to), or as
         for `state_partition_specs`.
 
@@ -99,11 +103,13 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
-    shardings = _broadcast(param_shardings, params)
+    check_tx_and_params(tx, params)
+    replicate_ember = checked_flag(replicate_ember, "replicate_ember")
+    shardings = _broadcast(param_shardings, params, "param_shardings")
     for name, sharding in zip(_names(params), shardings, strict=True):
         if not isinstance(sharding, NamedSharding):
             raise TypeError(
-                f"the sharding of {name!r} must be a NamedSharding, got {sharding!r} of type {type(sharding).__name__}; "
+                f"the sharding of {name!r} must be a NamedSharding, got {shown(sharding)}; "
                 f"write NamedSharding(mesh, PartitionSpec(...))."
             )
     meshes = {sharding.mesh for sharding in shardings}
@@ -142,11 +148,19 @@ def _once(entries: Iterable[Any]) -> Iterator[Any]:
 def _check_specs(params: Any, specs: list[Any]) -> None:
     for name, leaf, spec in zip(_names(params), jax.tree.leaves(params), specs, strict=True):
         if not _is_spec(spec):
-            raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {spec!r} of type {type(spec).__name__}.")
+            raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {shown(spec)}; write PartitionSpec(...).")
         if len(spec) > np.ndim(leaf):
             raise ValueError(
-                f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {np.shape(leaf)} has {np.ndim(leaf)} axes."
+                f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {np.shape(leaf)} has {np.ndim(leaf)} axes; "
+                f"name at most one entry for each axis."
             )
+        mesh_axes = [mesh_axis for entry in spec for mesh_axis in _mesh_axes(entry)]
+        if not all(isinstance(mesh_axis, str) for mesh_axis in mesh_axes):
+            raise TypeError(
+                f"the spec {spec} of {name!r} must hold names of mesh axes and None, got {mesh_axes}; write their names."
+            )
+        if len(set(mesh_axes)) < len(mesh_axes):
+            raise ValueError(f"the spec {spec} of {name!r} names a mesh axis twice; it can split one axis of the array only.")
 
 
 def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
@@ -165,7 +179,7 @@ def _mesh_axes(entry: Any) -> tuple[str, ...]:
     """The mesh axes that one entry of a spec names."""
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return ()
-    return (entry,) if isinstance(entry, str) else entry
+    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)
 
 
 def _without_specs(node: Any) -> Any:
@@ -188,7 +202,7 @@ def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
                 )
 
 
-def _broadcast(prefix: Any, params: Any) -> list[Any]:
+def _broadcast(prefix: Any, params: Any, argument: str) -> list[Any]:
     """One leaf of a prefix tree for each parameter, in the order of `jax.tree.leaves`."""
 
     def is_leaf(node: Any) -> bool:
@@ -198,8 +212,8 @@ def _broadcast(prefix: Any, params: Any) -> list[Any]:
         spread = jax.tree.map(lambda leaf, part: [leaf] * len(jax.tree.leaves(part)), prefix, params, is_leaf=is_leaf)
     except ValueError as error:
         raise ValueError(
-            f"the specs or shardings do not have the structure of the parameters {_names(params)} (replicated is "
-            f"PartitionSpec(), not None): {error}"
+            f"{argument}, {shown(prefix)}, do not have the structure of the parameters {_names(params)}: give each one a leaf, or "
+            f"a prefix of the tree (replicated is PartitionSpec(), not None): {error}"
         ) from None
     return [leaf for leaves in jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, list)) for leaf in leaves]
 

@@ -1,12 +1,14 @@
 """Reading a user's declaration of dimension numbers: a value, a tree, a function or the finder, matched to parameters by path."""
 
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import optax
 
 from .dimension_numbers import EmberDimensionNumbers
 from .finder import FinderOptions, find_tables
+from .inputs import shown
 from .paths import check_distinct, flatten_named, is_complete
 
 DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
@@ -66,6 +68,25 @@ def check_declaration(declaration: Any, argument: str) -> None:
             f"optax.inject_hyperparams took it for a schedule and called it with the step: name it in "
             f"static_args=({argument!r},)."
         )
+    if isinstance(declaration, type):
+        raise TypeError(
+            f"{argument} is the class {declaration.__name__}; write EmberDimensionNumbers() for axis 0 of every table."
+        )
+    if isinstance(declaration, numbers.Number | Iterator) or hasattr(declaration, "shape"):
+        raise TypeError(
+            f"{argument} must declare tables by EmberDimensionNumbers, a tree of them and None, or a function, got "
+            f"{shown(declaration)}. If you passed a function, optax.inject_hyperparams called it with the step: name it in "
+            f"static_args=({argument!r},)."
+        )
+    if (
+        isinstance(declaration, list | tuple | set | frozenset)
+        and declaration
+        and all(isinstance(one, str) for one in declaration)
+    ):
+        raise TypeError(
+            f"{argument} holds the text {', '.join(map(repr, sorted(declaration)))}. Patterns of paths go to the finder: "
+            f"{argument}=functools.partial(token_tables, include={sorted(declaration)!r})."
+        )
     if isinstance(declaration, str) and declaration != AUTO:
         raise TypeError(
             f"{argument} is the text {declaration!r}. Patterns of paths go to the finder: "
@@ -80,8 +101,8 @@ def _check_value(name: str, value: Any, argument: str) -> None:
     if isinstance(value, str):
         hint = f" Patterns of paths go to the finder: {argument}=functools.partial(token_tables, include=[{value!r}])."
     raise TypeError(
-        f"dimension numbers for {name!r} must be EmberDimensionNumbers or None, got {value!r} of type "
-        f"{type(value).__name__}.{hint}"
+        f"{argument} must have EmberDimensionNumbers or None for {name!r}, got {shown(value)}; write EmberDimensionNumbers(...) "
+        f"with the axes of a table, None for what is no table.{hint}"
     )
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .._math.axes import TableAxes
 
@@ -44,7 +45,7 @@ class EmberDimensionNumbers:
 
     def __post_init__(self):
         object.__setattr__(self, "token_axis", _as_axis(self.token_axis, "token_axis"))
-        if not isinstance(self.batch_axes, Iterable) or isinstance(self.batch_axes, str):
+        if isinstance(self.batch_axes, str | bytes | Mapping) or not _can_be_iterated(self.batch_axes):
             raise TypeError(
                 f"batch_axes must be a tuple of integers, got {self.batch_axes!r}; "
                 f"for one axis write batch_axes=({self.batch_axes!r},)."
@@ -84,6 +85,10 @@ def table_axes(dimension_numbers: EmberDimensionNumbers, shape: tuple[int, ...],
         raise ValueError(f"{dimension_numbers} names one axis of parameter {name!r} of shape {shape} twice.")
     feature = tuple(axis for axis in range(rank) if axis != token and axis not in batch)
     return TableAxes((token,), feature, tuple(sorted(batch)))
+
+
+def _can_be_iterated(value: Any) -> bool:
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1
 
 
 def _as_axis(axis, argument: str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .boxes import unbox
 from .dimension_numbers import EmberDimensionNumbers
+from .inputs import check_tree, shown
 from .paths import flatten_named
 from .rules import INCLUDED, TableMatch, first_match
 
@@ -60,8 +61,9 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
     if getattr(params, "shape", None) == ():
         raise TypeError(
             "token_tables was given a scalar instead of parameters: optax.inject_hyperparams takes callables for schedules and "
-            "calls them with the step; name this one in static_args=('tables',)."
+            "calls them with the step; name this one in static_args=('tables',), of scale_by_ember ('dimension_numbers',)."
         )
+    check_tree(params, "params", may_be_empty=True)
     names, leaves, treedef = flatten_named(params)
     return treedef.unflatten([match.dimension_numbers for match in find_tables(names, leaves, options)])
 
@@ -116,7 +118,8 @@ class FinderOptions:
         for pattern, value in declared.items():
             if not isinstance(value, EmberDimensionNumbers):
                 raise TypeError(
-                    f"include[{pattern!r}] must be EmberDimensionNumbers, got {value!r} of type {type(value).__name__}."
+                    f"include[{pattern!r}] must be EmberDimensionNumbers, got {shown(value)}; for the usual axes write "
+                    f"include=[{pattern!r}]."
                 )
         patterns = list(include) if isinstance(include, Mapping) else include
         self.include = {compiled: declared.get(compiled.pattern) for compiled in _compile(patterns, "include")}
@@ -139,6 +142,8 @@ class FinderOptions:
 
 def find_tables(names: Sequence[str], leaves: Sequence[Any], options: FinderOptions) -> list[TableMatch]:
     """What the finder decides for each leaf: excludes, then includes, then the rules."""
+    if list(names) == [""]:
+        check_tree(leaves[0], "params")
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
     matches = [_match(name, len(shape), options) for name, shape in zip(names, shapes, strict=True)]
     if not options.include:
@@ -177,15 +182,19 @@ def _compile(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
         raise TypeError(f"{argument} must be a sequence of regular expressions, got the text {patterns!r}; write [{patterns!r}].")
     if not isinstance(patterns, Sequence | Set):
         raise TypeError(
-            f"{argument} must be a sequence of regular expressions, got {patterns!r} of type {type(patterns).__name__}; leave it "
-            f"out for none."
+            f"{argument} must be a sequence of regular expressions, got {shown(patterns)}; write [r'path/of/the/table'], or "
+            f"leave it out for none."
         )
     compiled = []
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"{argument} must hold regular expressions, got {pattern!r} of type {type(pattern).__name__}.")
+            raise TypeError(
+                f"{argument} must hold regular expressions, got {shown(pattern)}; write them as text, r'path/of/the/table'."
+            )
         try:
             compiled.append(re.compile(pattern))
         except re.error as error:
-            raise ValueError(f"{argument} holds {pattern!r}, which is not a regular expression: {error}.") from None
+            raise ValueError(
+                f"{argument} holds {pattern!r}, which is not a regular expression: {error}; re.escape spells a path."
+            ) from None
     return compiled

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._math.axes import TableAxes
 from .boxes import unbox
+from .inputs import check_tree
 from .paths import check_distinct, flatten_named
 
 
@@ -19,6 +20,7 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
     """
     if token_ids is None:
         return {}
+    check_tree(token_ids, argument, may_be_empty=True)
     if hasattr(token_ids, "shape"):
         token_ids = {"": token_ids}  # a parameter tree that is a single leaf
     names, leaves, _ = flatten_named(token_ids)
@@ -29,7 +31,7 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
         if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
             what = f"of type {type(ids).__name__}" if dtype is None else f"of dtype {dtype}"
             raise TypeError(
-                f"{argument} of {name!r} must be an array of integers or None, got one {what}: pass the ids looked up."
+                f"{argument} of {name!r} must be an array of integers or None, got one {what}: pass jnp.asarray(ids)."
             )
     return {name: _as_array(ids) for name, ids in found.items()}
 
@@ -59,6 +61,8 @@ def check_rows_first(name: str, shape: tuple[int, ...], ids: jax.Array | None) -
 
 def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:
     """Raises for stacked tables and for scalars, which have no rows."""
+    if 0 in shape:
+        raise ValueError(f"token_ids are given for {name!r} of shape {shape}, which is empty; remove it from token_ids.")
     if axes.batch or not axes.token:
         raise ValueError(
             f"token_ids are given for {name!r} of shape {shape}, which has the batch axes {axes.batch}: row-sparse steps are for "

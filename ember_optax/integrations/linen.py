@@ -19,6 +19,7 @@ class Embed(nn.Embed):
 
     Raises:
       TypeError: `attend`, which needs every row, while the table is a `RowSlice`.
+      ValueError: the `RowSlice` is of a table of another shape.
 
     Example:
       >>> import jax
@@ -41,6 +42,11 @@ class Embed(nn.Embed):
         stored = self.get_variable("params", "embedding")
         table = unbox(stored) if is_box(stored) else stored
         if isinstance(table, RowSlice):
+            if table.shape != (self.num_embeddings, self.features):
+                raise ValueError(
+                    f"the table of {self.path} has shape {table.shape}, but this Embed has num_embeddings={self.num_embeddings} "
+                    f"and features={self.features}; pass the parameters of this module."
+                )
             self.embedding: Any = table
         else:
             super().setup()

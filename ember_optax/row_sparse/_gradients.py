@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from .._math.rows import flat_ids, rows_first, sum_duplicates
+from .._optimizer.hyperparameters import checked_flag
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, read_tree, tables_of
 from .._tree.token_ids import check_rows_first, token_ids_by_name
 from ._slice import RowSlice, slice_rows
@@ -38,7 +40,8 @@ def value_and_grad(
       `tx.update`, and these ids, not the first ones, to `row_sparse.apply_updates`.
 
     Raises:
-      TypeError: ids are not integers; the loss needs a whole table (a tied head, say).
+      TypeError: ids are not integers, a parameter is not floating; the loss is no function, returns no floating scalar, or needs
+        a whole table (a tied head, say).
       ValueError: ids for a path that is no parameter, or for stacked tables.
 
     Example:
@@ -61,9 +64,16 @@ def value_and_grad(
       docs/row_sparse.md
     """
 
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function of params, got {shown(loss_fn)}; pass the function and not what it returns.")
+    has_aux = checked_flag(has_aux, "has_aux")
+
     def value_and_compact_grad(params, token_ids, /, *args, **kwargs):
+        check_tree(params, "params")
         ids = token_ids_by_name(token_ids)
         found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
+        for table in found.tables:
+            check_array(table.box, f"parameter {table.name!r}", floating=True)
         sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None and t.axes}
         compact = [sliced[table.name][1] if table.name in sliced else table.array for table in found.tables]
 
@@ -75,12 +85,29 @@ def value_and_grad(
 
         def compact_loss(compact_params, *args, **kwargs):
             leaves = found.treedef.flatten_up_to(compact_params)
-            return loss_fn(found.rebuild(map(whole, found.tables, leaves)), *args, **kwargs)
+            loss = loss_fn(found.rebuild(map(whole, found.tables, leaves)), *args, **kwargs)
+            _check_loss(loss, has_aux)
+            return loss
 
         value, grads = jax.value_and_grad(compact_loss, has_aux=has_aux)(found.rebuild(compact), *args, **kwargs)
         return value, grads, {name: distinct for name, (distinct, _) in sliced.items()}
 
     return value_and_compact_grad
+
+
+def _check_loss(loss: Any, has_aux: bool) -> None:
+    """Raises unless a loss function returned a real floating scalar, with `has_aux` before something else."""
+    if has_aux and not (isinstance(loss, tuple) and len(loss) == 2):
+        raise TypeError(
+            f"loss_fn must return a pair (loss, aux) with has_aux=True, got {shown(loss)}; return both, or leave it out."
+        )
+    value = loss[0] if has_aux else loss
+    if not jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating) or jnp.shape(value) != ():
+        shape = f" and shape {value.shape}" if hasattr(value, "shape") else ""
+        raise TypeError(
+            f"loss_fn must return a floating scalar, got {shown(value)}{shape}; average the loss, and pass has_aux=True if it "
+            f"returns more."
+        )
 
 
 def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -96,7 +123,8 @@ def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, 
       The gradients, and the ids by path.
 
     Raises:
-      ValueError: ids for a path that is no gradient.
+      TypeError: a gradient is not floating.
+      ValueError: ids for a path that is no gradient; gradients are not stacked.
 
     Example:
       >>> import jax
@@ -114,10 +142,13 @@ def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, 
     References:
       docs/row_sparse.md
     """
+    check_tree(grads, "grads")
     ids = token_ids_by_name(token_ids)
     found = read_tree(grads, ids)
+    for table in found.tables:
+        check_array(table.box, f"the gradient of {table.name!r}", floating=True)
     counts = {table.shape[:1] for table in found.tables}
-    if len(counts) > 1 or () in counts:
+    if len(counts) > 1 or () in counts or (0,) in counts:
         raise ValueError(
             f"gradients of micro-batches must be stacked along one new first axis, got the shapes "
             f"{ {table.name: table.shape for table in found.tables} }: stack them with jax.lax.scan or jnp.stack."
@@ -156,7 +187,10 @@ def sum_over_duplicates(updates: Any, token_ids: Any) -> Any:
     References:
       docs/row_sparse.md
     """
+    check_tree(updates, "updates")
     found = read_tree(updates, token_ids_by_name(token_ids))
+    for table in found.tables:
+        check_array(table.box, f"the update of {table.name!r}")
     return found.rebuild(map(_sum_rows, found.tables))
 
 
@@ -165,5 +199,6 @@ def _sum_rows(table: Table) -> Any:
         return table.array
     check_rows_first(table.name, table.shape, table.ids)
     size = jnp.iinfo(jnp.int32).max  # of the table: no matter, only padding below zero is known here
-    rows_NxF, _ = sum_duplicates(rows_first(table.array, 0, table.ids.ndim), flat_ids(table.ids, size), size)
-    return rows_NxF.astype(table.array.dtype).reshape(table.shape)
+    array = jnp.asarray(table.array)
+    rows_NxF, _ = sum_duplicates(rows_first(array, 0, table.ids.ndim), flat_ids(table.ids, size), size)
+    return rows_NxF.astype(array.dtype).reshape(table.shape)

@@ -9,10 +9,12 @@ import optax
 from jax.core import Tracer
 
 from .._math.rows import flat_ids
+from .._optimizer.checks import check_transformation
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
-from .._tree.token_ids import token_ids_by_name
+from .._tree.token_ids import check_compact, token_ids_by_name
 
 
 def train_only_rows(
@@ -33,8 +35,8 @@ def train_only_rows(
       A `GradientTransformationExtraArgs` with the state of `inner`.
 
     Raises:
-      TypeError: `rows` are not integers.
-      ValueError: at init or update, `rows` names a path that is no parameter, or a row that does not exist.
+      TypeError: `inner` is no transformation, or `rows` are not integers.
+      ValueError: `rows` names nothing; at init or update, `rows` names a path that is no parameter, or a row that does not exist.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,21 +50,32 @@ def train_only_rows(
     References:
       docs/row_sparse.md
     """
+    check_transformation(inner, "inner", "pass the transformation first, then the rows, for example ember(1e-3)")
     trained = token_ids_by_name(rows, "rows")
+    if not trained:
+        raise ValueError(
+            f"rows must name the rows of at least one table, got {shown(rows)}; without them use the transformation itself."
+        )
     inner = optax.with_extra_args_support(inner)
 
     def tables_with_rows(tree: Any) -> TableTree:
         return tables_of(tree, dimension_numbers, "with ids", token_ids=trained, what="the parameters are")
 
     def init_fn(params):
+        check_tree(params, "params")
         for table in tables_with_rows(params).tables:
             _check_rows(table)
         return inner.init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        check_tree(updates, "updates", may_be_empty=True)
+        if params is not None:
+            check_tree(params, "params", may_be_empty=True)
         of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
         found = read_tree(updates, token_ids_by_name(token_ids))
         kept = _kept_ids(found, trained)
+        for table in found.tables:
+            _check_update(table, of_params)
         masks = {
             table.name: _mask(table, kept.get(table.name), of_params[table.name])
             for table in found.tables
@@ -112,6 +125,23 @@ def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
     size = jnp.iinfo(jnp.int32).max  # of the table: no matter, no row is beyond it
     flat = flat_ids(ids, size).reshape(ids.shape)
     return jnp.where(jnp.isin(flat, flat_ids(rows, size)), flat, -1)
+
+
+def _check_update(table: Table, of_params: dict[str, Table]) -> None:
+    """Raises unless an update belongs to a table with rows, dense or compact."""
+    check_array(table.box, f"the update of {table.name!r}")
+    if table.name not in of_params:
+        raise ValueError(f"the parameters have no {table.name!r}, but are {sorted(of_params)}; pass those of these updates.")
+    whole = of_params[table.name]
+    if whole.axes is None:
+        return
+    if table.ids is not None:
+        check_compact(table.name, table.shape, table.ids, whole.shape, whole.axes)
+    elif table.shape != whole.shape:
+        raise ValueError(
+            f"the update of {table.name!r} has shape {table.shape}, but the parameter has {whole.shape}: pass token_ids of "
+            f"{table.name!r} if it is compact."
+        )
 
 
 def _check_rows(table: Table) -> None:

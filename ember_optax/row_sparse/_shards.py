@@ -5,7 +5,9 @@ from typing import Any
 import jax
 
 from .._math.rows import shifted_ids
+from .._optimizer.checks import check_bound, mesh_names
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.inputs import check_tree
 from .._tree.tables import tables_of
 from .._tree.token_ids import token_ids_by_name
 
@@ -30,8 +32,8 @@ def local_token_ids(
       A dictionary from paths to ids, of the same shapes.
 
     Raises:
-      TypeError: ids are not integers.
-      ValueError: ids for a path that is no parameter.
+      TypeError: ids are not integers; `mesh_axes` are no names.
+      ValueError: ids for a path that is no parameter; a mesh axis that is not in use here, or none.
 
     Example:
       >>> import jax
@@ -50,9 +52,16 @@ def local_token_ids(
     References:
       docs/row_sparse.md
     """
+    check_tree(params, "params")
+    names = mesh_names(mesh_axes, "mesh_axes")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"mesh_axes must name each mesh axis that splits the tokens once, got {mesh_axes!r}; pass for example 'fsdp'."
+        )
+    check_bound({"mesh": names})
     found = tables_of(params, dimension_numbers, "with ids", token_ids=token_ids_by_name(token_ids), what="the parameters are")
     return {
-        table.name: shifted_ids(table.ids, jax.lax.axis_index(mesh_axes), table.shape[table.axes.token[0]])
+        table.name: shifted_ids(table.ids, jax.lax.axis_index(names), table.shape[table.axes.token[0]])
         for table in found.tables
         if table.ids is not None and table.axes is not None
     }

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from .._math.mesh import in_auto_mode, spec_entries, spec_of
 from .._math.rows import flat_ids, rows_first, take_rows
+from ._checks import check_slice, check_tap, checked_axis, checked_ids, checked_table
+from ._refusals import RefusesWholeTable, whole_table_error
 
 
 @jax.tree_util.register_pytree_node_class
-class RowSlice:
+class RowSlice(RefusesWholeTable):
     """Some rows of a token table, in its place in the parameters: `row_sparse.value_and_grad` gives it to the loss.
 
     `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared; but negative ids
@@ -28,8 +30,8 @@ class RowSlice:
       dtype: of the rows.
 
     Raises:
-      TypeError: the whole table is asked for, compared or used as a truth value; `ids` are not integers.
-      ValueError: there is not one id for each row.
+      TypeError: the whole table is asked for, compared or used as a truth value; `ids` are not integers, `rows` are not floating.
+      ValueError: there is not one id for each row; ids do not increase, or are beyond V.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,7 +45,7 @@ class RowSlice:
     """
 
     def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
-        _check_slice(rows, ids, num_rows, token_axis)
+        check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
 
     @property
@@ -73,7 +75,7 @@ class RowSlice:
         if isinstance(ids, tuple) and len(ids) == 1:
             ids = ids[0]
         if self.token_axis or ids is None or isinstance(ids, tuple | slice):
-            raise _whole_table(self, f"it was indexed with {ids!r}")
+            raise whole_table_error(self, f"it was indexed with {ids!r}")
         return lookup(self, ids)
 
     def tree_flatten(self):
@@ -85,39 +87,6 @@ class RowSlice:
         new.rows, new._guarded_ids = children
         new.num_rows, new.token_axis = static
         return new
-
-    @property
-    def T(self):
-        raise _whole_table(self, "its transpose was asked for")
-
-    def __jax_array__(self):
-        raise _whole_table(self, "it was used as an array")
-
-    def __array__(self, *_, **__):
-        raise _whole_table(self, "it was used as an array")
-
-    def __matmul__(self, _):
-        raise _whole_table(self, "it was multiplied with a matrix")
-
-    __rmatmul__ = __matmul__
-
-    def __mul__(self, *_):
-        raise _whole_table(self, "arithmetic was done with it")
-
-    __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = __neg__ = __abs__ = __mul__
-
-    # Without these Python would compare identities, and take any object for true.
-    def __eq__(self, _):
-        raise _whole_table(self, "it was compared")
-
-    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
-    __hash__ = object.__hash__
-
-    def __bool__(self):
-        raise _whole_table(self, "its truth was asked for")
-
-    def __iter__(self):
-        raise _whole_table(self, "its rows were iterated over")
 
     def __repr__(self) -> str:
         return f"RowSlice({self.rows.shape[self.token_axis]} of {self.num_rows} rows, shape={self.shape}, dtype={self.dtype})"
@@ -142,8 +111,8 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
       Of shape `ids.shape + (D,)`, in the table's dtype. NaN for an id that is none of a `RowSlice`'s: it was not declared.
 
     Raises:
-      TypeError: `ids` are not integers; `table` is no array.
-      ValueError: `token_axis` is out of range; `tap` has another shape than the result.
+      TypeError: `ids` are not integers; `table` is no array; `tap` is not floating.
+      ValueError: `token_axis` is out of range; `table` has no rows; `tap` has another shape than the result.
 
     Example:
       >>> import jax
@@ -157,11 +126,10 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
     References:
       docs/row_sparse.md
     """
-    ids = jnp.asarray(ids)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass token ids.")
-    stored = table.rows if isinstance(table, RowSlice) else _checked_table(table, token_axis)
-    token_axis = table.token_axis if isinstance(table, RowSlice) else token_axis % stored.ndim
+    ids = checked_ids(ids)
+    stored = table.rows if isinstance(table, RowSlice) else checked_table(table)
+    token_axis = checked_axis(token_axis, stored.shape)
+    token_axis = table.token_axis if isinstance(table, RowSlice) else token_axis
 
     def lookup_automatically(table, ids):
         if isinstance(table, RowSlice):
@@ -178,11 +146,7 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
     rows = in_auto_mode(lookup_automatically, spec, table if isinstance(table, RowSlice) else stored, ids)
     if tap is None:
         return rows
-    if jnp.shape(tap) != rows.shape:
-        raise ValueError(
-            f"tap has shape {jnp.shape(tap)}, but the rows of ids of shape {ids.shape} have shape {rows.shape}; pass "
-            f"jnp.zeros({rows.shape})."
-        )
+    check_tap(tap, rows.shape)
     return jax.lax.stop_gradient(rows) + tap
 
 
@@ -206,28 +170,6 @@ def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.A
         return spec_of([]), spec_of(entries)
 
     return in_auto_mode(slice_automatically, specs, table, ids)
-
-
-def _check_slice(rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int) -> None:
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {ids.dtype} of shape {ids.shape}; pass the ids of the rows.")
-    if not 0 <= token_axis < rows.ndim:
-        raise ValueError(f"token_axis must be in 0 to {rows.ndim - 1} for rows of shape {rows.shape}, got {token_axis}.")
-    if ids.shape != (rows.shape[token_axis],):
-        raise ValueError(
-            f"ids must have shape ({rows.shape[token_axis]},), one for each of the rows of shape {rows.shape} along axis "
-            f"{token_axis}, got {ids.shape}."
-        )
-    if num_rows < 0:
-        raise ValueError(f"num_rows must be the number of rows of the whole table, got {num_rows}.")
-
-
-def _checked_table(table: Any, token_axis: int) -> jax.Array:
-    if not hasattr(table, "shape") or not hasattr(table, "dtype"):
-        raise TypeError(f"table must be an array or a RowSlice, got {table!r} of type {type(table).__name__}.")
-    if not -table.ndim <= token_axis < table.ndim:
-        raise ValueError(f"token_axis {token_axis} is out of range for a table of shape {table.shape}; name its vocabulary axis.")
-    return jnp.asarray(table)
 
 
 def _guard(ids: jax.Array) -> jax.Array:
@@ -259,12 +201,4 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
 def refuse_attend(table: Any) -> None:
     """Raises where a layer of a library would use a `RowSlice` as a head."""
     if isinstance(table, RowSlice):
-        raise _whole_table(table, "it was used as a head")
-
-
-def _whole_table(table: RowSlice, reason: str) -> TypeError:
-    return TypeError(
-        f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "
-        f"row_sparse.lookup(table, ids). A table that is tied to the head, or a head of all tokens, has a gradient in every row "
-        f"and cannot be row-sparse: leave its ids None, or train an input table next to a head of its own."
-    )
+        raise whole_table_error(table, "it was used as a head")

@@ -1,5 +1,7 @@
 """Dtypes and modes in which JAX is strict: as `optax.adamw` does, or with a clear error."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,5 @@ def test_gradients_whose_squares_vanish_take_no_large_step(eps, exponent):
 @pytest.mark.parametrize("shape", [(1, 4), (6, 1), (), (4, 6)])
 def test_decay_of_a_parameter_of_another_shape(shape):
     tx, table = ember(0.1, tables=TABLE, weight_decay=0.1), jnp.ones((6, 4))
-    with pytest.raises(
-        ValueError, match=rf"weight_decay needs the parameter of '' in the shape .*\(6, 4\), got \({str(shape)[1:-1]}\)"
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"parameter '' has shape {shape}, but its gradient has (6, 4)")):
         tx.update(table, tx.init(table), jnp.ones(shape))

@@ -1,0 +1,78 @@
+"""What a user passed as a tree of arrays, and how an error shows a value."""
+
+import numbers
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .boxes import is_box, unbox
+
+_LONGEST = 120
+
+
+def shown(value: Any) -> str:
+    """A value and its type in an error: a whole model would hide the rest of the message."""
+    return f"{reprlib.repr(value)[:_LONGEST]} of type {type(value).__name__}"
+
+
+def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False) -> None:
+    """Raises where an argument as a whole is no tree of arrays: another argument in its place, nothing, a bare number.
+
+    Placeholders without leaves, which Optax passes to `init`, are none of dictionaries, lists and tuples, and pass.
+
+    Raises:
+      TypeError: it is None, a transformation, an optimizer state, or one leaf that is no array.
+      ValueError: it has no leaves, unless it may be empty.
+    """
+    if tree is None or _is_of_optax(tree) or (not hasattr(unbox(tree), "shape") and _is_leaf(tree)):
+        raise TypeError(
+            f"{argument} must be a tree of arrays, got {shown(tree)}: pass {argument} there, and the arguments in the order of "
+            f"the signature."
+        )
+    if not may_be_empty and isinstance(tree, Mapping | list | tuple) and not jax.tree.leaves(tree, is_leaf=_is_masked):
+        raise ValueError(f"{argument} has no array in it, got {shown(tree)}: pass the tree that holds the model's arrays.")
+
+
+def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
+    """Raises unless a leaf is an array of numbers or a number; `floating` asks for a real or complex floating array.
+
+    Raises:
+      TypeError: what it says of the leaf.
+    """
+    inside = unbox(leaf)
+    if not hasattr(inside, "shape") and not isinstance(inside, numbers.Number):
+        raise TypeError(
+            f"{what} is {shown(inside)}, not an array. Keep only the trainable arrays: "
+            f"eqx.filter(model, eqx.is_inexact_array) with Equinox."
+        )
+    dtype = jnp.result_type(inside) if isinstance(inside, numbers.Number) else getattr(inside, "dtype", None)
+    kinds = (np.inexact,) if floating else (np.number, np.bool_)
+    if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        wanted = "floats" if floating else "numbers"
+        raise TypeError(
+            f"{what} of shape {np.shape(inside)} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of the tree."
+        )
+
+
+def _is_leaf(tree: Any) -> bool:
+    return is_box(tree) or jax.tree.structure(tree).num_nodes == 1 == jax.tree.structure(tree).num_leaves
+
+
+def _is_of_optax(tree: Any) -> bool:
+    """Whether a tree is a transformation, or a state as one makes it: a named tuple of Optax or of this library."""
+    if isinstance(tree, optax.GradientTransformation):
+        return True
+    if not isinstance(tree, tuple) or isinstance(tree, optax.MaskedNode):
+        return False
+    if hasattr(tree, "_fields"):
+        return type(tree).__module__.split(".")[0] in ("optax", "ember_optax")
+    return bool(tree) and all(isinstance(part, tuple) and _is_of_optax(part) for part in tree)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)

@@ -1,0 +1,63 @@
+"""What a `RowSlice` refuses: everything that would need every row of its table."""
+
+from typing import Any
+
+
+class WholeTableError(TypeError, AttributeError):
+    """A `RowSlice` was used as the whole table. An `AttributeError` too, so that `hasattr` is False for what it lacks."""
+
+
+def whole_table_error(table: Any, reason: str) -> WholeTableError:
+    """The error of a table of which only some rows exist, with the reason why more were needed."""
+    return WholeTableError(
+        f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "
+        f"row_sparse.lookup(table, ids). A table that is tied to the head, or a head of all tokens, has a gradient in every row "
+        f"and cannot be row-sparse: leave its ids None, or train an input table next to a head of its own."
+    )
+
+
+class RefusesWholeTable:
+    """The operators, conversions and array methods that a `RowSlice` does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(self, "rows"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise whole_table_error(self, f"its attribute {name!r} was asked for")
+
+    @property
+    def T(self):
+        raise whole_table_error(self, "its transpose was asked for")
+
+    def __jax_array__(self):
+        raise whole_table_error(self, "it was used as an array")
+
+    def __array__(self, *_, **__):
+        raise whole_table_error(self, "it was used as an array")
+
+    def __matmul__(self, _):
+        raise whole_table_error(self, "it was multiplied with a matrix")
+
+    __rmatmul__ = __matmul__
+
+    def __mul__(self, *_):
+        raise whole_table_error(self, "arithmetic was done with it")
+
+    __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mul__
+    __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = __round__ = __mul__
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __mul__
+
+    # Without these Python would compare identities, and take any object for true.
+    def __eq__(self, _):
+        raise whole_table_error(self, "it was compared")
+
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __eq__
+    __hash__ = object.__hash__
+
+    def __bool__(self):
+        raise whole_table_error(self, "its truth was asked for")
+
+    def __iter__(self):
+        raise whole_table_error(self, "its rows were iterated over")
+
+    def __setitem__(self, *_):
+        raise whole_table_error(self, "its rows were assigned to")
