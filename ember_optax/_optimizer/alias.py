@@ -11,7 +11,7 @@ import optax
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
-from .._tree.inputs import check_array, check_tree, shown
+from .._tree.inputs import check_array, check_tree, check_update, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.suspects import suspect_warnings
 from .._tree.tables import TableTree, tables_at_init, tables_of
@@ -97,8 +97,7 @@ def ember(
     body = optax.adamw(learning_rate) if body is None else body
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
     scaling(tables_of)  # checks the numbers, here where they are written
-    find = functools.partial(tables_of, declaration=tables, among="found", argument="tables")
-
+    find = functools.partial(tables_of, declaration=tables, among="found", argument="tables", what="the parameters are")
     return _routed(find, tables, scaling, optax.scale_by_learning_rate(learning_rate), body)
 
 
@@ -119,25 +118,22 @@ def _routed(
 
     def init_fn(params):
         check_tree(params, "params")
-        found = tables_at_init(functools.partial(find, what="the parameters are"), params)
-        for table in found.tables:
-            check_array(table.box, f"parameter {table.name!r}")
+        found = tables_at_init(find, params)
+        _check_arrays(found, "parameter")
         # In an incomplete tree the tables may be elsewhere.
         if is_complete(params):
             _check_found(found, tables)
         return partition(found).init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
-        check_tree(updates, "updates", may_be_empty=True)
+        check_update(updates, params)
         ids = token_ids_by_name(token_ids)
         check_given(params, with_ids=bool(ids))
         _check_state(state)
-        found = find(updates, token_ids=ids, params=params, what="the parameters are")
-        for table in found.tables:
-            check_array(table.box, f"the gradient of {table.name!r}")
+        found = find(updates, token_ids=ids, params=params)
+        _check_arrays(found, "the gradient of")
         _check_ids_of_body(found, state.inner_states["body"])
         if params is not None:
-            check_tree(params, "params", may_be_empty=True)
             # Only what has a gradient: an Equinox model has functions besides.
             leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
             check_params(found, leaves)
@@ -146,6 +142,11 @@ def _routed(
         return partition(found).update(updates, state, params, **given, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_arrays(found: TableTree, what: str) -> None:
+    for table in found.tables:
+        check_array(table.box, f"{what} {table.name!r}")
 
 
 def _check_found(found: TableTree, tables: DimensionNumbersLike) -> None:

@@ -38,13 +38,20 @@ def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False) -> None:
         raise ValueError(f"{argument} has no array in it, got {shown(tree)}: pass the tree that holds the model's arrays.")
 
 
+def check_update(updates: Any, params: Any) -> None:
+    """`check_tree` of what every `update` is given; the parameters may be missing."""
+    check_tree(updates, "updates", may_be_empty=True)
+    if params is not None:
+        check_tree(params, "params", may_be_empty=True)
+
+
 def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
     """Raises unless a leaf is an array of numbers or a number; `floating` asks for a real or complex floating array.
 
     Raises:
       TypeError: what it says of the leaf.
     """
-    inside = unbox(leaf)
+    inside: Any = unbox(leaf)
     if not hasattr(inside, "shape") and not isinstance(inside, numbers.Number):
         raise TypeError(
             f"{what} is {shown(inside)}, not an array. Keep only the trainable arrays: "
@@ -55,7 +62,8 @@ def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
     if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         wanted = "floats" if floating else "numbers"
         raise TypeError(
-            f"{what} of shape {np.shape(inside)} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of the tree."
+            f"{what} of shape {np.shape(inside)} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of "
+            f"the tree."
         )
 
 

@@ -12,7 +12,7 @@ from .._math.rows import flat_ids
 from .._optimizer.checks import check_transformation
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.inputs import check_array, check_tree, shown
+from .._tree.inputs import check_array, check_tree, check_update, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
 
@@ -68,9 +68,7 @@ def train_only_rows(
         return inner.init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
-        check_tree(updates, "updates", may_be_empty=True)
-        if params is not None:
-            check_tree(params, "params", may_be_empty=True)
+        check_update(updates, params)
         of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
         found = read_tree(updates, token_ids_by_name(token_ids))
         kept = _kept_ids(found, trained)
@@ -82,17 +80,10 @@ def train_only_rows(
             if table.name in trained
         }
 
-        def mask(tree: Any, value: float) -> Any:
-            def masked(table: Table, leaf: Any) -> Any:
-                array = unbox(leaf)
-                return jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype)) if table.name in masks else array
-
-            return found.rebuild(map(masked, found.tables, found.treedef.flatten_up_to(tree)))
-
         given = {"token_ids": kept} if kept else {}
-        updates, state = inner.update(mask(updates, 0.0), state, params, **given, **extra_args)
+        updates, state = inner.update(_masked(found, masks, updates, 0.0), state, params, **given, **extra_args)
         # x + -0.0 is x bit for bit, also where x is -0.0.
-        return mask(updates, -0.0), state
+        return _masked(found, masks, updates, -0.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -104,6 +95,16 @@ def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.
         for table in found.tables
         if table.ids is not None
     }
+
+
+def _masked(found: TableTree, masks: dict[str, jax.Array], tree: Any, value: float) -> Any:
+    """The tree with a value in the place of what its mask leaves out."""
+
+    def masked(table: Table, leaf: Any) -> Any:
+        array = unbox(leaf)
+        return jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype)) if table.name in masks else array
+
+    return found.rebuild(map(masked, found.tables, found.treedef.flatten_up_to(tree)))
 
 
 def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
