@@ -6,6 +6,7 @@ and stacked tables.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -116,30 +117,46 @@ def _without_axes(dropped: tuple[int, ...], sharding: jax.sharding.Sharding | No
 
 
 def next_moments(
-    old: Moments, token: jax.Array, feature: jax.Array, axes: TableAxes, rate: DecayRate
-) -> tuple[Moments, jax.Array]:
-    """The state after a batch, and whether that batch counts. All arrays have the table's rank (`expand_moments`).
+    old: Moments,
+    token: jax.Array,
+    feature: jax.Array,
+    finite_11: jax.Array,
+    rate: DecayRate,
+    add_token: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
+) -> Moments:
+    """The state after a batch. All arrays have the table's rank (`expand_moments`).
 
         nu_token[i]   <- b2 * nu_token[i]   + (1 - b2) * token[i]
         nu_feature[j] <- b2 * nu_feature[j] + (1 - b2) * feature[j]
 
-    A batch does not count, and the averages stay, if a statistic or an average is not finite. The two vectors tell of every
-    element of the gradient, without another pass. An average that is not finite, from a damaged checkpoint say, would make every
-    later update zero or NaN; so every batch is counted as skipped.
+    A batch that is not finite changes nothing, bit for bit, but `total_notfinite`. `add_token` adds what a batch knows of some
+    tokens only.
     """
-    finite_11 = _all_finite(axes.feature_mesh, axes.feature, feature, old.nu_feature)
-    finite_11 &= _all_finite(axes.token_mesh, axes.token, token, old.nu_token)
+    complement_11 = jnp.where(finite_11, rate.complement, 0.0)
+
+    def average(moment: jax.Array, statistic: jax.Array, add: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+        # Decayed by subtraction, because 1 - b2 is the accurate constant.
+        return add(moment - complement_11 * moment, complement_11 * jnp.where(finite_11, statistic, 0.0))
+
     return Moments(
         count=jnp.where(finite_11, optax.safe_increment(old.count), old.count),
-        nu_token=jnp.where(finite_11, update_moment(old.nu_token, token, rate), old.nu_token),
-        nu_feature=jnp.where(finite_11, update_moment(old.nu_feature, feature, rate), old.nu_feature),
+        nu_token=average(old.nu_token, token, add_token),
+        nu_feature=average(old.nu_feature, feature, jnp.add),
         total_notfinite=jnp.where(finite_11, old.total_notfinite, optax.safe_increment(old.total_notfinite)),
-    ), finite_11
+    )
 
 
-def update_moment(moment: jax.Array, statistic: jax.Array, rate: DecayRate) -> jax.Array:
-    """`b2 * moment + (1 - b2) * statistic`, decayed by subtraction because `1 - b2` is the accurate constant."""
-    return (moment - rate.complement * moment) + rate.complement * statistic
+def all_finite(old: Moments, token: jax.Array, feature: jax.Array, axes: TableAxes) -> jax.Array:
+    """Whether a batch counts: its statistics and the averages are finite.
+
+    The two statistics tell of every element of the gradient, without another pass. An average that is not finite, from a damaged
+    checkpoint say, would make every later update zero or NaN; so every batch of it is counted as skipped.
+    """
+    of_features = jnp.all(jnp.isfinite(feature) & jnp.isfinite(old.nu_feature), axes.feature, keepdims=True)
+    # Sums over V numbers, of which the averages' is finite wherever they are: a third of the time of `isfinite` of each.
+    of_tokens = jnp.all(jnp.isfinite(token), axes.token, keepdims=True)
+    of_tokens &= jnp.isfinite(jnp.sum(old.nu_token, axes.token, keepdims=True))
+    return all_over(axes.feature_mesh, of_features) & all_over(axes.token_mesh, of_tokens)
 
 
 def bias_correction(count: jax.Array, rate: DecayRate) -> jax.Array:
@@ -158,8 +175,3 @@ def expand_moments(moments: Moments, axes: TableAxes) -> Moments:
 def squeeze_moments(moments: Moments, axes: TableAxes) -> Moments:
     """The inverse of `expand_moments`."""
     return Moments(*map(jnp.squeeze, moments, dropped_axes(axes)))
-
-
-def _all_finite(mesh_axes: tuple[str, ...], axes: tuple[int, ...], statistic: jax.Array, moment: jax.Array) -> jax.Array:
-    finite = jnp.isfinite(statistic) & jnp.isfinite(moment)
-    return all_over(mesh_axes, jnp.all(finite, axes, keepdims=True))

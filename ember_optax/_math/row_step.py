@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .axes import TableAxes
 from .mean_square import compute_dtype, plain_mean_square
 from .mesh import mean_over
-from .moments import DecayRate, Moments, bias_correction, expand_moments, next_moments, squeeze_moments
+from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
 from .rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
 from .step import decay_term, mean_moment, over_active_rows, precondition
 
@@ -53,10 +53,11 @@ def ember_row_step(
     axes = axes._replace(token=(0,), feature=tuple(range(1, rows_NxF.ndim)))
     old = expand_moments(moments, axes)
 
-    rows_NxF, token_V1, feature_1F = _row_statistics(rows_NxF, ids_N, first_N, old, axes)
+    rows_NxF, token_N1, feature_1F = _row_statistics(rows_NxF, first_N, size, axes)
     if active_rows:
-        feature_1F = over_active_rows(feature_1F, token_V1, axes)
-    new, finite_11 = next_moments(old, token_V1, feature_1F, axes, rate)
+        feature_1F = over_active_rows(feature_1F, _active_share(token_N1, size), axes)
+    finite_11 = all_finite(old, token_N1, feature_1F, axes)
+    new = next_moments(old, token_N1, feature_1F, finite_11, rate, lambda decayed, rows: decayed.at[ids_N].add(rows, mode="drop"))
 
     mean_11 = mean_moment(new, axes, active_rows=active_rows)
     nu_token_N1 = take_rows(new.nu_token, ids_N, 0)
@@ -68,14 +69,16 @@ def ember_row_step(
 
 
 def _row_statistics(
-    rows_NxF: jax.Array, ids_N: jax.Array, first_N: jax.Array, old: Moments, axes: TableAxes
+    rows_NxF: jax.Array, first_N: jax.Array, size: int, axes: TableAxes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The rows for the next pass, and what `batch_statistics` would give for the whole gradient: (V, 1) and (1, F)."""
-    size = old.nu_token.shape[0]
+    """The rows for the next pass, and what `batch_statistics` gives for the whole gradient, of its tokens those in the rows."""
     token_N1 = plain_mean_square(rows_NxF, axes.feature)
     # As in `batch_statistics`: otherwise XLA shares the squares among both passes and writes them to memory.
     rows_NxF, token_N1 = jax.lax.optimization_barrier((rows_NxF, token_N1))
     token_N1 = jnp.where(like_rows(first_N, token_N1), mean_over(axes.feature_mesh, token_N1), 0.0)
-    token_V1 = jnp.zeros_like(old.nu_token).at[ids_N].add(token_N1, mode="drop")
     feature_1F = jnp.sum(jnp.square(rows_NxF), 0, keepdims=True, dtype=compute_dtype(rows_NxF)) / size
-    return rows_NxF, token_V1, mean_over(axes.token_mesh, feature_1F.astype(jnp.float32))
+    return rows_NxF, token_N1, mean_over(axes.token_mesh, feature_1F.astype(jnp.float32))
+
+
+def _active_share(token_N1: jax.Array, size: int) -> jax.Array:
+    return jnp.sum(token_N1 > 0, 0, keepdims=True, dtype=jnp.float32) / size

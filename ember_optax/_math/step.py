@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .axes import TableAxes
 from .mean_square import compute_dtype, mean_square
 from .mesh import mean_over
-from .moments import DecayRate, Moments, bias_correction, expand_moments, next_moments, squeeze_moments
+from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
 
 # The smallest normal float32. A smaller constant is flushed to zero by XLA, and 0 / 0 follows.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -57,8 +57,9 @@ def ember_step(
     old = expand_moments(moments, axes)
     g_VxD, token_V1, feature_1D = batch_statistics(g_VxD, axes)
     if active_rows:
-        feature_1D = over_active_rows(feature_1D, token_V1, axes)
-    new, finite_11 = next_moments(old, token_V1, feature_1D, axes, rate)
+        feature_1D = over_active_rows(feature_1D, jnp.mean(token_V1 > 0, axes.token, keepdims=True, dtype=jnp.float32), axes)
+    finite_11 = all_finite(old, token_V1, feature_1D, axes)
+    new = next_moments(old, token_V1, feature_1D, finite_11, rate)
     mean_11 = mean_moment(new, axes, active_rows=active_rows)
     update = precondition(g_VxD, new.nu_token, new.nu_feature, mean_11, bias_correction(new.count, rate), eps)
     if table_VxD is not None:
@@ -86,9 +87,12 @@ def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.
     return g_VxD, token_V1, feature_1D
 
 
-def over_active_rows(feature_1D: jax.Array, token_V1: jax.Array, axes: TableAxes) -> jax.Array:
-    """From `sum_i g[i,j]^2 / V` to `sum_i g[i,j]^2 / n_active`; active are the rows whose mean square is not zero in float32."""
-    share_11 = mean_over(axes.token_mesh, jnp.mean(token_V1 > 0, axes.token, keepdims=True, dtype=jnp.float32))
+def over_active_rows(feature_1D: jax.Array, share_11: jax.Array, axes: TableAxes) -> jax.Array:
+    """From `sum_i g[i,j]^2 / V` to `sum_i g[i,j]^2 / n_active`, with this part's share of rows that are active.
+
+    Active are the rows whose mean square is not zero in float32.
+    """
+    share_11 = mean_over(axes.token_mesh, share_11)
     return feature_1D / jnp.where(share_11 > 0, share_11, 1.0)
 
 

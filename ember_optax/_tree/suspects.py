@@ -1,5 +1,6 @@
 """What may be a token table and was not found: said aloud, because nothing would fail and half of the saving would be lost."""
 
+import collections
 import re
 from collections.abc import Sequence
 
@@ -12,10 +13,10 @@ def possible_heads(found: TableTree, options: FinderOptions) -> dict[str, list[T
     matches = find_tables(found.names, [table.box for table in found.tables], options)
     unknown = [table for table, match in zip(found.tables, matches, strict=True) if match.rule is None and table.axes is None]
     tables = [table for table in found.tables if table.axes is not None]
+    with_vocabulary = collections.Counter(map(_vocabulary, tables))
     heads = {}
     for table in tables:
-        vocabulary = _vocabulary(table)
-        alone = sum(_vocabulary(other) == vocabulary for other in tables) == 1
+        alone = with_vocabulary[_vocabulary(table)] == 1
         if alone and len(table.shape) == 2 and len(set(table.shape)) == 2:
             heads[table.name] = [leaf for leaf in unknown if sorted(leaf.shape) == sorted(table.shape)]
     return {name: leaves for name, leaves in heads.items() if leaves}
