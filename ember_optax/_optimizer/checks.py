@@ -104,8 +104,9 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
             )
     shapes = moment_shapes(table.shape, axes)
     if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
+        what = "gradient" if table.ids is None else "parameter"
         raise ValueError(
-            f"the gradient of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
+            f"the {what} of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
             f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
             f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
         )

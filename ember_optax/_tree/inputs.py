@@ -47,8 +47,8 @@ def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
     inside = unbox(leaf)
     if not hasattr(inside, "shape") and not isinstance(inside, numbers.Number):
         raise TypeError(
-            f"{what} is {shown(inside)}, not an array. Keep only the trainable arrays: "
-            f"eqx.filter(model, eqx.is_inexact_array) with Equinox."
+            f"{what} is {shown(inside)}, not an array. Pass a tree of arrays only: eqx.filter(model, eqx.is_inexact_array) with "
+            f"Equinox."
         )
     dtype = jnp.result_type(inside) if isinstance(inside, numbers.Number) else getattr(inside, "dtype", None)
     kinds = (np.inexact,) if floating else (np.number, np.bool_)
