@@ -3,9 +3,12 @@
 import re
 
 import pytest
-from bad_inputs import declarations, hyperparameters, row_sparse, states, steps
+from bad_inputs import declarations, hyperparameters, lookups, row_sparse, states, steps
+from bad_inputs.examples import trainable, whole_model
 
-AREAS = (hyperparameters, declarations, steps, states, row_sparse)
+from ember_optax import ember
+
+AREAS = (hyperparameters, declarations, steps, states, lookups, row_sparse)
 BAD = {f"{area.__name__.split('.')[-1]}: {name}": bad for area in AREAS for name, bad in area.BAD.items()}
 GOOD = {f"{area.__name__.split('.')[-1]}: {name}": accepted for area in AREAS for name, accepted in area.GOOD.items()}
 
@@ -21,6 +24,18 @@ def test_is_refused(name):
 @pytest.mark.parametrize("name", GOOD)
 def test_valid_neighbour_is_accepted(name):
     GOOD[name]()
+
+
+def test_a_whole_equinox_model_at_update_is_its_arrays():
+    """Functions in the model are none of Ember's business, as with `optax.adamw`; the decay reads the arrays all the same."""
+    model, params = whole_model(), trainable(whole_model())
+
+    def update(given, weight_decay):
+        tx = ember(1e-2, weight_decay=weight_decay)
+        return tx.update(params, tx.init(params), given)[0].embedding.weight
+
+    assert (update(model, 0.1) == update(params, 0.1)).all()
+    assert (update(model, 0.1) != update(model, 0.0)).any()
 
 
 def test_there_is_enough_data():

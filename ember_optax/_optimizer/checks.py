@@ -62,8 +62,8 @@ def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
         check_array(leaf, f"parameter {table.name!r}")
         if np.shape(unbox(leaf)) != table.shape:
             raise ValueError(
-                f"parameter {table.name!r} has shape {np.shape(unbox(leaf))}, but its gradient has {table.shape}: pass the "
-                f"parameters that these gradients belong to, as update(updates, state, params), and token_ids if they are compact."
+                f"parameter {table.name!r} has shape {np.shape(unbox(leaf))}, but its gradient has {table.shape}: pass "
+                f"the parameters that these gradients belong to, update(updates, state, params), and token_ids if they are compact."
             )
 
 

@@ -212,8 +212,8 @@ def _broadcast(prefix: Any, params: Any, argument: str) -> list[Any]:
         spread = jax.tree.map(lambda leaf, part: [leaf] * len(jax.tree.leaves(part)), prefix, params, is_leaf=is_leaf)
     except ValueError as error:
         raise ValueError(
-            f"{argument}, {shown(prefix)}, do not have the structure of the parameters {_names(params)}: give each one a leaf, or "
-            f"a prefix of the tree (replicated is PartitionSpec(), not None): {error}"
+            f"{argument}, {shown(prefix)}, do not have the structure of the parameters {_names(params)}: give each one a leaf, "
+            f"or a prefix of the tree (replicated is PartitionSpec(), not None): {error}"
         ) from None
     return [leaf for leaves in jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, list)) for leaf in leaves]
 

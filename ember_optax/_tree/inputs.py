@@ -55,7 +55,8 @@ def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
     if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         wanted = "floats" if floating else "numbers"
         raise TypeError(
-            f"{what} of shape {np.shape(inside)} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of the tree."
+            f"{what} of shape {np.shape(inside)} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of "
+            f"the tree."
         )
 
 

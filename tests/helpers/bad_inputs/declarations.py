@@ -5,8 +5,8 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bad_inputs.examples import ALL, PARAMS, TABLE, TX, WTE, a_function
 
+from bad_inputs.examples import ALL, PARAMS, TABLE, TX, WTE, a_function
 from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
 
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bad_inputs.examples import PARAMS, SCALE, TABLE, TX, WTE, a_function, state
 
+from bad_inputs.examples import PARAMS, SCALE, TABLE, TX, WTE, a_function, state
 from ember_optax import ember, scale_by_ember
 
 

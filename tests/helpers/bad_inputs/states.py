@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
 from bad_inputs.examples import (
     ADAM,
     PARAMS,
@@ -20,9 +23,6 @@ from bad_inputs.examples import (
     state,
 )
 from bad_inputs.steps import NO_TREES
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-
 from ember_optax import check_shapes, ember, state_from_adam, state_partition_specs, state_shardings
 
 
