@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from .._math.moments import bias_correction, decay_rate
 from .._optimizer.hyperparameters import checked_b2
@@ -127,10 +128,10 @@ def _check_moments(name: str, adam: _AdamMoments, wanted: tuple[int, ...]) -> No
         raise TypeError(
             f"Adam's count of {name!r} must be one integer, got {shown(adam.count)}: restore it as adam.init makes it."
         )
-    if not isinstance(adam.count, jax.core.Tracer) and adam.count < 0:
+    if not isinstance(adam.count, Tracer) and adam.count < 0:
         raise ValueError(f"Adam's count of {name!r} is {adam.count}, but counts steps: pass the state that optax.adam made.")
     nu = adam.nu
-    if isinstance(nu, jax.core.Tracer):
+    if isinstance(nu, Tracer):
         return
     if bool(jnp.any(jnp.asarray(nu, jnp.float32) < 0)):
         raise ValueError(

@@ -101,7 +101,7 @@ def _check_loss(loss: Any, has_aux: bool) -> None:
         raise TypeError(
             f"loss_fn must return a pair (loss, aux) with has_aux=True, got {shown(loss)}; return both, or leave it out."
         )
-    value = loss[0] if has_aux else loss
+    value: Any = loss[0] if has_aux else loss
     if not jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating) or jnp.shape(value) != ():
         shape = f" and shape {jnp.shape(value)}" if hasattr(value, "dtype") else ""
         raise TypeError(
