@@ -92,7 +92,7 @@ def ember(
     """
     check_declaration(tables, "tables")
     if body is not None:
-        check_transformation(body, "body", "with its own learning rate, for example optax.adamw(1e-3)")
+        check_transformation(body, "body", "pass one with its own learning rate, for example optax.adamw(1e-3)")
     learning_rate = checked_learning_rate(learning_rate)
     body = optax.adamw(learning_rate) if body is None else body
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)

@@ -72,8 +72,8 @@ def _apply(table: Table, update: Any) -> Any:
     p = jnp.asarray(table.array)
     if jnp.iscomplexobj(update) and not jnp.iscomplexobj(p):
         raise TypeError(
-            f"the update of {table.name!r} is complex, of dtype {update.dtype}, but the parameter is {p.dtype}: pass the real "
-            f"part."
+            f"the update of {table.name!r} is complex, of dtype {update.dtype}, but the parameter is {p.dtype}: "
+            f"pass the real part."
         )
     if table.ids is None or table.axes is None:
         _check_dense(table.name, p, update)

@@ -63,9 +63,8 @@ def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
         check_array(leaf, f"parameter {table.name!r}")
         if np.shape(unbox(leaf)) != table.shape:
             raise ValueError(
-                f"parameter {table.name!r} has shape {np.shape(unbox(leaf))}, but its gradient has {table.shape}: pass the "
-                f"parameters that these gradients belong to, as update(updates, state, params), and token_ids if they are "
-                f"compact."
+                f"parameter {table.name!r} has shape {np.shape(unbox(leaf))}, but its gradient has {table.shape}: pass "
+                f"the parameters that these gradients belong to, update(updates, state, params), and token_ids if they are compact."
             )
 
 
@@ -120,8 +119,9 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
             )
     shapes = moment_shapes(table.shape, axes)
     if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
+        what = "gradient" if table.ids is None else "parameter"
         raise ValueError(
-            f"the gradient of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
+            f"the {what} of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
             f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
             f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
         )

@@ -54,16 +54,16 @@ def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
     inside: Any = unbox(leaf)
     if not hasattr(inside, "shape") and not isinstance(inside, numbers.Number):
         raise TypeError(
-            f"{what} is {shown(inside)}, not an array. Keep only the trainable arrays: "
-            f"eqx.filter(model, eqx.is_inexact_array) with Equinox."
+            f"{what} is {shown(inside)}, not an array. Pass a tree of arrays only: eqx.filter(model, eqx.is_inexact_array) with "
+            f"Equinox."
         )
-    dtype = jnp.result_type(inside) if isinstance(inside, numbers.Number) else getattr(inside, "dtype", None)
+    shape, dtype = getattr(inside, "shape", ()), getattr(inside, "dtype", None)
+    dtype = jnp.result_type(inside) if dtype is None and isinstance(inside, int | float | complex) else dtype
     kinds = (np.inexact,) if floating else (np.number, np.bool_)
     if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         wanted = "floats" if floating else "numbers"
         raise TypeError(
-            f"{what} of shape {np.shape(inside)} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of "
-            f"the tree."
+            f"{what} of shape {shape} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of the tree."
         )
 
 

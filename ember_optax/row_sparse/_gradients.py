@@ -103,7 +103,7 @@ def _check_loss(loss: Any, has_aux: bool) -> None:
         )
     value: Any = loss[0] if has_aux else loss
     if not jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating) or jnp.shape(value) != ():
-        shape = f" and shape {value.shape}" if hasattr(value, "shape") else ""
+        shape = f" and shape {jnp.shape(value)}" if hasattr(value, "dtype") else ""
         raise TypeError(
             f"loss_fn must return a floating scalar, got {shown(value)}{shape}; average the loss, and pass has_aux=True if it "
             f"returns more."

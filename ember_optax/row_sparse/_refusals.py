@@ -22,11 +22,8 @@ class RefusesWholeTable:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(self, "rows"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise whole_table_error(self, f"its attribute {name!r} was asked for")
-
-    @property
-    def T(self):
-        raise whole_table_error(self, "its transpose was asked for")
+        wanted = "its transpose" if name in ("T", "mT", "transpose") else f"its attribute {name!r}"
+        raise whole_table_error(self, f"{wanted} was asked for")
 
     def __jax_array__(self):
         raise whole_table_error(self, "it was used as an array")
