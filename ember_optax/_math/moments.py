@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .axes import TableAxes
 from .mesh import all_over, as_varying, spec_of, varying_axes
@@ -112,8 +112,10 @@ def _without_axes(dropped: tuple[int, ...], sharding: jax.sharding.Sharding | No
     """The sharding of a table's reduction over axes."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    entries = (entry for axis, entry in enumerate(sharding.spec) if axis not in dropped)
-    return NamedSharding(sharding.mesh, spec_of(entries))
+    entries = [entry for axis, entry in enumerate(sharding.spec) if axis not in dropped]
+    # The type of an array on explicit axes names each of its axes, and to the cache of `jax.jit` P() is not P(None).
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return NamedSharding(sharding.mesh, PartitionSpec(*entries) if explicit else spec_of(entries))
 
 
 def next_moments(

@@ -11,7 +11,7 @@ import optax
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
-from .._tree.inputs import check_array, check_tree, check_update, shown
+from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.suspects import suspect_warnings
 from .._tree.tables import TableTree, tables_at_init, tables_of
@@ -126,10 +126,11 @@ def _routed(
         return partition(found).init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
-        check_update(updates, params)
+        check_tree(updates, "updates", may_be_empty=True)
+        _check_state(state)
+        check_tree(params, "params", may_be_empty=True, may_be_missing=True)
         ids = token_ids_by_name(token_ids)
         check_given(params, with_ids=bool(ids))
-        _check_state(state)
         found = find(updates, token_ids=ids, params=params)
         _check_arrays(found, "the gradient of")
         _check_ids_of_body(found, state.inner_states["body"])

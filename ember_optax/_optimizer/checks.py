@@ -64,7 +64,8 @@ def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
         if np.shape(unbox(leaf)) != table.shape:
             raise ValueError(
                 f"parameter {table.name!r} has shape {np.shape(unbox(leaf))}, but its gradient has {table.shape}: pass "
-                f"the parameters that these gradients belong to, update(updates, state, params), and token_ids if they are compact."
+                f"the parameters that these gradients belong to, update(updates, state, params), and token_ids if they are "
+                f"compact."
             )
 
 

@@ -15,7 +15,7 @@ from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.inputs import check_array, check_tree, check_update
+from .._tree.inputs import check_array, check_tree
 from .._tree.tables import Table, TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .checks import check_bound, check_given, check_gradient, check_leaf, check_state, mesh_names
@@ -177,11 +177,12 @@ def scale_tables(
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
-        check_update(updates, params)
+        check_tree(updates, "updates", may_be_empty=True)
+        check_state(state)
+        check_tree(params, "params", may_be_empty=True, may_be_missing=True)
         ids = token_ids_by_name(token_ids)
         check_given(params, with_ids=bool(ids), decays=decays)
         found = find(updates, token_ids=ids, params=params)
-        check_state(state)
         check_bound(mesh_axes or {})
         weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.tables)
         step = functools.partial(_step_table, rate=decay_rate(b2), eps=eps, weight_decay=weight_decay, active_rows=active_rows)

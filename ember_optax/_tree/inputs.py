@@ -20,15 +20,17 @@ def shown(value: Any) -> str:
     return f"{reprlib.repr(value)[:_LONGEST]} of type {type(value).__name__}"
 
 
-def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False) -> None:
+def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False, may_be_missing: bool = False) -> None:
     """Raises where an argument as a whole is no tree of arrays: another argument in its place, nothing, a bare number.
 
     Placeholders without leaves, which Optax passes to `init`, are none of dictionaries, lists and tuples, and pass.
 
     Raises:
-      TypeError: it is None, a transformation, an optimizer state, or one leaf that is no array.
+      TypeError: it is None, unless it may be missing; a transformation, an optimizer state, or one leaf that is no array.
       ValueError: it has no leaves, unless it may be empty.
     """
+    if tree is None and may_be_missing:
+        return
     if tree is None or _is_of_optax(tree) or (not hasattr(unbox(tree), "shape") and _is_leaf(tree)):
         raise TypeError(
             f"{argument} must be a tree of arrays, got {shown(tree)}: pass {argument} there, and the arguments in the order of "
@@ -36,13 +38,6 @@ def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False) -> None:
         )
     if not may_be_empty and isinstance(tree, Mapping | list | tuple) and not jax.tree.leaves(tree, is_leaf=_is_masked):
         raise ValueError(f"{argument} has no array in it, got {shown(tree)}: pass the tree that holds the model's arrays.")
-
-
-def check_update(updates: Any, params: Any) -> None:
-    """`check_tree` of what every `update` is given; the parameters may be missing."""
-    check_tree(updates, "updates", may_be_empty=True)
-    if params is not None:
-        check_tree(params, "params", may_be_empty=True)
 
 
 def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:

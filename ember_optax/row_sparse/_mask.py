@@ -12,7 +12,7 @@ from .._math.rows import flat_ids
 from .._optimizer.checks import check_transformation
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.inputs import check_array, check_tree, check_update, shown
+from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
 
@@ -68,7 +68,8 @@ def train_only_rows(
         return inner.init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
-        check_update(updates, params)
+        check_tree(updates, "updates", may_be_empty=True)
+        check_tree(params, "params", may_be_empty=True, may_be_missing=True)
         of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
         found = read_tree(updates, token_ids_by_name(token_ids))
         kept = _kept_ids(found, trained)

@@ -12,16 +12,15 @@ from jax.sharding import PartitionSpec as P
 from layouts import LAYOUTS, SPECS, D, V, make_mesh, table_shape, table_spec
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, state_shardings
+from ember_optax._math.mesh import spec_of
 
 STEPS = 10
 
 
-def without_last_nones(sharding):
-    """P("fsdp", None) that comes out of a step as P("fsdp") compiles the next one again, whatever the optimizer."""
-    entries = list(sharding.spec)
-    while entries and entries[-1] is None:
-        entries.pop()
-    return NamedSharding(sharding.mesh, P(*entries))
+def as_from_a_step(sharding):
+    """As a step returns it: P("fsdp", None) comes out as P("fsdp") on automatic axes and would compile again, with any optimizer."""
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if explicit else NamedSharding(sharding.mesh, spec_of(sharding.spec))
 
 
 def train(token_axis, sharding=None, setup=jax.jit):
@@ -29,7 +28,7 @@ def train(token_axis, sharding=None, setup=jax.jit):
     tx = ember(1e-2, optax.sgd(1.0), weight_decay=0.1, tables=EmberDimensionNumbers(token_axis))
     shape = table_shape(token_axis)
     grads = np.random.default_rng(0).normal(size=(STEPS, *shape)).astype(np.float32)
-    params, grads = jax.device_put((jnp.ones(shape), list(grads)), sharding and without_last_nones(sharding))
+    params, grads = jax.device_put((jnp.ones(shape), list(grads)), sharding and as_from_a_step(sharding))
     types = []
 
     @jax.jit
