@@ -110,11 +110,7 @@ def _routed(
 ) -> optax.GradientTransformationExtraArgs:
     """An `optax.partition` of the tables that `find` makes of a tree, and of the rest."""
 
-    def partition(found: TableTree) -> optax.GradientTransformationExtraArgs:
-        labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
-        of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), rate)
-        # As a function, because a tree that is callable, an Equinox model, would be called.
-        return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
+    partition = functools.partial(_partition, scaling=scaling, rate=rate, body=body)
 
     def init_fn(params):
         check_tree(params, "params")
@@ -143,6 +139,13 @@ def _routed(
         return partition(found).update(updates, state, params, **given, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _partition(found: TableTree, *, scaling, rate, body) -> optax.GradientTransformationExtraArgs:
+    labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
+    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), rate)
+    # As a function, because a tree that is callable, an Equinox model, would be called.
+    return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
 
 
 def _check_arrays(found: TableTree, what: str) -> None:

@@ -18,7 +18,7 @@ STEPS = 10
 
 
 def as_from_a_step(sharding):
-    """As a step returns it: P("fsdp", None) comes out as P("fsdp") on automatic axes and would compile again, with any optimizer."""
+    """As a step returns it: P("fsdp", None) comes out as P("fsdp") on automatic axes, and would compile again."""
     explicit = AxisType.Explicit in sharding.mesh.axis_types
     return sharding if explicit else NamedSharding(sharding.mesh, spec_of(sharding.spec))
 

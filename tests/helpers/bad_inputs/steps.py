@@ -159,7 +159,7 @@ BAD |= {
     "update(grads, params, state) of scale": (
         lambda: SCALE.update(WTE, WTE, state(SCALE, "WTE")),
         TypeError,
-        r"params must .* type ScaleByEmberState: pass params",
+        r"state must .* of type dict: call update\(updates, state, params\)",
     ),
     "init of a state": (lambda: TX.init(state()), TypeError, r"params must be a tree .* of type PartitionState: pass params"),
     "init of Adam's state": (lambda: TX.init(state(ADAM)), TypeError, r"params must be a tree .*ScaleByAdam.*: pass params"),
