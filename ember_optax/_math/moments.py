@@ -148,16 +148,15 @@ def next_moments(
     )
 
 
-def all_finite(old: Moments, token: jax.Array, feature: jax.Array, axes: TableAxes) -> jax.Array:
-    """Whether a batch counts: its statistics and the averages are finite.
+def all_finite(read: Moments, token: jax.Array, feature: jax.Array, axes: TableAxes) -> jax.Array:
+    """Whether a batch counts: its statistics and the averages that its step reads are finite.
 
     The two statistics tell of every element of the gradient, without another pass. An average that is not finite, from a damaged
-    checkpoint say, would make every later update zero or NaN; so every batch of it is counted as skipped.
+    checkpoint say, would make every later update zero or NaN; so every batch that meets it is counted as skipped.
     """
-    of_features = jnp.all(jnp.isfinite(feature) & jnp.isfinite(old.nu_feature), axes.feature, keepdims=True)
-    # Sums over V numbers, of which the averages' is finite wherever they are: a third of the time of `isfinite` of each.
-    of_tokens = jnp.all(jnp.isfinite(token), axes.token, keepdims=True)
-    of_tokens &= jnp.isfinite(jnp.sum(old.nu_token, axes.token, keepdims=True))
+
+    of_features = jnp.all(jnp.isfinite(feature) & jnp.isfinite(read.nu_feature), axes.feature, keepdims=True)
+    of_tokens = jnp.all(jnp.isfinite(token) & jnp.isfinite(read.nu_token), axes.token, keepdims=True)
     return all_over(axes.feature_mesh, of_features) & all_over(axes.token_mesh, of_tokens)
 
 

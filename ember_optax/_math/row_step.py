@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from .axes import TableAxes
 from .mean_square import compute_dtype, plain_mean_square
-from .mesh import mean_over
+from .mesh import all_over, mean_over
 from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
 from .rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
 from .step import decay_term, mean_moment, over_active_rows, precondition
@@ -56,7 +56,10 @@ def ember_row_step(
     rows_NxF, token_N1, feature_1F = _row_statistics(rows_NxF, first_N, size, axes)
     if active_rows:
         feature_1F = over_active_rows(feature_1F, _active_share(token_N1, size), axes)
-    finite_11 = all_finite(old, token_N1, feature_1F, axes)
+    # Of the tokens' averages those of the rows alone, as everywhere here.
+    finite_11 = all_finite(old._replace(nu_token=take_rows(old.nu_token, ids_N, 0)), token_N1, feature_1F, axes)
+    if active_rows:  # whose mean over tokens reads all of them
+        finite_11 &= all_over(axes.token_mesh, jnp.all(jnp.isfinite(old.nu_token), axes.token, keepdims=True))
     new = next_moments(old, token_N1, feature_1F, finite_11, rate, lambda decayed, rows: decayed.at[ids_N].add(rows, mode="drop"))
 
     mean_11 = mean_moment(new, axes, active_rows=active_rows)
