@@ -20,6 +20,15 @@ def strict_promotion():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For files whose cost is compiling, and whose tests look at what a program computes and not at how it is compiled."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # other files must not inherit the programs
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """Real English, some 150 kB: this repository's licence and documentation strings of the standard library."""

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import flax
-import jax
 import nbclient
 import nbformat
 import pytest
@@ -18,17 +17,9 @@ from benchmarks.measure import collectives, row_sparse_steps, state_memory, step
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "sharding.md", ROOT / "docs" / "row_sparse.md"]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is most of the cost here and no test looks at the speed of what comes out, which other tests must not inherit."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

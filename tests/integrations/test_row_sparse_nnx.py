@@ -14,6 +14,8 @@ from next_token import TOKENS, D, V
 from ember_optax import row_sparse
 from ember_optax.integrations import nnx as ember_nnx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IDS = TOKENS[:, :-1]
 
 

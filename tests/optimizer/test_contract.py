@@ -10,6 +10,8 @@ from x64 import enable_x64
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def tables_only(learning_rate=0.05, b2=0.999):
     """scale_by_ember on every leaf, the dense kernel too."""

@@ -12,6 +12,8 @@ from steps import dense_step, sparse_step
 
 from ember_optax import ember, row_sparse, scale_by_ember
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def train(tx, *, sparse, steps=6, micro_batches=1):
     params = make_params()

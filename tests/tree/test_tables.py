@@ -15,6 +15,8 @@ from flax import nnx
 from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
 from ember_optax._tree.rules import RULES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DATA = Path(__file__).parents[1] / "data"
 
 
