@@ -37,7 +37,7 @@ def in_auto_mode(function: Callable[..., Any], out_specs: Callable[[], Any], *ar
     meshes = [mesh for leaf in jax.tree.leaves(arrays) if not (mesh := jax.typeof(leaf).sharding.mesh).empty]
     if not any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
         return function(*arrays)
-    shardings = jax.tree.map(functools.partial(NamedSharding, meshes[0]), out_specs(), is_leaf=_is_spec)
+    shardings = jax.tree.map(functools.partial(NamedSharding, meshes[0]), out_specs(), is_leaf=is_spec)
     return jax.sharding.auto_axes(function, out_sharding=shardings)(*arrays)
 
 
@@ -74,5 +74,13 @@ def all_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
     return jax.lax.pmin(local.astype(jnp.int32), mesh_axes) > 0 if mesh_axes else local
 
 
-def _is_spec(node: Any) -> bool:
+def is_spec(node: Any) -> bool:
+    """Whether a node of a tree is a partition spec."""
     return isinstance(node, PartitionSpec)
+
+
+def entry_names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a spec names."""
+    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)

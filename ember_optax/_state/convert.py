@@ -80,7 +80,7 @@ def state_from_adam(
     """
     check_tx_and_params(tx, params)
     b2, adam_b2 = checked_b2(b2), checked_b2(adam_b2, "adam_b2")
-    _, origins = axis_origins(tx, params)
+    origins = axis_origins(tx, params)
     names, leaves, _ = flatten_named(params)
     parameters = dict(zip(names, leaves, strict=True))
     adam = _moments_by_name(adam_state)

@@ -43,8 +43,8 @@ class Origins:
         self.axes = axes
 
 
-def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
-    """The abstract state of `tx`, and for each of its arrays the origin of each axis, None where there is none.
+def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
+    """For each array of the state of `tx` the origin of each axis, None where there is none.
 
     Ember tells the axes of its tables itself, asked once and with the real shapes: a `tables` function may look at sizes. Those
     of any other state are found by a second abstract initialisation in which every axis of every parameter has a size of its own.
@@ -54,7 +54,7 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, An
       params: the parameters; arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
 
     Returns:
-      Two trees of the structure of `tx.init(params)`: with `jax.ShapeDtypeStruct` leaves, and with `Origins` leaves.
+      A tree of the structure of `tx.init(params)` with `Origins` leaves.
 
     Raises:
       ValueError: two parameters have the same path, or two Embers declare other axes of one table.
@@ -92,7 +92,7 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> tuple[Any, An
         owner = max(owners, key=lambda number: len(paths[number]))
         return Origins(tuple(AxisOrigin(owner, axis) for axis in range(leaf.ndim)))
 
-    return state, jax.tree.unflatten(jax.tree.structure(state), list(map(origins, *_flatten(state))))
+    return jax.tree.unflatten(jax.tree.structure(state), list(map(origins, *_flatten(state))))
 
 
 def _told_by_ember(state: Any, tables: list[Table], names: list[str]) -> dict[KeyPath, Origins]:

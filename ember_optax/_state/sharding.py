@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._math.mesh import spec_of
+from .._math.mesh import entry_names, is_spec, spec_of
 from .._optimizer.hyperparameters import checked_flag
 from .._optimizer.transform import ScaleByEmberState
 from .._tree.inputs import shown
@@ -120,11 +120,11 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     _check_specs(params, specs)
     (mesh,) = meshes
     state_specs = _state_specs(tx, params, specs, replicate_ember)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs, is_leaf=_is_spec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs, is_leaf=is_spec)
 
 
 def _state_specs(tx: optax.GradientTransformation, params: Any, specs: list[PartitionSpec], replicate_ember: bool) -> Any:
-    _, origins = axis_origins(tx, params)
+    origins = axis_origins(tx, params)
 
     def entry(origin: AxisOrigin | None) -> Any:
         if origin is None or origin.axis >= len(specs[origin.parameter]):
@@ -141,20 +141,20 @@ def _once(entries: Iterable[Any]) -> Iterator[Any]:
     """Replicates an axis whose mesh axes an earlier one has: a Shampoo statistic has one axis of a parameter twice."""
     taken: set[str] = set()
     for entry in entries:
-        yield None if taken & set(_mesh_axes(entry)) else entry
-        taken |= set(_mesh_axes(entry))
+        yield None if taken & set(entry_names(entry)) else entry
+        taken |= set(entry_names(entry))
 
 
 def _check_specs(params: Any, specs: list[Any]) -> None:
     for name, leaf, spec in zip(_names(params), jax.tree.leaves(params), specs, strict=True):
-        if not _is_spec(spec):
+        if not is_spec(spec):
             raise TypeError(f"the spec of {name!r} must be a PartitionSpec, got {shown(spec)}; write PartitionSpec(...).")
         if len(spec) > np.ndim(leaf):
             raise ValueError(
                 f"the spec {spec} of {name!r} has {len(spec)} entries, but its shape {np.shape(leaf)} has {np.ndim(leaf)} axes; "
                 f"name at most one entry for each axis."
             )
-        mesh_axes = [mesh_axis for entry in spec for mesh_axis in _mesh_axes(entry)]
+        mesh_axes = [mesh_axis for entry in spec for mesh_axis in entry_names(entry)]
         if not all(isinstance(mesh_axis, str) for mesh_axis in mesh_axes):
             raise TypeError(
                 f"the spec {spec} of {name!r} must hold names of mesh axes and None, got {mesh_axes}; write their names."
@@ -167,7 +167,7 @@ def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
     """Compares with the mesh of `jax.set_mesh`, if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     for name, spec in zip(_names(params), specs, strict=True):
-        for mesh_axis in itertools.chain.from_iterable(map(_mesh_axes, spec)):
+        for mesh_axis in itertools.chain.from_iterable(map(entry_names, spec)):
             if not mesh.empty and mesh_axis not in mesh.axis_names:
                 raise ValueError(
                     f"the spec {spec} of {name!r} names the mesh axis {mesh_axis!r}, but the mesh in use has the axes "
@@ -175,22 +175,15 @@ def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
                 )
 
 
-def _mesh_axes(entry: Any) -> tuple[str, ...]:
-    """The mesh axes that one entry of a spec names."""
-    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
-        return ()
-    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)
-
-
 def _without_specs(node: Any) -> Any:
     """Replicates an Ember state; leaves the spec of any other state as it is."""
-    return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec) if isinstance(node, ScaleByEmberState) else node
+    return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=is_spec) if isinstance(node, ScaleByEmberState) else node
 
 
 def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
     for name, leaf, sharding in zip(_names(params), jax.tree.leaves(params), shardings, strict=True):
         for axis, (size, entry) in enumerate(zip(np.shape(leaf), sharding.spec, strict=False)):
-            names = _mesh_axes(entry)
+            names = entry_names(entry)
             devices = math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in names)
             if size % devices:
                 multiple = math.lcm(_PADDED_MULTIPLE, devices)
@@ -220,7 +213,3 @@ def _broadcast(prefix: Any, params: Any, argument: str) -> list[Any]:
 
 def _names(params: Any) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, PartitionSpec)

@@ -19,7 +19,7 @@ from .token_ids import check_known, check_one_table
 
 
 class Table(NamedTuple):
-    """One leaf of a tree.
+    """One leaf of a tree of parameters or of updates; a token table if it has axes.
 
     Attributes:
       name: its path.

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._math.mesh import in_auto_mode, spec_entries, spec_of
+from .._math.mesh import entry_names, in_auto_mode, spec_entries, spec_of
 from .._math.rows import flat_ids, rows_first, take_rows
 from ._checks import check_slice, check_tap, checked_axis, checked_ids, checked_table
 from ._refusals import RefusesWholeTable, whole_table_error
@@ -140,8 +140,8 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 
     def spec():
         features = [entry for axis, entry in enumerate(spec_entries(stored)) if axis != token_axis]
-        taken = {name for entry in spec_entries(ids) for name in _names(entry)}
-        return spec_of([*spec_entries(ids), *(None if _names(entry) & taken else entry for entry in features)])
+        taken = {name for entry in spec_entries(ids) for name in entry_names(entry)}
+        return spec_of([*spec_entries(ids), *(None if taken & set(entry_names(entry)) else entry for entry in features)])
 
     rows = in_auto_mode(lookup_automatically, spec, table if isinstance(table, RowSlice) else stored, ids)
     if tap is None:
@@ -179,11 +179,6 @@ def _guard(ids: jax.Array) -> jax.Array:
     """
     words = jnp.stack([ids.astype(jnp.uint32), jnp.zeros_like(ids, jnp.uint32)], -1)
     return jax.random.wrap_key_data(words, impl="threefry2x32")
-
-
-def _names(entry: Any) -> set[str]:
-    """The mesh axes of one entry of a spec."""
-    return {entry} if isinstance(entry, str) else set(entry or ())
 
 
 def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
