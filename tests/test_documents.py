@@ -82,6 +82,7 @@ def test_speed_tables_are_those_of_the_benchmarks():
     assert set(collectives.measure_train_steps((96, 40), 16)) == set(results)
 
 
+@pytest.mark.slow  # every optimizer on every benchmark
 def test_benchmarks_of_speed_run(tmp_path, monkeypatch):
     """Small, and all of them: the numbers are not looked at."""
     arguments = ["step_times", "--shapes", "64x16", "--rounds", "1", "--repeats", "2", "--output", str(tmp_path / "a.json")]

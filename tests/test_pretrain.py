@@ -154,6 +154,7 @@ def test_goes_on_from_a_checkpoint(pretrain, pretrain_in_a_process, tmp_path, te
     assert runs[0]["training_losses"] != runs[2]["training_losses"]  # other programs round differently
 
 
+@pytest.mark.slow  # two models of a size at which XLA needs the activations split by batch
 def test_a_mesh_changes_nothing(pretrain, tmp_path, text):
     """Batch, vocabulary and features split over eight devices. At this size XLA needs the model's `split_batch` to be right."""
     arguments = [
