@@ -83,4 +83,4 @@ def entry_names(entry: Any) -> tuple[str, ...]:
     """The mesh axes that one entry of a spec names."""
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)
