@@ -14,7 +14,7 @@ from .._tree.finder import FinderOptions
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.suspects import suspect_warnings
-from .._tree.tables import TableTree, tables_at_init, tables_of
+from .._tree.tables import TableTree, is_observed, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .checks import check_given, check_params, check_transformation
 from .hyperparameters import checked_learning_rate
@@ -116,9 +116,7 @@ def _routed(
         check_tree(params, "params")
         found = tables_at_init(find, params)
         _check_arrays(found, "parameter")
-        # In an incomplete tree the tables may be elsewhere.
-        if is_complete(params):
-            _check_found(found, tables)
+        _check_found(found, tables, complete=is_complete(params))
         return partition(found).init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
@@ -153,15 +151,16 @@ def _check_arrays(found: TableTree, what: str) -> None:
         check_array(table.box, f"{what} {table.name!r}")
 
 
-def _check_found(found: TableTree, tables: DimensionNumbersLike) -> None:
+def _check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: bool) -> None:
     """Raises where nothing was found or a pattern was in vain; warns of what may be a table and is not trained as one."""
     options = FinderOptions() if isinstance(tables, str) else FinderOptions.of(tables)
-    if options is not None and (message := unused_patterns_message(found, options)):
+    # In an incomplete tree, of an `optax.partition` say, the tables may be elsewhere.
+    if complete and options is not None and (message := unused_patterns_message(found, options)):
         raise ValueError(message)
-    if all(table.axes is None for table in found.tables):
+    if complete and all(table.axes is None for table in found.tables):
         # Without a table everything would silently go to the body.
         raise ValueError(no_table_message(found))
-    for message in suspect_warnings(found, options) if options is not None else ():
+    for message in suspect_warnings(found, options) if options is not None and not is_observed() else ():
         warnings.warn(message, stacklevel=3)
 
 

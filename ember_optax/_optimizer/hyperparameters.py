@@ -6,6 +6,7 @@ yet, so only its dtype and shape are; if b2 then is one, every update is NaN.
 
 import functools
 import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,13 @@ def checked_b2(b2: Any, argument: str = "b2") -> Any:
         raise _lost_digits(b2, argument, "bfloat16 rounds 0.999 to 1.0")
     if value is not None and not 0.0 <= value < 1.0:
         raise ValueError(f"{argument} must be in [0, 1), got {b2!r}; 0.999 is the default, 0.95 follows faster.")
+    if _is_low_precision(b2) and value is not None:
+        # 0.998 and 0.995 are both 0.99609 in bfloat16; what was written is not known here.
+        warnings.warn(
+            f"{argument} arrived as {b2.dtype}({value:.6g}), which holds only two or three digits of it; if that is not what you "
+            f"wrote, pass hyperparam_dtype=jnp.float32 to optax.inject_hyperparams.",
+            stacklevel=3,
+        )
     return _plain(b2)
 
 

@@ -45,7 +45,9 @@ def state_from_adam(
     Of `tx`, every `ScaleByEmberState` gets these, every `optax.ScaleByAdamState` (a body) takes over `count`, `mu` and `nu`, and
     every learning-rate schedule goes on at Adam's step. Anything else, such as the momentum of a Muon body or the accumulator of
     `optax.MultiSteps`, starts afresh. `optax.adamax` and `optax.yogi` keep other moments in a state of the same type, which
-    cannot be told apart: do not convert their states, and do not convert for a `tx` that contains them.
+    cannot be told apart: do not convert their states, and do not convert for a `tx` that contains them. With
+    `feature_mean="active_rows"` it is not the state after the same gradients: Adam does not know how many rows each batch
+    touched, and the :math:`\nu^{feature}` of that form is larger by the inverse of their share.
 
     Args:
       tx: the transformation to go on with, for example `ember(1e-3)`.

@@ -2,10 +2,14 @@
 
 import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from .dimension_numbers import EmberDimensionNumbers
 from .finder import FinderOptions, find_tables
 from .tables import Table, TableTree
+
+# Of many candidates, ordinary matrices of the same sizes, a warning names some.
+_LISTED = 5
 
 
 def possible_heads(found: TableTree, options: FinderOptions) -> dict[str, list[Table]]:
@@ -32,21 +36,28 @@ def doubtful_stacks(found: TableTree) -> list[Table]:
 
 
 def suspect_warnings(found: TableTree, options: FinderOptions) -> list[str]:
-    """A warning for each embedding without a head and for each doubtful stack, with what to write."""
+    """A warning for each table without a head and for each doubtful stack, with what to write."""
     warnings = []
     for name, heads in possible_heads(found, options).items():
         paths = [re.escape(leaf.name) for leaf in heads]
-        listed = ", ".join(f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads)
+        listed = ", ".join(f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads[:_LISTED])
+        more = f" and {len(heads) - _LISTED} more" if len(heads) > _LISTED else ""
+        what = "it is the head" if len(heads) == 1 else "one of these is the head, name it alone, for example the first"
+        vocabulary = found.tables[found.names.index(name)]
+        axis = heads[0].shape.index(_vocabulary(vocabulary))
         warnings.append(
-            f"ember found the embedding {name!r} and no head for it; {listed} has its sizes and is trained by the body. If it is "
-            f"the head: tables={_finder(options, include=paths)}; if it is none: tables={_finder(options, exclude=paths)}."
+            f"ember found the token table {name!r} and no head for it; of its sizes, and trained by the body: {listed}{more}. If "
+            f"{what}: tables={_finder(found, options, include={paths[0]: EmberDimensionNumbers(axis)})}; if none is: "
+            f"tables={_finder(found, options, exclude=paths)}."
         )
-    for table in doubtful_stacks(found):
-        path, (first, second, *_) = re.escape(table.name), table.shape
+    stacks = doubtful_stacks(found)
+    declared = {re.escape(table.name): EmberDimensionNumbers(0, (1,)) for table in stacks}
+    for table in stacks:
+        first, second, *_ = table.shape
         warnings.append(
             f"ember takes {table.name!r} of shape {table.shape} for {first} stacked tables of {second} tokens each. If it holds "
-            f"{second} tables of {first} tokens, as nn.scan stores them, declare it: tables=functools.partial(token_tables, "
-            f"include={{{path!r}: EmberDimensionNumbers(0, batch_axes=(1,))}}); if not, declare EmberDimensionNumbers(1, "
+            f"{second} tables of {first} tokens, as nn.scan stores them, declare it: "
+            f"tables={_finder(found, options, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
             f"batch_axes=(0,)) there."
         )
     return warnings
@@ -57,11 +68,34 @@ def _vocabulary(table: Table) -> int:
     return table.shape[table.axes.token[0]] if table.axes.token else 1
 
 
-def _finder(options: FinderOptions, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> str:
-    """The call of the finder with more patterns than it had."""
-    arguments = {
-        "include": [*(pattern.pattern for pattern in options.include), *include],
-        "exclude": [*(pattern.pattern for pattern in options.exclude), *exclude],
-    }
+def _finder(
+    found: TableTree,
+    options: FinderOptions,
+    *,
+    include: Mapping[str, EmberDimensionNumbers] | None = None,
+    exclude: Sequence[str] = (),
+    declare: bool = False,
+) -> str:
+    """The call of the finder with more patterns than it had; with axes where one of them declares some, or has to."""
+    merged = {pattern.pattern: declared for pattern, declared in options.include.items()} | dict(include or {})
+    arguments = {"include": "", "exclude": ""}
+    if declare or any(options.include.values()):
+        numbers = {pattern: declared or _numbers_of(found, pattern) for pattern, declared in merged.items()}
+        arguments["include"] = "{" + ", ".join(f"{pattern!r}: {_written(n)}" for pattern, n in numbers.items()) + "}"
+    elif merged:
+        arguments["include"] = repr(list(merged))
+    if patterns := [*(pattern.pattern for pattern in options.exclude), *exclude]:
+        arguments["exclude"] = repr(patterns)
     written = ", ".join(f"{name}={patterns}" for name, patterns in arguments.items() if patterns)
     return f"functools.partial(token_tables, {written})"
+
+
+def _numbers_of(found: TableTree, pattern: str) -> EmberDimensionNumbers:
+    """The axes of the first table that an undeclared pattern matches."""
+    axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name) and table.axes is not None)
+    return EmberDimensionNumbers(axes.token[0], axes.batch)
+
+
+def _written(numbers: EmberDimensionNumbers) -> str:
+    batch = f", batch_axes={numbers.batch_axes}" if numbers.batch_axes else ""
+    return f"EmberDimensionNumbers({numbers.token_axis}{batch})"

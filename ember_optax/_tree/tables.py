@@ -171,6 +171,11 @@ def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
         _known.reset(token)
 
 
+def is_observed() -> bool:
+    """Whether `init` is asked for its axes alone: it has warned before, or will."""
+    return _seen.get() is not None or _known.get() is not None
+
+
 def tables_at_init(find: Callable[[Any], TableTree], params: Any) -> TableTree:
     """`find(params)`, watched or repeated."""
     if (known := _known.get()) is not None:

@@ -29,7 +29,8 @@ def train_only_rows(
       inner: the transformation of all parameters, complete with its learning rate; its gradients and updates are masked.
       rows: a tree like the parameters, or a dictionary from paths such as `"embed/embedding"`, to the ids of the rows that are
         trained: integers of any shape.
-      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`. `inner` is not asked: a head that its
+        `tables` had to name, give here too.
 
     Returns:
       A `GradientTransformationExtraArgs` with the state of `inner`.

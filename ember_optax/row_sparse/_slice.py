@@ -99,7 +99,8 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 
     The gradient with respect to `table` has the size of the table. Two ways around it: in the loss of
     `row_sparse.value_and_grad` the table is a `RowSlice`, whose gradient is compact. Or pass a `tap` of zeros and differentiate
-    with respect to it: the table then gets no gradient, and that of the tap is the compact gradient of `ids`.
+    with respect to it: the table then gets no gradient, and that of the tap is the compact gradient of `ids`. Apply it with
+    `row_sparse.apply_updates`: `optax.apply_updates` would add that of a single id to every row.
 
     Args:
       table: (V, D), any floating dtype, or a `RowSlice`.

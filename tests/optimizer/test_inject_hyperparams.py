@@ -1,6 +1,7 @@
 """`optax.inject_hyperparams` around Ember."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +90,14 @@ class TestInjectHyperparams:
         with pytest.raises(TypeError, match=r"b2 arrived as bfloat16\(1.0\).*hyperparam_dtype=jnp.float32"):
             optax.inject_hyperparams(factory)(b2=0.999).init(params)
         cured = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(b2=0.999)
-        for tx in (cured, optax.inject_hyperparams(factory)(b2=0.99)):
-            updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
-            assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+        rounded = optax.inject_hyperparams(factory)(b2=0.99)
+        with pytest.warns(UserWarning, match=r"b2 arrived as bfloat16\(0.988281\).*hyperparam_dtype=jnp.float32"):
+            rounded.init(params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for tx in (cured, rounded):
+                updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+                assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
 
     def test_a_traced_b2_of_one_is_seen_in_the_updates(self):
         """Under `jax.jit` there is no value to refuse; what comes of it is NaN and not a small step."""

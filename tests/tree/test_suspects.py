@@ -6,9 +6,11 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from jax.sharding import PartitionSpec
 
-from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, token_tables
+from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, state_partition_specs, token_tables
 
 V, D = 97, 16
 # Names of real untied heads: Flax's lm1b and wmt examples, Equinox, and what people write.
@@ -109,3 +111,46 @@ def test_a_scanned_embedding_is_doubted():
         state = ember(1e-3, tables=functools.partial(token_tables, include=declared)).init(params)
     assert [leaf.shape for leaf in jax.tree.leaves(state.inner_states["ember"].inner_state[0].nu_token)] == [(V, 3)]
     assert "declare the axes of: value_embed/embedding 97x3x16" in describe_token_tables(params)
+
+
+def advice(message, which):
+    """One of the two declarations that a warning prints, evaluated as a user would."""
+    written = re.findall(r"functools\.partial\(token_tables, .*?[\]}]\)(?=[;.])", message)[which]
+    names = {"functools": functools, "token_tables": token_tables, "EmberDimensionNumbers": EmberDimensionNumbers}
+    return eval(written, names)
+
+
+def test_the_advice_keeps_declared_axes_and_every_stack():
+    """What is pasted replaces the whole declaration, so it must hold all of it."""
+    params = {**model("readout/kernel"), "ple": {"w": jnp.ones((50, 3, 4))}, "one": {"embedding": jnp.ones((40, 4, 8))}}
+    params["two"] = {"embedding": jnp.ones((30, 4, 8))}
+    tables = functools.partial(token_tables, include={"ple/w": EmberDimensionNumbers(0)}, exclude=["mlp/.*"])
+    with pytest.warns(UserWarning) as caught:
+        ember(1e-3, tables=tables).init(params)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 3
+    head = advice(messages[0], 0)
+    assert head.keywords["include"] == {"ple/w": EmberDimensionNumbers(0), "readout/kernel": EmberDimensionNumbers(1)}
+    assert advice(messages[0], 1).keywords["exclude"] == ["mlp/.*", "readout/kernel"]
+    for message in messages[1:]:
+        stacks = {f"{name}/embedding": EmberDimensionNumbers(0, (1,)) for name in ("one", "two")}
+        assert advice(message, 0).keywords["include"] == {"ple/w": EmberDimensionNumbers(0)} | stacks
+
+
+def test_of_several_candidates_one_is_included_and_all_are_excluded():
+    params = {**model("vocab_out/kernel"), **{f"layer_{i}": {"up": jnp.ones((D, V))} for i in range(6)}}
+    with pytest.warns(UserWarning, match="and 2 more. If one of these is the head, name it alone") as caught:
+        ember(1e-3).init(params)
+    (message,) = [str(warning.message) for warning in caught]
+    assert len(advice(message, 0).keywords["include"]) == 1
+    assert len(advice(message, 1).keywords["exclude"]) == 7
+
+
+def test_a_partition_is_warned_too_and_conversions_are_not():
+    params = {**model("readout/kernel"), "other": {"kernel": jnp.ones((D, D))}}
+    tx = optax.partition({"t": ember(1e-3), "b": optax.sgd(0.1)}, {"embed": "t", "readout": "t", "mlp": "t", "other": "b"})
+    with pytest.warns(UserWarning, match="'readout/kernel' of shape"):
+        tx.init(params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state_partition_specs(ember(1e-3), params, PartitionSpec())
