@@ -163,4 +163,6 @@ def test_half_precision(table_dtype, grads_dtype):
             updates, state = tx.update(jnp.zeros(shape, grads_dtype).at[ids].set(compact), state, params)
             reference = optax.apply_updates(params, updates), state
     assert run[0].dtype == table_dtype
-    np.testing.assert_array_equal(run[0].astype(jnp.float32), reference[0].astype(jnp.float32))
+    # To the bit, but before jax 0.10 two sums of the same numbers may differ in the last one.
+    rtol = 0.0 if jax.__version_info__ >= (0, 10) else 3e-7
+    np.testing.assert_allclose(run[0].astype(jnp.float32), reference[0].astype(jnp.float32), rtol=rtol)

@@ -98,7 +98,7 @@ BAD |= {
         ),
         "a number": (3, (TypeError, ValueError), r"(spec|param_specs).* 3 of type int.*PartitionSpec\("),
         "text": ("fsdp", (TypeError, ValueError), r"(spec|param_specs).* 'fsdp' of type str.*PartitionSpec\("),
-        "a mesh": (P, (TypeError, ValueError), r"(spec|param_specs).* of type type.*PartitionSpec\("),
+        "a mesh": (P, (TypeError, ValueError), r"(spec|param_specs).* of type .*PartitionSpec\("),
         "an empty tree": ({}, ValueError, r"^param_specs, {} of type dict, do not have the structure .*: give each one a leaf"),
         "half a tree": ({"embed": P()}, ValueError, r"^param_specs, .* of type dict, do not have the structure .*: give each"),
         "one too many": (
