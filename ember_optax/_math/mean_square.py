@@ -1,14 +1,12 @@
 """The mean of squares over some axes of an array: the only reduction of the table's size, and where the time goes.
 
-On a CPU, XLA reduces over leading axes at a fraction of memory speed, and the slower the longer the rows that remain: a
+XLA fuses it with the square and runs it at memory speed on TPU and GPU. On a CPU it reduces over leading axes at a fraction of memory speed, and the slower the longer the rows that remain: a
 1024 x 131072 gradient over its first axis in 0.7 s, where reading it takes 0.02 s (jax 0.10.2, two cores). Adding up blocks of
 rows runs at memory speed for every shape. Over a long last axis it uses one core; parts of the rows are summed by all of them.
 benchmarks/README.md has the figures.
 """
 
-import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +29,21 @@ _SHORT = 64
 
 def mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """`mean(x^2)` over `axes`, kept as axes of length one; squared in float32 whatever the dtype of `x`. Returns float32."""
-    on_cpu: Callable[[jax.Array], jax.Array]
-    if x.size < _SMALL or not _adjacent(axes) or not on_one_device(x):
-        return plain_mean_square(x, axes)
-    if axes[-1] < x.ndim - 1:
-        on_cpu = functools.partial(blocked_mean_square, axes=axes, block=min(_BLOCK, x.size // _PART))
-    elif (length := math.prod(x.shape[axis] for axis in axes)) > _LONG:
-        on_cpu = functools.partial(parted_mean_square, axes=axes, part=_divisor(length, _LONG // 2))
-    else:
-        return plain_mean_square(x, axes)
-    # Slices of an array that is sharded by GSPMD would gather it, hence only on one device; elsewhere XLA's reduction is fast.
-    return jax.lax.platform_dependent(x, cpu=on_cpu, default=lambda x: plain_mean_square(x, axes))
-
-
-def plain_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`mean_square` as one reduction, which XLA fuses with the square."""
     return jnp.mean(_square(x), axes, keepdims=True).astype(jnp.float32)
+
+
+def cpu_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`mean_square` in the form that is fast on a CPU for this shape.
+
+    Slices of an array that is sharded by GSPMD would gather it, so blocks only on one device; on several, the plain reduction.
+    """
+    if x.size < _SMALL or not _adjacent(axes) or not on_one_device(x):
+        return mean_square(x, axes)
+    if axes[-1] < x.ndim - 1:
+        return blocked_mean_square(x, axes, block=min(_BLOCK, x.size // _PART))
+    if (length := math.prod(x.shape[axis] for axis in axes)) > _LONG:
+        return parted_mean_square(x, axes, part=_divisor(length, _LONG // 2))
+    return mean_square(x, axes)
 
 
 def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int) -> jax.Array:

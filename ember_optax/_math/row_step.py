@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .axes import TableAxes
-from .mean_square import compute_dtype, plain_mean_square
+from .mean_square import compute_dtype, mean_square
 from .mesh import all_over, mean_over
 from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
 from .rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
@@ -75,7 +75,7 @@ def _row_statistics(
     rows_NxF: jax.Array, first_N: jax.Array, size: int, axes: TableAxes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The rows for the next pass, and what `batch_statistics` gives for the whole gradient, of its tokens those in the rows."""
-    token_N1 = plain_mean_square(rows_NxF, axes.feature)
+    token_N1 = mean_square(rows_NxF, axes.feature)
     # As in `batch_statistics`: otherwise XLA shares the squares among both passes and writes them to memory.
     rows_NxF, token_N1 = jax.lax.optimization_barrier((rows_NxF, token_N1))
     token_N1 = jnp.where(like_rows(first_N, token_N1), mean_over(axes.feature_mesh, token_N1), 0.0)

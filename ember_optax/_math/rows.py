@@ -60,7 +60,7 @@ def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[ja
       The sums, (N, ...) in float32: each where its id stands first, zeros in all other places and in padding. And (N,) of bool:
       the places where an id stands first.
     """
-    rows_NxF = rows_NxF.astype(compute_dtype(rows_NxF))
+    dtype = compute_dtype(rows_NxF)
     rows_NxF = as_varying(rows_NxF, varying_axes(ids_N) - varying_axes(rows_NxF))
     valid_N = ids_N < size
     increasing = jnp.all((ids_N[1:] > ids_N[:-1]) | ~valid_N[1:])
@@ -69,9 +69,9 @@ def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[ja
     return jax.lax.switch(
         way,
         [
-            lambda rows: (rows, valid_N),
-            lambda rows: (_keep(rows, valid_N), valid_N),
-            lambda rows: _add_up(_keep(rows, valid_N), ids_N, valid_N),
+            lambda rows: (rows.astype(dtype), valid_N),
+            lambda rows: (_keep(rows.astype(dtype), valid_N), valid_N),
+            lambda rows: _add_up(rows.astype(dtype), ids_N, valid_N),
         ],
         rows_NxF,
     )
@@ -88,7 +88,9 @@ def _add_up(rows_NxF: jax.Array, ids_N: jax.Array, valid_N: jax.Array) -> tuple[
     starts_N = jnp.concatenate([jnp.ones_like(sorted_N[:1], bool), sorted_N[1:] != sorted_N[:-1]])
     first_place_N = order_N[jax.lax.cummax(jnp.where(starts_N, places_N, 0))]
     target_N = jnp.zeros_like(order_N).at[order_N].set(first_place_N, unique_indices=True)
-    return jnp.zeros_like(rows_NxF).at[target_N].add(rows_NxF), (target_N == places_N) & valid_N
+    # Padding has no place, instead of a zero row: the rows are not written to memory once more.
+    sums_NxF = jnp.zeros_like(rows_NxF).at[jnp.where(valid_N, target_N, ids_N.size)].add(rows_NxF, mode="drop")
+    return sums_NxF, (target_N == places_N) & valid_N
 
 
 def like_rows(vector_N: jax.Array, rows_NxF: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .axes import TableAxes
-from .mean_square import compute_dtype, mean_square
+from .mean_square import compute_dtype, cpu_mean_square, mean_square
 from .mesh import mean_over
 from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
 
@@ -69,21 +69,36 @@ def ember_step(
 
 
 def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The two means of one batch, each a pass over the gradient that writes nothing of its size.
+    """The two means of one batch, in the form that moves least on each platform; none writes anything of the gradient's size.
 
-    Every pass reads the gradient behind a barrier of its own. Otherwise XLA shares `g^2`, or the float32 copy of a bfloat16
-    gradient, among the passes and writes it to memory: V x D elements more, and two to four times the time on a CPU.
+    In tables read and written by a step on 262144 x 1024 (XLA of jax 0.10.2; docs/speed.md has the whole account):
+
+        platform          form               tables   the other form
+        TPU v5e, v5p, v6e both means at once 4.0      5.0: a barrier forbids the one read that serves both
+        H100              both means at once 5        5: XLA reads the gradient once for each of them in any form
+        CPU               one after another  5        11: `g^2` is written to memory for both, 6 to 8 axpy instead of 2.1
 
     Returns:
       The gradient for the next pass, `mean_j g[i,j]^2` of shape (V, 1) and `mean_i g[i,j]^2` of shape (1, D).
     """
-    token_V1 = mean_square(g_VxD, axes.feature)
-    g_VxD, token_V1 = jax.lax.optimization_barrier((g_VxD, token_V1))
-    feature_1D = mean_square(g_VxD, axes.token)
-    g_VxD, feature_1D = jax.lax.optimization_barrier((g_VxD, feature_1D))
+    one_by_one, at_once = (functools.partial(means, axes=axes) for means in (_means_one_by_one, _means_at_once))
+    g_VxD, token_V1, feature_1D = jax.lax.platform_dependent(g_VxD, cpu=one_by_one, default=at_once)
     # Behind the barriers, whose results shard_map takes to vary over every mesh axis that one of them varies over.
     token_V1 = mean_over(axes.feature_mesh, token_V1)
     feature_1D = mean_over(axes.token_mesh, feature_1D)
+    return g_VxD, token_V1, feature_1D
+
+
+def _means_at_once(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return g_VxD, mean_square(g_VxD, axes.feature), mean_square(g_VxD, axes.token)
+
+
+def _means_one_by_one(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Each pass reads the gradient behind a barrier of its own, or XLA on CPU shares `g^2`, or a float32 copy, among them."""
+    token_V1 = cpu_mean_square(g_VxD, axes.feature)
+    g_VxD, token_V1 = jax.lax.optimization_barrier((g_VxD, token_V1))
+    feature_1D = cpu_mean_square(g_VxD, axes.token)
+    g_VxD, feature_1D = jax.lax.optimization_barrier((g_VxD, feature_1D))
     return g_VxD, token_V1, feature_1D
 
 

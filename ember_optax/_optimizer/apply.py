@@ -92,24 +92,52 @@ def _check_dense(name: str, param: Any, update: Any) -> None:
 
 
 def _add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
+    """Adds compact updates to rows of a table, in place where it is donated.
+
+    Each platform has a form for 16 bits that copies no table, and on each the others' copy it once or more (XLA of jax 0.10.2, 262144 x
+    1024, 2,048 rows: docs/speed.md). A CPU has none: XLA converts the table to float32 and back for a scatter in bfloat16, for
+    one of its bits as integers it copies it once.
+    """
     size = table.shape[token_axis]
     ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
-    if jnp.promote_types(table.dtype, rows_NxF.dtype) == table.dtype and table.dtype != jnp.bfloat16:
-        at_rows = (slice(None),) * token_axis + (ids_N,)
-        return table.at[at_rows].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
-    # A bfloat16 table: each row is added once, in float32 if the updates are, and rounded, as optax.apply_updates does.
-    summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
-    rows_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)
-    once = (slice(None),) * token_axis + (jnp.where(first_N, ids_N, size),)
-    return _set_bits(table, once, jnp.moveaxis(rows_NxF, 0, token_axis))
+    add, add_once, add_bits = (
+        functools.partial(form, ids_N=ids_N, token_axis=token_axis) for form in (_scatter_add, _add_once, _add_once_as_bits)
+    )
+    if jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype:
+        return jax.lax.platform_dependent(table, rows_NxF, cpu=add_bits, default=add_once)
+    if table.dtype == jnp.bfloat16:
+        return jax.lax.platform_dependent(table, rows_NxF, cpu=add_bits, default=add)
+    return add(table, rows_NxF)
 
 
-def _set_bits(table: jax.Array, at_rows: tuple[Any, ...], rows: jax.Array) -> jax.Array:
-    """`table.at[at_rows].set(rows, mode="drop")` as integers.
+def _scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """Updates of the table's dtype: those of equal ids are added one after the other."""
+    return table.at[_at(ids_N, token_axis)].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
 
-    XLA on CPU (jax 0.10.2) scatters into a bfloat16 array by way of float32 copies of all of it; so there is one copy, as large
-    as the table, instead of two of twice its size, in a seventh of the time.
-    """
+
+def _add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """Updates of a wider dtype: those of equal ids are added up, then to their row, and rounded once, as in `optax.apply_updates`."""
+    once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
+    return table.at[_at(once_N, token_axis)].set(new, mode="drop", unique_indices=True)
+
+
+def _add_once_as_bits(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """`_add_once` by a scatter of integers, for a CPU."""
+    once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
     bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[table.dtype.itemsize]
-    new = jax.lax.bitcast_convert_type(table, bits).at[at_rows].set(jax.lax.bitcast_convert_type(rows, bits), mode="drop")
-    return jax.lax.bitcast_convert_type(new, table.dtype)
+    in_bits = jax.lax.bitcast_convert_type(table, bits)
+    in_bits = in_bits.at[_at(once_N, token_axis)].set(jax.lax.bitcast_convert_type(new, bits), mode="drop", unique_indices=True)
+    return jax.lax.bitcast_convert_type(in_bits, table.dtype)
+
+
+def _new_rows(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
+    """The rows with their updates, and their ids, each once: the places of an id that stands again have one beyond the table."""
+    size = table.shape[token_axis]
+    summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
+    new_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)
+    once_N = jnp.where(first_N, ids_N, size + jnp.arange(ids_N.size, dtype=ids_N.dtype))
+    return once_N, jnp.moveaxis(new_NxF, 0, token_axis)
+
+
+def _at(ids_N: jax.Array, token_axis: int) -> tuple[Any, ...]:
+    return (slice(None),) * token_axis + (ids_N,)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import make_mesh
 
-from ember_optax._math.mean_square import blocked_mean_square, mean_square, parted_mean_square
+from ember_optax._math.mean_square import blocked_mean_square, cpu_mean_square, parted_mean_square
 
 LARGE = {
     "(V, D)": ((16_411, 129), (0,)),
@@ -33,7 +33,7 @@ def expected(x, axes):
 def test_large_arrays(name, dtype):
     shape, axes = LARGE[name]
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
-    lowered = jax.jit(mean_square, static_argnums=1).lower(x, axes)
+    lowered = jax.jit(cpu_mean_square, static_argnums=1).lower(x, axes)
     assert PLACE[name] in lowered.as_text(), "this size should take blocks or parts on one CPU"
     compiled = lowered.compile()
     # XLA on CPU writes a float16 array as float32 before it sums rows, before jax 0.10 the squares of any array.
@@ -72,13 +72,13 @@ def test_not_finite_is_seen():
     for place in ((0, 0), (16_410, 128), (16_400, 5)):
         x = np.ones((16_411, 129), np.float32)
         x[place] = np.inf
-        found = np.asarray(mean_square(jnp.asarray(x), (0,)))[0]
+        found = np.asarray(cpu_mean_square(jnp.asarray(x), (0,)))[0]
         assert (~np.isfinite(found)).nonzero()[0].tolist() == [place[1]]
 
 
 def test_vmap():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8_209, 129)), jnp.float32)
-    found = jax.vmap(lambda x: mean_square(x, (0,)))(x)
+    found = jax.vmap(lambda x: cpu_mean_square(x, (0,)))(x)
     np.testing.assert_allclose(found, expected(x, (1,)), rtol=1e-6)
 
 
@@ -88,6 +88,6 @@ def test_a_sharded_array_is_not_sliced(axis_type):
     mesh = make_mesh(axis_type)
     x = jax.ShapeDtypeStruct((16_384, 128), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
     with jax.set_mesh(mesh):
-        text = jax.jit(mean_square, static_argnums=1).lower(x, (0,)).compile().as_text()
+        text = jax.jit(cpu_mean_square, static_argnums=1).lower(x, (0,)).compile().as_text()
     assert "while" not in text
     assert "all-gather" not in text

@@ -1,0 +1,128 @@
+"""What fits on one chip: peak memory of whole train steps of published models, and the largest batch that compiles.
+
+The compilers of the chips say it; no chip is needed, but the extras `tpu-compiler` and `gpu-compiler` are. Parameters and optimizer
+state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits. The TPU compiler refuses
+what does not fit; for the GPU the peak is held against the memory of the whole chip. Batches are powers of two.
+
+This takes an hour or two on two cores; what is in the file already is not compiled again.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+
+from benchmarks.harness.compiled import cost
+from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
+from benchmarks.harness.report import markdown, save_picture
+from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
+from benchmarks.harness.steps import carry, train_step
+from benchmarks.harness.targets import TARGETS, available, on_chip, use_compilers
+
+CHIPS = ("v5e", "H100", "v5p")
+MODELS = ("GPT-2", "Gemma 3 270M", "Gemma 3 1B", "Qwen3-0.6B", "Llama-3.2-1B")
+COMPARED = ("Adam", "Adafactor", "Ember + Adam", "Muon + Ember")
+LENGTH = 1024
+LARGEST = 256  # sequences: beyond it a batch is not looked for
+_GIB = 2**30
+
+
+def main() -> None:
+    """Compiles every step that is not in the file yet, prints the table, writes JSON and picture."""
+    use_compilers()
+    arguments = parser(__doc__)
+    arguments.add_argument("--chips", nargs="+", choices=CHIPS, default=CHIPS, help="which chips")
+    arguments.add_argument("--models", nargs="+", choices=SHAPES, default=MODELS, help="which models")
+    arguments.add_argument("--output", type=Path, default=RESULTS / "fits.json", help="results")
+    arguments.add_argument("--picture", type=Path, default=PICTURES / "fits.png", help="picture of the peaks")
+    options = arguments.parse_args()
+    results = load(options.output)
+    wanted = [(chip, model, tx) for chip in available(options.chips) for model in options.models for tx in COMPARED]
+    for chip, model, optimizer in tqdm(wanted, unit="train step"):
+        of_model = results.setdefault(chip, {}).setdefault(model, {})
+        if optimizer not in of_model:
+            of_model[optimizer] = measure(chip, model, optimizer)
+            save(options.output, results)
+    print(table(results))
+    draw(options.picture, results)
+
+
+def measure(chip: str, model: str, optimizer: str) -> dict[str, Any]:
+    """The peak with one sequence, None if even that does not fit; the largest batch, and its peak."""
+    smallest = peak(chip, model, optimizer, 1)
+    found = {"peak of one sequence": smallest, "sequences": int(smallest is not None), "peak": smallest}
+    batch = LARGEST
+    while smallest is not None and batch > 1:
+        # A batch whose logits alone are too large is not compiled. The rest from above: a refusal takes seconds.
+        logits = batch * LENGTH * SHAPES[model].table[0] * 4
+        largest = peak(chip, model, optimizer, batch) if logits < TARGETS[chip].memory - smallest else None
+        if largest is not None:
+            return found | {"sequences": batch, "peak": largest}
+        batch //= 2
+    return found
+
+
+def peak(chip: str, model: str, optimizer: str, batch: int) -> int | None:
+    """Bytes that a train step needs at most, None if a chip does not have them."""
+    shape = SHAPES[model]
+    tx = OPTIMIZERS[optimizer]()
+    step = train_step(tx, partial(loss_fn, shape=shape, dtype=jnp.bfloat16))
+    start = jax.eval_shape(lambda: carry(tx, init_params(shape)))
+    ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
+    try:
+        found = cost(jax.jit(step, donate_argnums=0), *on_chip(chip, (start, ids))).peak
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return None
+        raise
+    finally:
+        jax.clear_caches()  # of dozens of large programs
+    return found if found <= TARGETS[chip].memory else None
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line for each model and optimizer: on each chip the peak of one sequence, and the largest batch."""
+    rows = []
+    for model in dict.fromkeys(model for of_chip in results.values() for model in of_chip):
+        for optimizer in COMPARED:
+            cells = [_cell(of_chip.get(model, {}).get(optimizer)) for of_chip in results.values()]
+            rows.append((model, optimizer, *cells))
+    headers = [f"{chip}, {TARGETS[chip].memory / _GIB:.1f} GiB" for chip in results]
+    return markdown(rows, ("model", "optimizer", *headers), names=2)
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not compiled"
+    if found["peak of one sequence"] is None:
+        return "does not fit"
+    at_least = "≥ " if found["sequences"] == LARGEST else ""
+    return f"{found['peak of one sequence'] / _GIB:.2f} GiB, batch {at_least}{found['sequences']}"
+
+
+def draw(path: Path, results: dict[str, Any]) -> None:
+    """Draws for each chip the peak of one sequence by model and optimizer, and the chip's memory."""
+    figure, panels = plt.subplots(len(results), 1, figsize=(9, 3 * len(results)), layout="constrained", squeeze=False)
+    for axes, (chip, of_chip) in zip(panels[:, 0], results.items(), strict=True):
+        memory = TARGETS[chip].memory / _GIB
+        for number, optimizer in enumerate(COMPARED):
+            places = [place + (number - len(COMPARED) / 2) * 0.2 for place in range(len(of_chip))]
+            peaks = [(found.get(optimizer) or {}).get("peak of one sequence") for found in of_chip.values()]
+            axes.bar(places, [memory if one is None else one / _GIB for one in peaks], 0.18, label=optimizer, align="edge")
+            for place, one in zip(places, peaks, strict=True):
+                if one is None:
+                    axes.text(place + 0.09, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=8)
+        axes.axhline(memory, color="black", linewidth=1, linestyle="--")
+        axes.set_xticks(range(len(of_chip)), list(of_chip), fontsize=8)
+        axes.set(ylabel="peak of one sequence (GiB)", title=f"{chip}, {memory:.1f} GiB")
+        axes.grid(alpha=0.3, axis="y")
+    panels[0, 0].legend(fontsize=8)
+    save_picture(path, figure)
+
+
+if __name__ == "__main__":
+    main()
