@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+_INSTRUCTION = re.compile(r"(%[\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)")
+_NO_WORK = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "optimization-barrier"}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -84,6 +86,27 @@ def collectives_in(hlo: str) -> list[Collective]:
         size = sum(elements * _itemsize(dtype) for dtype, elements in arrays)
         found.append(Collective(operation, sum(elements for _, elements in arrays), size))
     return found
+
+
+def passes_in(hlo: str, elements: int) -> int:
+    """How often the entry of an HLO module reads or writes arrays of so many elements: for compilers that count no bytes.
+
+    An operation on the rows of an array, such as a scatter, counts as if it went over all of it.
+
+    Example:
+      >>> fusions = "%sum = f32[8] fusion(%p), calls=%reduce", "ROOT %scaled = f32[8,4]{1,0} fusion(%p, %sum), calls=%scale"
+      >>> text = "\\n".join(["ENTRY %main (p: f32[8,4]) -> f32[8,4] {", "%p = f32[8,4]{1,0} parameter(0)", *fusions, "}"])
+      >>> passes_in(text, 32)
+      3
+    """
+    lines = hlo[hlo.index("ENTRY ") :].split("\n}", maxsplit=1)[0].splitlines()[1:]
+    sizes, passes = {}, 0
+    for name, shapes, operation, operands in (found.groups() for line in lines if (found := _INSTRUCTION.search(line))):
+        arrays = [math.prod(int(n) for n in dims.split(",") if n) for _, dims in _ARRAY.findall(shapes)]
+        sizes[name] = arrays.count(elements)
+        if operation not in _NO_WORK:
+            passes += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%[\w.-]+", operands))
+    return passes
 
 
 def _parts(shape: str) -> list[str]:

@@ -111,9 +111,7 @@ def muon(learning_rate: float) -> optax.GradientTransformation:
     def of_matrices(path, _):
         return numbers if path[-1].key in wanted else None
 
-    return optax.contrib.muon(
-        learning_rate, muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, of_matrices)
-    )
+    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, of_matrices))
 
 
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {

@@ -63,6 +63,7 @@ def use_compilers() -> None:
     """Call it before JAX does anything: nothing runs here but on the CPU, and the compilers look for no device."""
     jax.config.update("jax_platforms", "cpu")
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-8", TPU_WORKER_HOSTNAMES="localhost")
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # of a device there can be one user, of a compiler several
     if (nvcc := _folder_of_nvcc()) is not None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_cuda_data_dir={nvcc}"
 

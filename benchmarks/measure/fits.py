@@ -1,8 +1,9 @@
 """What fits on one chip: peak memory of whole train steps of published models, and the largest batch that compiles.
 
-The compilers of the chips say it; no chip is needed, but the extras `tpu-compiler` and `gpu-compiler` are. Parameters and optimizer
-state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits. The TPU compiler refuses
-what does not fit; for the GPU the peak is held against the memory of the whole chip. Batches are powers of two.
+The compilers of the chips say it; no chip is needed, but the extras `tpu-compiler` and `gpu-compiler` are. Parameters and
+optimizer state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits. The TPU
+compiler refuses what does not fit; for the GPU the peak is held against the memory of the whole chip. Batches are powers of
+two.
 
 This takes an hour or two on two cores; what is in the file already is not compiled again.
 """
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from tqdm import tqdm
 
-from benchmarks.harness.compiled import cost
+from benchmarks.harness.compiled import Cost, cost
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
 from benchmarks.harness.report import markdown, save_picture
 from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
@@ -53,35 +54,49 @@ def main() -> None:
 
 def measure(chip: str, model: str, optimizer: str) -> dict[str, Any]:
     """The peak with one sequence, None if even that does not fit; the largest batch, and its peak."""
-    smallest = peak(chip, model, optimizer, 1)
-    found = {"peak of one sequence": smallest, "sequences": int(smallest is not None), "peak": smallest}
-    batch = LARGEST
-    while smallest is not None and batch > 1:
-        # A batch whose logits alone are too large is not compiled. The rest from above: a refusal takes seconds.
-        logits = batch * LENGTH * SHAPES[model].table[0] * 4
-        largest = peak(chip, model, optimizer, batch) if logits < TARGETS[chip].memory - smallest else None
-        if largest is not None:
-            return found | {"sequences": batch, "peak": largest}
+    one = compiled(chip, model, optimizer, 1)
+    if one is None:
+        return {"peak of one sequence": None, "sequences": 0, "peak": None}
+    batch = _guess(one, TARGETS[chip].memory, model)
+    found = one if batch == 1 else compiled(chip, model, optimizer, batch)
+    while found is None:
         batch //= 2
-    return found
+        found = one if batch == 1 else compiled(chip, model, optimizer, batch)
+    while batch < LARGEST and 2 * batch * _logits(model) < TARGETS[chip].memory - one.peak:
+        more = compiled(chip, model, optimizer, 2 * batch)
+        if more is None:
+            break
+        batch, found = 2 * batch, more
+    return {"peak of one sequence": one.peak, "sequences": batch, "peak": found.peak}
 
 
-def peak(chip: str, model: str, optimizer: str, batch: int) -> int | None:
-    """Bytes that a train step needs at most, None if a chip does not have them."""
+def _guess(one: Cost, memory: int, model: str) -> int:
+    """A batch near the largest: temporaries that grow with it are at least its logits."""
+    room = max(1, (memory - one.peak) // max(_logits(model), one.temporaries // 2))
+    return min(LARGEST, 2 ** (room.bit_length() - 1))
+
+
+def _logits(model: str) -> int:
+    """Bytes of the logits of one sequence."""
+    return LENGTH * SHAPES[model].table[0] * 4
+
+
+def compiled(chip: str, model: str, optimizer: str, batch: int) -> Cost | None:
+    """What a train step costs by a chip's compiler, None if the chip has not the memory for it."""
     shape = SHAPES[model]
     tx = OPTIMIZERS[optimizer]()
     step = train_step(tx, partial(loss_fn, shape=shape, dtype=jnp.bfloat16))
     start = jax.eval_shape(lambda: carry(tx, init_params(shape)))
     ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
     try:
-        found = cost(jax.jit(step, donate_argnums=0), *on_chip(chip, (start, ids))).peak
+        found = cost(jax.jit(step, donate_argnums=0), *on_chip(chip, (start, ids)))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return None
         raise
     finally:
         jax.clear_caches()  # of dozens of large programs
-    return found if found <= TARGETS[chip].memory else None
+    return found if found.peak <= TARGETS[chip].memory else None
 
 
 def table(results: dict[str, Any]) -> str:

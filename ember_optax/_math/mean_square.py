@@ -1,9 +1,9 @@
 """The mean of squares over some axes of an array: the only reduction of the table's size, and where the time goes.
 
-XLA fuses it with the square and runs it at memory speed on TPU and GPU. On a CPU it reduces over leading axes at a fraction of memory speed, and the slower the longer the rows that remain: a
-1024 x 131072 gradient over its first axis in 0.7 s, where reading it takes 0.02 s (jax 0.10.2, two cores). Adding up blocks of
-rows runs at memory speed for every shape. Over a long last axis it uses one core; parts of the rows are summed by all of them.
-benchmarks/README.md has the figures.
+XLA fuses it with the square. On a CPU it reduces over leading axes at a fraction of memory speed, and the slower the longer the
+rows that remain: a 1024 x 131072 gradient over its first axis in 0.7 s, where reading it takes 0.02 s (jax 0.10.2, two cores).
+Adding up blocks of rows runs at memory speed for every shape. Over a long last axis it uses one core; parts of the rows are
+summed by all of them. benchmarks/README.md has the figures.
 """
 
 import math

@@ -94,19 +94,18 @@ def _check_dense(name: str, param: Any, update: Any) -> None:
 def _add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
     """Adds compact updates to rows of a table, in place where it is donated.
 
-    Each platform has a form for 16 bits that copies no table, and on each the others' copy it once or more (XLA of jax 0.10.2, 262144 x
-    1024, 2,048 rows: docs/speed.md). A CPU has none: XLA converts the table to float32 and back for a scatter in bfloat16, for
-    one of its bits as integers it copies it once.
+    Scatters into 16 bits copy nothing on TPU and GPU, where those of the bits as integers would copy the table. On a CPU it is
+    the other way round, but for one copy: there XLA (jax 0.10.2) scatters bfloat16 by way of float32 copies of the whole table.
+    docs/speed.md has the figures.
     """
     size = table.shape[token_axis]
     ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
     add, add_once, add_bits = (
         functools.partial(form, ids_N=ids_N, token_axis=token_axis) for form in (_scatter_add, _add_once, _add_once_as_bits)
     )
-    if jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype:
-        return jax.lax.platform_dependent(table, rows_NxF, cpu=add_bits, default=add_once)
-    if table.dtype == jnp.bfloat16:
-        return jax.lax.platform_dependent(table, rows_NxF, cpu=add_bits, default=add)
+    wider = jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype
+    if wider or table.dtype == jnp.bfloat16:
+        return jax.lax.platform_dependent(table, rows_NxF, cpu=add_bits, default=add_once if wider else add)
     return add(table, rows_NxF)
 
 
@@ -116,7 +115,7 @@ def _scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_
 
 
 def _add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """Updates of a wider dtype: those of equal ids are added up, then to their row, and rounded once, as in `optax.apply_updates`."""
+    """Updates of a wider dtype: those of equal ids are added up, and their row is rounded once, as in `optax.apply_updates`."""
     once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
     return table.at[_at(once_N, token_axis)].set(new, mode="drop", unique_indices=True)
 

@@ -1,0 +1,69 @@
+"""What each platform is given: the same numbers, in the form that moves least there. Lowered for platforms that are not here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ember_optax import EmberDimensionNumbers, ember, row_sparse
+from ember_optax._math.axes import TableAxes
+from ember_optax._math.moments import decay_rate, init_moments
+from ember_optax._math.step import _means_at_once, _means_one_by_one, ember_step
+from ember_optax._optimizer.apply import _add_once, _add_once_as_bits, _scatter_add
+
+AXES = TableAxes(token=(0,), feature=(1,), batch=())
+
+
+def lowered_for(platform, function, *arguments):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform, barriers", [("cpu", 3), ("tpu", 1), ("cuda", 1), ("rocm", 1)])
+def test_only_a_cpu_reads_the_gradient_behind_barriers(platform, barriers):
+    """One barrier is that of the roots; another would cost a TPU a fifth of the step, a missing one a CPU three times of it."""
+    g = jnp.ones((64, 32))
+    text = lowered_for(platform, lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
+    assert text.count("stablehlo.optimization_barrier") == barriers
+
+
+def test_both_forms_of_the_statistics_agree():
+    g = jnp.asarray(np.random.default_rng(0).normal(size=(3001, 700)), jnp.float32)
+    for one, other in zip(
+        *(jax.jit(form, static_argnums=1)(g, AXES) for form in (_means_at_once, _means_one_by_one)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_narrow_table_is_scattered_into_as_it_is(platform, dtype):
+    """Where its bits are integers, or it is float32 for a while, these compilers copy all of it."""
+    table, ids = jnp.zeros((64, 8), dtype), jnp.array([5, 1, 5, -1])
+    tx = ember(1e-3, tables=EmberDimensionNumbers())
+
+    def step(table, grads, ids):
+        updates, _ = tx.update(grads, tx.init(table), table, token_ids=ids)
+        return row_sparse.apply_updates(table, updates, ids)
+
+    for updates in (jnp.ones((4, 8), dtype), jnp.ones((4, 8), jnp.float32)):
+        text = lowered_for(platform, step, table, updates, ids)
+        assert "bitcast_convert" not in text
+        assert "64x8xf32" not in text
+        assert f"64x8x{'bf16' if dtype == 'bfloat16' else 'f16'}" in text
+
+
+@pytest.mark.parametrize("token_axis", [0, 1])
+def test_all_forms_of_adding_rows_agree(token_axis):
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(50, 6) if token_axis == 0 else (6, 50)), jnp.bfloat16)
+    ids = jnp.array([7, 50, 3, 49, 7, 50, 0], jnp.int32)  # 50 is padding
+    rows = jnp.asarray(rng.normal(size=(7, 6)), jnp.bfloat16).at[4].set(0)  # as updates come: zeros where a row stands again
+    once, bits, added = (form(table, rows, ids, token_axis) for form in (_add_once, _add_once_as_bits, _scatter_add))
+    expected = np.moveaxis(np.array(table), token_axis, 0)
+    for row, token in zip(rows, ids, strict=True):
+        if token < 50:
+            expected[token] += row
+    for found in (once, bits, added):
+        np.testing.assert_array_equal(np.moveaxis(np.asarray(found), token_axis, 0), expected)
+    wide = jnp.asarray(rng.normal(size=(7, 6)), jnp.float32)
+    np.testing.assert_array_equal(_add_once(table, wide, ids, token_axis), _add_once_as_bits(table, wide, ids, token_axis))
