@@ -6,6 +6,7 @@ Nothing runs, and the devices need not exist: shardings of the abstract argument
 
 import math
 import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,19 @@ def collectives_in(hlo: str) -> list[Collective]:
         size = sum(elements * _itemsize(dtype) for dtype, elements in arrays)
         found.append(Collective(operation, sum(elements for _, elements in arrays), size))
     return found
+
+
+def elements_by_operation(found: list[Collective]) -> dict[str, int]:
+    """How many elements one device gets by each kind of collective.
+
+    Example:
+      >>> elements_by_operation([Collective("all-reduce", 10, 40), Collective("all-reduce", 1, 4)])
+      {'all-reduce': 11}
+    """
+    counted: Counter[str] = Counter()
+    for collective in found:
+        counted[collective.operation] += collective.elements
+    return dict(counted)
 
 
 def passes_in(hlo: str, elements: int) -> int:

@@ -18,6 +18,16 @@ def markdown(rows: Iterable[Sequence[str]], headers: Sequence[str], names: int =
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
 
 
+def sent(elements: dict[str, int]) -> str:
+    """What is sent from device to device, by kind of collective.
+
+    Example:
+      >>> sent({"all-reduce": 5377}), sent({})
+      ('all-reduce 5,377', 'nothing')
+    """
+    return ", ".join(f"{operation} {count:,}" for operation, count in elements.items()) or "nothing"
+
+
 def save_picture(path: Path, figure: Figure, dpi: int = 100) -> None:
     """Writes a PNG and closes the figure.
 

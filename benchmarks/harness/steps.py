@@ -26,6 +26,12 @@ def abstract_carry(tx: optax.GradientTransformation, params: Any, shardings: Any
     return jax.tree.map(abstract, jax.eval_shape(lambda params: carry(tx, params), params), shardings), shardings
 
 
+def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
+    """Bytes of an abstract array's part on one device."""
+    part = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+    return part.size * part.dtype.itemsize
+
+
 def optimizer_step(tx: optax.GradientTransformation) -> Step:
     """`step(carry, grads)`."""
 

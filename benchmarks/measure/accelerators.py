@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from benchmarks.harness.compiled import cost, cost_of, passes_in
-from benchmarks.harness.report import markdown, save_picture
+from benchmarks.harness.compiled import cost, cost_of, elements_by_operation, passes_in
+from benchmarks.harness.report import markdown, save_picture, sent
 from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
 from benchmarks.harness.steps import abstract_carry, carry, optimizer_step, row_sparse_optimizer_step, train_step
 from benchmarks.harness.targets import TARGETS, available, mesh_of, on_chip, use_compilers
@@ -140,7 +140,7 @@ def sent_by_step(name: str, layout: str) -> dict[str, int]:
     table, tx = jax.ShapeDtypeStruct(SHARDED, jnp.float32, sharding=sharding), ember(RATE, tables=EmberDimensionNumbers())
     start, shardings = abstract_carry(tx, table, sharding)
     found = cost(jax.jit(optimizer_step(tx), donate_argnums=0, out_shardings=shardings), start, table)
-    return _elements(found.collectives)
+    return elements_by_operation(found.collectives)
 
 
 def sent_in_train_step(name: str, layout: str) -> dict[str, int]:
@@ -169,14 +169,7 @@ def _sent_in(name: str, layout: str, tx: optax.GradientTransformation) -> dict[s
     start, of_carry = abstract_carry(tx, params, shardings)
     ids = jax.ShapeDtypeStruct((mesh.shape["fsdp"], 17), jnp.int32, sharding=NamedSharding(mesh, P("fsdp")))
     step = jax.jit(train_step(tx, loss_fn, shardings), donate_argnums=0, out_shardings=of_carry)
-    return _elements(cost(step, start, ids).collectives)
-
-
-def _elements(collectives: list[Any]) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    for collective in collectives:
-        found[collective.operation] += collective.elements
-    return dict(found)
+    return elements_by_operation(cost(step, start, ids).collectives)
 
 
 def _rows(results: dict[str, Any], figure: Callable[[dict[str, Any]], str]) -> str:
@@ -202,15 +195,11 @@ def temporaries_table(results: dict[str, Any]) -> str:
 def collectives_table(results: dict[str, Any]) -> str:
     """One line for each mesh and layout: elements that one device gets."""
     rows = [
-        (name, layout, _sent(found["optimizer step"]), _sent(found["train step"]))
+        (name, layout, sent(found["optimizer step"]), sent(found["train step"]))
         for name, of_mesh in results["meshes"].items()
         for layout, found in of_mesh.items()
     ]
     return markdown(rows, ("chips", "layout", "optimizer step", "added to a train step with SGD"), names=2)
-
-
-def _sent(found: dict[str, int]) -> str:
-    return ", ".join(f"{operation} {elements:,}" for operation, elements in found.items()) or "nothing"
 
 
 def draw(path: Path, results: dict[str, Any]) -> None:

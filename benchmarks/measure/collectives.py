@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.harness.compiled import Collective, cost
 from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, parser, save
-from benchmarks.harness.steps import abstract_carry, optimizer_step, row_sparse_train_step, train_step
+from benchmarks.harness.steps import abstract_carry, bytes_per_device, optimizer_step, row_sparse_train_step, train_step
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 
 MESH = {"data": 2, "fsdp": 2, "tp": 2}
@@ -112,12 +112,6 @@ def of_train_step(shape: tuple[int, int], batch: int, sharding: NamedSharding, *
     start, shardings = abstract_carry(tx, table, sharding)
     step = row_sparse_train_step(tx, loss_fn, lambda ids: ids) if sparse else train_step(tx, loss_fn, sharding)
     return cost(jax.jit(step, donate_argnums=0, out_shardings=shardings), start, ids).collectives
-
-
-def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an abstract array's part on one device."""
-    part = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-    return part.size * part.dtype.itemsize
 
 
 def bytes_table(results: dict[str, dict[str, Any]]) -> str:
