@@ -69,8 +69,10 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
     return collectives_in(compiled.as_text() or "")
 
 
-def collectives_in(hlo: str) -> list[Collective]:
-    """Every collective in the text of an HLO module.
+def collectives_in(hlo: str, origin: str = "") -> list[Collective]:
+    """Every collective in the text of an HLO module, or those alone that come from the functions of this name.
+
+    One that was made of several counts for the first of them, and one that runs beside a computation is in the text twice.
 
     Example:
       >>> collectives_in("%sum = (f32[4], bf16[2,3]{1,0:T(8,128)}) all-reduce(%a, %b), to_apply=%add")
@@ -80,7 +82,8 @@ def collectives_in(hlo: str) -> list[Collective]:
       [Collective(operation='all-gather', elements=16, bytes=64)]
     """
     found = []
-    for shapes, operation, start in _COLLECTIVE.findall(hlo):
+    lines = [line for line in hlo.splitlines() if origin in line]
+    for shapes, operation, start in _COLLECTIVE.findall("\n".join(lines)):
         # Started ones return (operands, results, contexts), but all-reduce, which returns its results as if it waited.
         result = _parts(shapes)[1] if start and operation != "all-reduce" else shapes
         arrays = [(dtype, math.prod(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(result)]
