@@ -1,7 +1,8 @@
 """A model in the shape of Llama 3 8B on 256 chips: bytes on each, and what the optimizer sends, by the TPU compiler's account.
 
 Every parameter is split over all chips (FSDP), as its optimizer state is, by `state_shardings`; the batch is one sequence of
-1,024 tokens on each chip, activations in bfloat16, blocks rematerialised. Nothing but the extra `tpu-compiler` is needed.
+1,024 tokens on each chip, activations in bfloat16, blocks rematerialised. Nothing but the extra `tpu-compiler` is needed. The
+whole train step is compiled with the least effort (`jax_exec_time_optimization_effort` of -1), in a fifth of the time.
 """
 
 from functools import partial
@@ -54,10 +55,14 @@ def measure(chips: str, tx: optax.GradientTransformation) -> dict[str, Any]:
     ids = jax.ShapeDtypeStruct((256, LENGTH + 1), jnp.int32, sharding=NamedSharding(mesh, P("fsdp")))
     whole = train_step(tx, partial(loss_fn, shape=shape, dtype=jnp.bfloat16), shardings)
     step, whole = (jax.jit(one, donate_argnums=0, out_shardings=of_carry) for one in (optimizer_step(tx), whole))
+    sent_by_step = elements_by_operation(cost(step, start, start[0]).collectives)
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    peak = cost(whole, start, ids).peak
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
     return {
         "state": sum(map(bytes_per_device, jax.tree.leaves(start[1]))),
-        "peak": cost(whole, start, ids).peak,
-        "sent": elements_by_operation(cost(step, start, start[0]).collectives),
+        "peak": peak,
+        "sent": sent_by_step,
     }
 
 
