@@ -1,9 +1,9 @@
 """What fits on one chip: peak memory of whole train steps of published models, and the largest batch that compiles.
 
-The compilers of the chips say it; no chip is needed, but the extras `tpu-compiler` and `gpu-compiler` are. Parameters and optimizer
-state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits. The TPU compiler
-refuses what does not fit; for the GPU the peak is held against the memory of the whole chip. Batches are powers of two, looked for
-with the compiler's least effort (`jax_exec_time_optimization_effort` of -1).
+The compilers of the chips say it; no chip is needed, but the extras `tpu-compiler` and `gpu-compiler` are. Parameters and
+optimizer state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits. The TPU
+compiler refuses what does not fit; for the GPU the peak is held against the memory of the whole chip. Batches are powers of
+two, looked for with the compiler's least effort (`jax_exec_time_optimization_effort` of -1).
 
 This takes an hour or so on two cores; what is in the file already is not compiled again.
 """
