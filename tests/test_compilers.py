@@ -1,0 +1,87 @@
+"""The programs that ask compilers for devices that are not here: what they do with the answers, and what the documents show of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.compiled import Cost
+from benchmarks.harness.targets import TARGETS, available
+from benchmarks.measure import accelerators, fits, fsdp
+
+ROOT = Path(__file__).parents[1]
+SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
+
+
+def results_of(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("table", ["moved_table", "temporaries_table", "collectives_table"])
+def test_tables_of_speed_are_those_of_the_compilers(table):
+    assert getattr(accelerators, table)(results_of("accelerators")) in SPEED
+
+
+def test_tables_of_what_fits_are_those_of_the_compilers():
+    assert fits.table(results_of("fits")) in MEMORY
+    assert fits.short_table(results_of("fits")) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert fsdp.table(results_of("fsdp")) in SPEED
+
+
+@pytest.mark.parametrize("chip", accelerators.CHIPS)
+def test_what_is_committed_is_as_promised(chip):
+    most_moved = 4.1 if TARGETS[chip].platform == "tpu" else 5.0
+    of_chip = results_of("accelerators")["chips"][chip]
+    for key, found in of_chip.items():
+        if key.startswith("Ember, ("):
+            assert found["tables moved"] <= most_moved, key
+            assert found["temporaries"] < 0.01, key
+        elif key.startswith(accelerators.ROW_SPARSE):
+            assert found["tables moved"] is None or found["tables moved"] <= 0.5
+            assert found["temporaries"] <= 0.03
+
+
+def test_what_is_sent_is_committed_as_promised():
+    tokens, features = accelerators.SHARDED
+    for of_mesh in results_of("accelerators")["meshes"].values():
+        for found in of_mesh.values():
+            assert found["train step"] == found["optimizer step"]
+            assert set(found["optimizer step"]) == {"all-reduce"}
+            assert found["optimizer step"]["all-reduce"] <= tokens + features
+
+
+def test_a_figure_above_its_limit_fails_the_check(monkeypatch, capsys):
+    found = {"tables moved": 4.05, "temporaries": 0.001}
+    monkeypatch.setattr(accelerators, "LIMITS", {"Ember": (4.1, 0.01)})
+    monkeypatch.setattr(accelerators, "one_chip", lambda *case: found)
+    accelerators.check(["v5e", "H100"])
+    found["temporaries"] = 0.011
+    with pytest.raises(SystemExit, match="H100"):
+        accelerators.check(["H100"])
+    found |= {"tables moved": 4.2, "temporaries": 0.0}
+    accelerators.check(["H100"])  # whose compiler counts no bytes
+    with pytest.raises(SystemExit, match="v5e"):
+        accelerators.check(["v5e"])
+    assert "TOO MUCH" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fixed", [0.5, 6.0, 10.0, 14.0, 15.7])
+@pytest.mark.parametrize("sequence", [0.2, 0.27, 0.4, 1.3, 5.0])
+def test_the_largest_batch_is_found(monkeypatch, fixed, sequence):
+    """Whether the first guess is too large or too small."""
+
+    def compiled(chip, model, optimizer, batch, effort=0.0):
+        peak = int((fixed + batch * sequence) * 2**30)
+        return Cost(int((1.0 + batch * sequence) * 2**30), peak, None, []) if peak <= TARGETS[chip].memory else None
+
+    monkeypatch.setattr(fits, "compiled", compiled)
+    found = fits.measure("v5e", "GPT-2", "Adam")
+    expected = [2**n for n in range(9) if compiled("v5e", "", "", 2**n)]
+    assert found["sequences"] == max(expected, default=0)
+    assert (found["peak of one sequence"] is None) == (not expected)
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="tpu-compiler"):
+        available(["v5e"])
