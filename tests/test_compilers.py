@@ -1,4 +1,4 @@
-"""The programs that ask compilers for devices that are not here: what they do with the answers, and what the documents show of them."""
+"""The programs that ask compilers for devices that are not here: what they make of the answers, and what the documents show."""
 
 import json
 from pathlib import Path

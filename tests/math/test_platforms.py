@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from layouts import make_mesh
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 from ember_optax._math.axes import TableAxes
@@ -24,6 +27,15 @@ def test_only_a_cpu_reads_the_gradient_behind_barriers(platform, barriers):
     g = jnp.ones((64, 32))
     text = lowered_for(platform, lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
     assert text.count("stablehlo.optimization_barrier") == barriers
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_on_several_devices_the_gradient_is_made_first(platform):
+    """Otherwise the whole gradient that was summed over devices stays until the last of its readers has read it."""
+    sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
+    g = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=sharding)
+    text = lowered_for(platform, lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
+    assert text.count("stablehlo.optimization_barrier") == 2
 
 
 def test_both_forms_of_the_statistics_agree():
