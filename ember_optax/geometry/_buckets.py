@@ -1,6 +1,5 @@
 """Any metric of a table for each bucket of token frequency."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -94,7 +93,7 @@ def _by_rank(counts: jax.Array, buckets: int) -> jax.Array:
 
 
 def _checked_buckets(buckets: Any, size: int) -> int | np.ndarray:
-    if isinstance(buckets, numbers.Integral) and not isinstance(buckets, bool):
+    if isinstance(buckets, int | np.integer) and not isinstance(buckets, bool):
         if not 1 <= buckets <= size:
             raise ValueError(f"buckets must be in 1 to {size}, the number of tokens, got {buckets}; pass for example 10.")
         return int(buckets)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._math.mean_square import compute_dtype, mean_square
 from .._math.mesh import in_auto_mode
 from .._tree.inputs import shown
-from ._measured import Rows, checked_table, measured, rows_of, to_vector, token_spec
+from ._measured import Rows, all_not_negative, checked_table, measured, rows_of, to_vector, token_spec
 from ._spectrum import singular_values
 from ._streaming import Streaming
 
@@ -32,7 +32,7 @@ def active_rows(gradient: Any, *, token_axis: int = 0) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from ember_optax import geometry
+          >>> from ember_optax import geometry
       >>> print(geometry.active_rows(jnp.zeros((4, 2)).at[1].set(0.5)))
       [False  True False False]
 
@@ -71,8 +71,8 @@ def factorization_error(second_moment: Any, *, token_axis: int = 0) -> Factoriza
     .. math:: \hat v_{ij} = \frac{\mathrm{mean}_j v_{ij} \cdot \mathrm{mean}_i v_{ij}}{\mathrm{mean}_{ij} v_{ij}}, \qquad
         \mathrm{relative\_error} = \|v - \hat v\|_F / \|v\|_F
 
-    Pass a mean of :math:`g^2` over many batches: `nu` of `optax.adam` is one, and `v = v + g * g` sums up another (scale does not
-    matter). The squares of one batch are noise around it, which no product explains.
+    Pass a mean of :math:`g^2` over many batches: `nu` of `optax.adam` is one, and `v = v + g * g` sums up another (its scale does
+    not matter). The squares of one batch are noise around it, which no product explains.
 
     Args:
       second_moment: (V, D), or any layout with `token_axis`; not negative; any real floating dtype.
@@ -87,7 +87,7 @@ def factorization_error(second_moment: Any, *, token_axis: int = 0) -> Factoriza
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from ember_optax import geometry
+          >>> from ember_optax import geometry
       >>> v = jnp.outer(jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 3.0]))
       >>> print(f"{geometry.factorization_error(v).relative_error:.4f}")
       0.0000
@@ -96,7 +96,7 @@ def factorization_error(second_moment: Any, *, token_axis: int = 0) -> Factoriza
       Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235; docs/geometry.md
     """
     moment, token = checked_table(second_moment, token_axis, "second_moment")
-    if not isinstance(moment, jax.core.Tracer) and bool(jnp.any(moment < 0)):
+    if not all_not_negative(jnp.where(jnp.isnan(moment), 0, moment)):
         raise ValueError(
             f"second_moment must not be negative, got {shown(moment)}; pass a mean of squares, nu of optax.adam say."
         )
@@ -125,7 +125,7 @@ class AutocorrelationState(NamedTuple):
     """The last gradient, and sums over pairs of successive gradients for each token."""
 
     previous: jax.Array
-    count: jax.Array
+    num_gradients: jax.Array
     product: jax.Array
     energy: jax.Array
     previous_energy: jax.Array
@@ -150,8 +150,8 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
 
     .. math:: \rho = \frac{\sum_t \langle g_t, g_{t-1} \rangle}{\sqrt{\sum_t \|g_t\|^2 \, \sum_t \|g_{t-1}\|^2}}
 
-    over successive pairs, for the table and for each row. A first moment adds up what successive gradients have in common (so the
-    mean is not subtracted); near 0 there is nothing to add up.
+    over successive pairs, for the table and for each row. A first moment adds up what successive gradients have in common (so
+    the mean is not subtracted); near 0 there is nothing to add up.
 
     Memory: the last gradient, V x D numbers in its own dtype, cannot be avoided; everything else is O(V).
 
@@ -159,9 +159,9 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
       token_axis: the axis that counts the tokens.
 
     Returns:
-      A `Streaming`: `init(gradient)` takes one gradient for its shape and dtype and does not count it, `update(state, gradient)`
-      each in turn, `value(state)` is an `Autocorrelation`; NaN before two gradients, for rows that had none twice, and after a
-      NaN.
+      A `Streaming`: `init(gradient)` takes one gradient for its shape and dtype and does not count it, `update(state,
+      gradient)` each in turn, `value(state)` is an `Autocorrelation`; NaN before two gradients, for rows that had none twice, and
+      after a NaN.
 
     Raises:
       TypeError: a gradient is no array of real floats.
@@ -169,7 +169,7 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from ember_optax import geometry
+          >>> from ember_optax import geometry
       >>> init, update, value = geometry.gradient_autocorrelation()
       >>> state = init(jnp.ones((4, 2)))
       >>> for sign in (1.0, -1.0, 1.0):
@@ -189,15 +189,15 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
     def update(state: AutocorrelationState, gradient: Any) -> AutocorrelationState:
         gradient, token = checked_table(gradient, token_axis, "gradient")
         check_same_shape(gradient, state.previous, "gradient")
-        paired = state.count > 0
+        paired = state.num_gradients > 0
         of_pair = [(gradient, state.previous), (gradient, gradient), (state.previous, state.previous)]
         sums = [jnp.where(paired, _row_products(a, b, token), 0) for a, b in of_pair]
         added = [total + more for total, more in zip(state[2:], sums, strict=True)]
-        return AutocorrelationState(gradient.astype(state.previous.dtype), state.count + 1, *added)
+        return AutocorrelationState(gradient.astype(state.previous.dtype), state.num_gradients + 1, *added)
 
     def value(state: AutocorrelationState) -> Autocorrelation:
         rows = _correlation(*state[2:])
-        return Autocorrelation(_correlation(*map(jnp.sum, state[2:])), rows, jnp.maximum(state.count - 1, 0))
+        return Autocorrelation(_correlation(*map(jnp.sum, state[2:])), rows, jnp.maximum(state.num_gradients - 1, 0))
 
     return Streaming(init, update, value)
 

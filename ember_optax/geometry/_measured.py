@@ -131,6 +131,12 @@ def checked_weights(weights: Any, table: jax.Array, token: int, argument: str = 
         )
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{argument} of shape {array.shape} has dtype {array.dtype}, but must hold real numbers; pass counts.")
-    if not isinstance(array, Tracer) and not bool(jnp.all(array >= 0)):
+    if not all_not_negative(array):
         raise ValueError(f"{argument} must not be negative or NaN, got {shown(array)}; a token of weight 0 does not take part.")
     return array
+
+
+def all_not_negative(array: jax.Array) -> bool:
+    """Whether no element is negative or NaN, as far as that is known: of a traced array nothing is."""
+    with jax.ensure_compile_time_eval():  # a constant in a traced function is known
+        return isinstance(array, Tracer) or bool(jnp.all(array >= 0))

@@ -116,9 +116,10 @@ class StepRule(NamedTuple):
 
 def step_rule(b1: Any, b2: Any, eps: Any, feature_mean: str) -> StepRule:
     """Hyperparameters that were checked."""
-    values = [checked_b2(b1, "b1"), checked_b2(b2), checked_eps(eps)]
-    active = checked_feature_mean(feature_mean) == "active_rows"
-    return StepRule(*(value if isinstance(value, Tracer) else float(value) for value in values), active)
+    b1, b2, eps = (
+        value if isinstance(value, Tracer) else float(value) for value in (checked_b2(b1, "b1"), checked_b2(b2), checked_eps(eps))
+    )
+    return StepRule(b1, b2, eps, checked_feature_mean(feature_mean) == "active_rows")
 
 
 def row_steps(g: jax.Array, state: TableState, token: int, rule: StepRule) -> jax.Array:
@@ -131,6 +132,7 @@ def _row_steps(g: jax.Array, state: TableState, token: int, rule: StepRule) -> j
 
     def automatically(g, state):
         g = g.astype(compute_dtype(g))
+        update: Any
         if isinstance(state, ScaleByEmberState):
             axes, moments = TableAxes((token,), features, ()), Moments(**state._asdict())
             update, _ = ember_step(g, moments, decay_rate(rule.b2), rule.eps, axes=axes, active_rows=rule.active_rows)

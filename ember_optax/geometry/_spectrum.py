@@ -16,7 +16,7 @@ class Principal(NamedTuple):
 
     Attributes:
       sigma: singular values, descending.
-      directions: the eigenvectors of the Gram matrix over features, of the features' shape with the number of the direction last.
+      directions: the eigenvectors of the Gram matrix over features, ascending, of the features' shape with their number last.
       coordinates: of each row (unweighted) along each direction, (V, F).
     """
 
@@ -179,9 +179,9 @@ def weighted(rows: Rows) -> tuple[jax.Array, jax.Array]:
 
 
 def _rotate(y: jax.Array, kept: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors over the kept axes, largest first, and the array along them: (summed..., n)."""
+    """Eigenvectors over the kept axes, those of the largest eigenvalues last, and the array along them: (summed..., n)."""
     _, vectors = jnp.linalg.eigh(gram(y, kept))
-    vectors = vectors[:, ::-1].reshape(*(y.shape[axis] for axis in kept), -1)
+    vectors = vectors.reshape(*(y.shape[axis] for axis in kept), -1)
     rotated = jax.lax.dot_general(y, vectors, ((kept, tuple(range(len(kept)))), ((), ())), precision=_PRECISION)
     return vectors, rotated
 

@@ -16,7 +16,7 @@ from ._norms import norms_of
 from ._row_step import StepRule, TableState, ratio_and_median, row_steps
 from ._spectrum import effective_rank_of, principal, singular_values, stable_rank_of
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 def table_report(

@@ -1,12 +1,10 @@
 """Whether a token moves along a ray: statistics of its trajectory over snapshots, and what a random walk would give."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode
@@ -25,7 +23,7 @@ class RayState(NamedTuple):
       sketch: (V, rank, F), directions times their singular values.
       energy: (V,), squared displacements summed over the snapshots.
       path: (V,), the length of the path.
-      count: snapshots so far, int32.
+      num_snapshots: after the first, int32.
     """
 
     first: jax.Array
@@ -33,7 +31,7 @@ class RayState(NamedTuple):
     sketch: jax.Array
     energy: jax.Array
     path: jax.Array
-    count: jax.Array
+    num_snapshots: jax.Array
 
 
 class Rays(NamedTuple):
@@ -110,11 +108,12 @@ def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
     def update(state: RayState, table: Any) -> RayState:
         now = rows(table)
         check_same_shape(now, state.first, "table")
-        by_token = functools.partial(jax.tree.map, lambda leaf: token_spec(leaf, 0) if leaf.ndim else PartitionSpec())
-        return in_auto_mode(_update, lambda: by_token(state), state, now)
+        arrays = in_auto_mode(_update, lambda: tuple(token_spec(leaf, 0) for leaf in state[:-1]), state[:-1], now)
+        return RayState._make((*arrays, state.num_snapshots + 1))
 
     def value(state: RayState) -> Rays:
-        return in_auto_mode(_value, lambda: Rays(*[token_spec(state.energy, 0)] * 4, PartitionSpec()), state)
+        found = in_auto_mode(_value, lambda: (token_spec(state.energy, 0),) * 4, state[:-1])
+        return Rays._make((*found, state.num_snapshots))
 
     return Streaming(init, update, value)
 
@@ -191,28 +190,28 @@ def _rows_first(table: jax.Array, token: int) -> jax.Array:
     return jnp.moveaxis(table, token, 0).reshape(table.shape[token], -1).astype(compute_dtype(table))
 
 
-def _update(state: RayState, now_VxF: jax.Array) -> RayState:
-    displacement = now_VxF - state.first
-    stacked = jnp.concatenate([state.sketch, displacement[:, None]], 1)
+def _update(arrays: tuple[jax.Array, ...], now_VxF: jax.Array) -> tuple[jax.Array, ...]:
+    first, last, sketch, energy, path = arrays
+    displacement = now_VxF - first
+    stacked = jnp.concatenate([sketch, displacement[:, None]], 1)
     # The leading left singular vectors of the kept directions and the new displacement, rank + 1 of them, from their Gram matrix.
     gram = jnp.einsum("vkf,vlf->vkl", stacked, stacked, precision="highest")
     _, vectors = jnp.linalg.eigh(gram)
-    leading = vectors[..., :0:-1]
-    sketch = jnp.einsum("vkl,vkf->vlf", leading, stacked, precision="highest")
-    energy = state.energy + jnp.sum(jnp.square(displacement), 1)
-    path = state.path + jnp.linalg.norm(now_VxF - state.last, axis=1)
-    return RayState(state.first, now_VxF, sketch, energy, path, state.count + 1)
+    sketch = jnp.einsum("vkl,vkf->vlf", vectors[..., 1:], stacked, precision="highest")
+    energy = energy + jnp.sum(jnp.square(displacement), 1)
+    path = path + jnp.linalg.norm(now_VxF - last, axis=1)
+    return first, now_VxF, sketch, energy, path
 
 
-def _value(state: RayState) -> Rays:
-    kept_VxK = jnp.sum(jnp.square(state.sketch), 2)
+def _value(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    first, last, sketch, energy, path = arrays
+    kept_VxK = jnp.sum(jnp.square(sketch), 2)
     largest, known = jnp.max(kept_VxK, 1), jnp.sum(kept_VxK, 1)
-    moved = state.energy > 0
-    energy = jnp.where(moved, state.energy, jnp.nan)
-    dropped = jnp.maximum(state.energy - known, 0)
-    net = jnp.linalg.norm(state.last - state.first, axis=1)
-    bounds = [jnp.minimum(bound / energy, 1) for bound in (largest, largest + dropped)]
-    return Rays(*bounds, net / jnp.where(moved, state.path, jnp.nan), state.energy, state.count)
+    moved = energy > 0
+    divisor = jnp.where(moved, energy, jnp.nan)
+    dropped = jnp.maximum(energy - known, 0)
+    share, at_most = (jnp.minimum(bound / divisor, 1) for bound in (largest, largest + dropped))
+    return share, at_most, jnp.linalg.norm(last - first, axis=1) / jnp.where(moved, path, jnp.nan), energy
 
 
 def _checked_steps(step_sizes: Any) -> np.ndarray:

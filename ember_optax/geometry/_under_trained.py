@@ -80,7 +80,7 @@ def under_trained_tokens(table: Any, *, known_unused: Any = None, tied: bool, to
     def automatically(table, ids):
         return _scores(rows_of(table, token), ids, tied)
 
-    return in_auto_mode(automatically, lambda: UnderTrainedTokens(*[PartitionSpec()] * 6), table, ids)
+    return in_auto_mode(automatically, PartitionSpec, table, ids)
 
 
 def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens:
@@ -90,7 +90,7 @@ def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens
     # A sum with a mask and not a lookup, which would gather a table that is sharded.
     mask_V = jnp.zeros(norm_V.shape, rows.x.dtype).at[ids].set(1)
     centered = centered_rows(rows)
-    first = principal(centered).directions[..., :1]
+    first = principal(centered).directions[..., -1:]
     along_V1 = jax.lax.dot_general(
         centered.x, first, ((centered.features, tuple(range(first.ndim - 1))), ((), ())), precision="highest"
     )
