@@ -75,8 +75,9 @@ def by_frequency(
 
     def masks(counts):
         if isinstance(edges, int):
-            return jnp.arange(edges)[:, None] == _by_rank(counts, edges)
-        return jnp.arange(len(edges))[:, None] == jnp.searchsorted(jnp.asarray(edges), counts, side="right") - 1
+            return jnp.arange(edges)[:, None] == _by_rank(counts, edges)[None, :]
+        of_token_V = jnp.searchsorted(jnp.asarray(edges), counts.astype(edges.dtype), side="right") - 1
+        return jnp.arange(len(edges))[:, None] == of_token_V[None, :]
 
     mask_BxV = in_auto_mode(masks, PartitionSpec, counts)
     size_B = jnp.sum(mask_BxV, 1, dtype=jnp.int32)

@@ -118,7 +118,8 @@ def _factorization_error(rows: Rows) -> FactorizationError:
     mean_log = jnp.sum(log_v) / jnp.sum(known)
     variance = jnp.sum(jnp.where(known, jnp.square(log_v - mean_log), 0))
     left = jnp.sum(jnp.where(known, jnp.square(log_v - log_product), 0))
-    return FactorizationError(jnp.sqrt(unexplained), 1 - unexplained, jnp.square(sigma[0]) / energy, 1 - left / variance)
+    in_log = jnp.where(variance == 0, jnp.nan, 1 - left / jnp.where(variance == 0, 1, variance))
+    return FactorizationError(jnp.sqrt(unexplained), 1 - unexplained, jnp.square(sigma[0]) / energy, in_log)
 
 
 class AutocorrelationState(NamedTuple):

@@ -1,5 +1,6 @@
 """Which tokens of a table look as if they were never trained."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -74,13 +75,13 @@ def under_trained_tokens(table: Any, *, known_unused: Any = None, tied: bool, to
       Land and Bartolo, "Fishing for Magikarp", https://arxiv.org/abs/2405.05417; docs/geometry.md
     """
     table, token = checked_table(table, token_axis)
-    tied = checked_flag(tied, "tied")
     ids = _checked_unused(known_unused, table.shape[token])
+    return _under_trained(table, ids, token, checked_flag(tied, "tied"))
 
-    def automatically(table, ids):
-        return _scores(rows_of(table, token), ids, tied)
 
-    return in_auto_mode(automatically, PartitionSpec, table, ids)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _under_trained(table: jax.Array, ids: jax.Array | None, token: int, tied: bool) -> UnderTrainedTokens:
+    return in_auto_mode(lambda table, ids: _scores(rows_of(table, token), ids, tied), PartitionSpec, table, ids)
 
 
 def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens:
