@@ -1,8 +1,8 @@
 """Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
 
+from . import geometry as geometry
 from . import row_sparse as row_sparse
 from ._optimizer.alias import ember as ember
-from ._optimizer.transform import ScaleByEmberState as ScaleByEmberState
 from ._optimizer.transform import scale_by_ember as scale_by_ember
 from ._state.checkpoint import check_shapes as check_shapes
 from ._state.convert import state_from_adam as state_from_adam
@@ -12,5 +12,6 @@ from ._tree.describe import describe_token_tables as describe_token_tables
 from ._tree.dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
 from ._tree.finder import token_table_labels as token_table_labels
 from ._tree.finder import token_tables as token_tables
+from ._tree.state import ScaleByEmberState as ScaleByEmberState
 
 __version__ = "0.1.0"

@@ -11,14 +11,15 @@ import optax
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
+from .._tree.hyperparameters import checked_learning_rate
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
+from .._tree.state import ember_states
 from .._tree.suspects import suspect_warnings
 from .._tree.tables import TableTree, is_observed, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .checks import check_given, check_params, check_transformation
-from .hyperparameters import checked_learning_rate
-from .transform import FeatureMean, ScaleByEmberState, scale_tables
+from .transform import FeatureMean, scale_tables
 
 
 def ember(
@@ -178,8 +179,7 @@ def _check_ids_of_body(found: TableTree, body_state: Any) -> None:
     of_body = [table for table in found.tables if table.ids is not None and table.axes is None]
     if not of_body:
         return
-    states = jax.tree.leaves(body_state, is_leaf=lambda node: isinstance(node, ScaleByEmberState))
-    of_embers = {name for state in states if isinstance(state, ScaleByEmberState) for name in flatten_named(state.nu_token)[0]}
+    of_embers = {name for _, state in ember_states(body_state) for name in flatten_named(state.nu_token)[0]}
     if refused := [f"{table.name!r} of shape {table.shape}" for table in of_body if table.name not in of_embers]:
         raise ValueError(
             f"token_ids are given for {', '.join(refused)}, trained by the body: only token tables take row-sparse steps. Name "

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,44 +15,14 @@ from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
+from .._tree.state import ScaleByEmberState
 from .._tree.tables import Table, TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .checks import check_bound, check_given, check_gradient, check_leaf, check_state, mesh_names
-from .hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 
 FeatureMean = Literal["all_rows", "active_rows"]
-
-
-class ScaleByEmberState(NamedTuple):
-    """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
-
-    Attributes:
-      count: steps each table has taken, int32, () or the shape of the batch axes. Skipped batches do not count.
-      nu_token: moving average of the mean squared gradient of each token, float32, (V,).
-      nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
-      total_notfinite: batches that were skipped because their mean squared gradient, or an average, was not finite, int32, as
-        `count`. `optax.tree.get(opt_state, "total_notfinite")` reads it from a nested state with one such field;
-        `optax.tree_utils.tree_get_all_with_path` finds several (`optax.apply_if_finite` has one of the same name).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from ember_optax import scale_by_ember
-      >>> tx = scale_by_ember()
-      >>> state = tx.init({"embedding": jnp.ones((8, 4))})
-      >>> _, state = tx.update({"embedding": jnp.full((8, 4), jnp.nan)}, state)
-      >>> print(optax.tree.get(state, "total_notfinite")["embedding"], state.count["embedding"])
-      1 0
-
-    References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
-    """
-
-    count: Any
-    nu_token: Any
-    nu_feature: Any
-    total_notfinite: Any
 
 
 def scale_by_ember(

@@ -1,6 +1,6 @@
 """Going on with Ember from a training run that used Adam."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,12 @@ import optax
 from jax.core import Tracer
 
 from .._math.moments import bias_correction, decay_rate
-from .._optimizer.hyperparameters import checked_b2
-from .._optimizer.transform import ScaleByEmberState
 from .._tree.boxes import rebox, unbox
+from .._tree.hyperparameters import checked_b2
 from .._tree.inputs import check_array, shown
-from .._tree.paths import check_distinct, flatten_named
+from .._tree.paths import flatten_named
+from .._tree.state import ScaleByEmberState, adam_moments
 from .origins import Origins, axis_origins, check_tx_and_params
-
-
-class _AdamMoments(NamedTuple):
-    """What Adam knew of one parameter, without boxes."""
-
-    count: Any
-    mu: Any
-    nu: Any
 
 
 def state_from_adam(
@@ -88,7 +80,7 @@ def state_from_adam(
     adam = _moments_by_name(adam_state)
     step = _step(adam_state, adam)
 
-    def find(name: str) -> _AdamMoments:
+    def find(name: str) -> optax.ScaleByAdamState:
         if name not in adam:
             raise ValueError(
                 f"the Adam state has no moments of {name!r}; it has those of {sorted(adam)}: pass the state of the same model."
@@ -110,7 +102,7 @@ def state_from_adam(
     return jax.tree.map(convert, tx.init(params), origins, is_leaf=_is_converted)
 
 
-def _check_moments(name: str, adam: _AdamMoments, wanted: tuple[int, ...]) -> None:
+def _check_moments(name: str, adam: Any, wanted: tuple[int, ...]) -> None:
     """A moment that is not finite, or negative, would make Ember skip every batch of its table or step by NaN.
 
     Traced values are not known yet.
@@ -155,21 +147,9 @@ def _is_converted(node: Any) -> bool:
     return isinstance(node, ScaleByEmberState | optax.ScaleByAdamState) or _is_step_counter(node)
 
 
-def _moments_by_name(adam_state: Any) -> dict[str, _AdamMoments]:
+def _moments_by_name(adam_state: Any) -> dict[str, optax.ScaleByAdamState]:
     """Every parameter's moments, from one Adam state or from several that share the parameters among them."""
-    moments = {}
-    for node in jax.tree.leaves(adam_state, is_leaf=_is_converted):
-        if isinstance(node, optax.ScaleByAdamState):
-            names, mus, _ = flatten_named(node.mu)
-            check_distinct(names)
-            nu_names, nus, _ = flatten_named(node.nu)
-            if names != nu_names:
-                raise ValueError(
-                    f"adam_state has mu of {names}, but nu of {nu_names}: pass the state that optax.adam or optax.adamw made."
-                )
-            moments.update(
-                {name: _AdamMoments(*map(unbox, (node.count, mu, nu))) for name, mu, nu in zip(names, mus, nus, strict=True)}
-            )
+    moments = adam_moments(adam_state, "adam_state")
     if not moments:
         raise ValueError(
             f"adam_state holds no optax.ScaleByAdamState with moments, but {shown(adam_state)}; pass the state "
@@ -178,7 +158,7 @@ def _moments_by_name(adam_state: Any) -> dict[str, _AdamMoments]:
     return moments
 
 
-def _step(adam_state: Any, adam: dict[str, _AdamMoments]) -> Any:
+def _step(adam_state: Any, adam: dict[str, optax.ScaleByAdamState]) -> Any:
     """Where the schedules of the Adam run stood: one of their counters, or without schedules Adam's own."""
     counters = [node.count for node in jax.tree.leaves(adam_state, is_leaf=_is_converted) if _is_step_counter(node)]
     return unbox(counters[0]) if counters else next(iter(adam.values())).count

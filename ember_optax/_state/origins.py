@@ -10,9 +10,9 @@ import optax
 
 from .._math.moments import Moments, kept_axes
 from .._optimizer.checks import check_transformation
-from .._optimizer.transform import ScaleByEmberState
 from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
+from .._tree.state import ember_states
 from .._tree.tables import Table, repeated_tables, watched_tables
 
 # No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
@@ -102,14 +102,13 @@ def _told_by_ember(state: Any, tables: list[Table], names: list[str]) -> dict[Ke
         if axes.setdefault(table.name, table.axes) != table.axes:
             raise ValueError(f"two Embers in tx take {table.name!r} with other axes: {axes[table.name]} and {table.axes}.")
     told = {}
-    for prefix, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_ember)[0]:
-        if _is_ember(node):
-            for field in Moments._fields:
-                tree = getattr(node, field)
-                for path, name in zip(_flatten(tree)[0], flatten_named(tree)[0], strict=True):
-                    kept = getattr(kept_axes(axes[name]), field)
-                    of_parameter = [AxisOrigin(names.index(name), axis) for axis in kept]
-                    told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(tuple(of_parameter))
+    for prefix, node in ember_states(state):
+        for field in Moments._fields:
+            tree = getattr(node, field)
+            for path, name in zip(_flatten(tree)[0], flatten_named(tree)[0], strict=True):
+                kept = getattr(kept_axes(axes[name]), field)
+                of_parameter = [AxisOrigin(names.index(name), axis) for axis in kept]
+                told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(tuple(of_parameter))
     return told
 
 
@@ -122,10 +121,6 @@ def _marked(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[
     found = dict(enumerate(sorted(every_axis, key=lambda origin: shapes[origin.parameter][origin.axis]), _FIRST_SIZE))
     size_of = {(origin.parameter, origin.axis): size for size, origin in found.items()}
     return found, [tuple(size_of[number, axis] for axis in range(len(shape))) for number, shape in enumerate(shapes)]
-
-
-def _is_ember(node: Any) -> bool:
-    return isinstance(node, ScaleByEmberState)
 
 
 def _flatten(tree: Any) -> tuple[list[KeyPath], list[Any]]:

@@ -1,6 +1,7 @@
 """What a user passed as a tree of arrays, and how an error shows a value."""
 
 import numbers
+import operator
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -60,6 +61,24 @@ def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
         raise TypeError(
             f"{what} of shape {shape} has dtype {dtype}, but must hold {wanted}: convert it, or keep it out of the tree."
         )
+
+
+def checked_axis(token_axis: Any, shape: tuple[int, ...]) -> int:
+    """The token axis of a table, counted from the front."""
+    axis = checked_integer(token_axis, "token_axis")
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"token_axis {axis} is out of range for a table of shape {shape}; name its vocabulary axis.")
+    return axis % len(shape)
+
+
+def checked_integer(value: Any, argument: str) -> int:
+    """An integer argument."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{argument} must be an integer, got {shown(value)}; pass a number like 0.")
 
 
 def _is_leaf(tree: Any) -> bool:

@@ -1,6 +1,5 @@
 """What `RowSlice` and `lookup` refuse of their arguments."""
 
-import operator
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .._tree.boxes import unbox
-from .._tree.inputs import check_array, shown
+from .._tree.inputs import check_array, checked_integer, shown
 
 
 def checked_ids(ids: Any) -> jax.Array:
@@ -21,14 +20,6 @@ def checked_ids(ids: Any) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"ids must be integers, got {array.dtype} of shape {array.shape}; pass token ids.")
     return array
-
-
-def checked_axis(token_axis: Any, shape: tuple[int, ...]) -> int:
-    """The token axis of a table, counted from the front."""
-    axis = _checked_integer(token_axis, "token_axis")
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"token_axis {axis} is out of range for a table of shape {shape}; name its vocabulary axis.")
-    return axis % len(shape)
 
 
 def checked_table(table: Any) -> jax.Array:
@@ -60,7 +51,7 @@ def check_slice(rows: Any, ids: Any, num_rows: Any, token_axis: Any) -> None:
     check_array(rows, "the array of rows", floating=True)
     if not hasattr(ids, "dtype") or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"ids must be an array of integers, got {shown(ids)}; pass the ids of the rows, jnp.asarray(ids).")
-    if not 0 <= _checked_integer(token_axis, "token_axis") < rows.ndim:
+    if not 0 <= checked_integer(token_axis, "token_axis") < rows.ndim:
         raise ValueError(
             f"token_axis must be in 0 to {rows.ndim - 1} for rows of shape {rows.shape}, got {token_axis}; name the axis of rows."
         )
@@ -69,7 +60,7 @@ def check_slice(rows: Any, ids: Any, num_rows: Any, token_axis: Any) -> None:
             f"ids must have shape ({rows.shape[token_axis]},), one for each of the rows of shape {rows.shape} along axis "
             f"{token_axis}, got {ids.shape}; pass one id for each row."
         )
-    if not 0 <= _checked_integer(num_rows, "num_rows") <= jnp.iinfo(jnp.int32).max:
+    if not 0 <= checked_integer(num_rows, "num_rows") <= jnp.iinfo(jnp.int32).max:
         raise ValueError(f"num_rows must be the number of rows of the whole table, got {num_rows}; pass V.")
     if not isinstance(ids, Tracer) and not isinstance(rows, Tracer):
         _check_increasing(np.asarray(ids), num_rows)
@@ -82,12 +73,3 @@ def _check_increasing(ids_N: np.ndarray, num_rows: int) -> None:
         raise ValueError(f"ids must be in 0 to num_rows, {num_rows} (padding), got {shown(outside.tolist())}; correct the ids.")
     if not np.all((ids_N[1:] > ids_N[:-1]) | (ids_N[1:] == num_rows)):
         raise ValueError(f"ids must increase, padding of {num_rows} last, got {shown(ids_N.tolist())}; sort rows and ids.")
-
-
-def _checked_integer(value: Any, argument: str) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{argument} must be an integer, got {shown(value)}; pass a number like 0.")

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from .._math.rows import flat_ids, rows_first, sum_duplicates
-from .._optimizer.hyperparameters import checked_flag
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, read_tree, tables_of
 from .._tree.token_ids import check_rows_first, token_ids_by_name

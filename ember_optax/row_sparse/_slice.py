@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from .._math.mesh import entry_names, in_auto_mode, spec_entries, spec_of
 from .._math.rows import flat_ids, rows_first, take_rows
-from ._checks import check_slice, check_tap, checked_axis, checked_ids, checked_table
+from .._tree.inputs import checked_axis
+from ._checks import check_slice, check_tap, checked_ids, checked_table
 from ._refusals import RefusesWholeTable, whole_table_error
 
 

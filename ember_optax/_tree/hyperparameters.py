@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree.inputs import shown
+from .inputs import shown
 
 _LARGEST = float(np.finfo(np.float32).max)
 

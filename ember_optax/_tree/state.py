@@ -1,0 +1,87 @@
+"""`ScaleByEmberState`, and the states of Ember and of Adam in any state that contains them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from .boxes import unbox
+from .paths import check_distinct, flatten_named
+
+
+class ScaleByEmberState(NamedTuple):
+    """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
+
+    Attributes:
+      count: steps each table has taken, int32, () or the shape of the batch axes. Skipped batches do not count.
+      nu_token: moving average of the mean squared gradient of each token, float32, (V,).
+      nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
+      total_notfinite: batches that were skipped because their mean squared gradient, or an average, was not finite, int32, as
+        `count`. `optax.tree.get(opt_state, "total_notfinite")` reads it from a nested state with one such field;
+        `optax.tree_utils.tree_get_all_with_path` finds several (`optax.apply_if_finite` has one of the same name).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import scale_by_ember
+      >>> tx = scale_by_ember()
+      >>> state = tx.init({"embedding": jnp.ones((8, 4))})
+      >>> _, state = tx.update({"embedding": jnp.full((8, 4), jnp.nan)}, state)
+      >>> print(optax.tree.get(state, "total_notfinite")["embedding"], state.count["embedding"])
+      1 0
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+
+    count: Any
+    nu_token: Any
+    nu_feature: Any
+    total_notfinite: Any
+
+
+def is_ember(node: Any) -> bool:
+    """Whether a node of a state is Ember's."""
+    return isinstance(node, ScaleByEmberState)
+
+
+def ember_states(state: Any) -> list[tuple[tuple[Any, ...], ScaleByEmberState]]:
+    """Every Ember in an optimizer state, with its key path."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_ember)
+    return [(path, node) for path, node in nodes if is_ember(node)]
+
+
+def ember_moments(state: Any) -> dict[str, ScaleByEmberState]:
+    """Ember's state of every table, by path, with bare arrays in the place of trees; a later Ember wins."""
+    found = {}
+    for _, node in ember_states(state):
+        fields = [flatten_named(tree) for tree in node]
+        names = fields[0][0]
+        check_distinct(names)
+        found |= {name: ScaleByEmberState(*(unbox(leaves[i]) for _, leaves, _ in fields)) for i, name in enumerate(names)}
+    return found
+
+
+def adam_moments(state: Any, argument: str) -> dict[str, optax.ScaleByAdamState]:
+    """Adam's state of every parameter, by path, with bare arrays in the place of trees, from one Adam or several.
+
+    Raises:
+      ValueError: the moments of one Adam are of different parameters, or a path stands for several.
+    """
+    found = {}
+    for node in jax.tree.leaves(state, is_leaf=_is_adam):
+        if _is_adam(node):
+            names, mus, _ = flatten_named(node.mu)
+            check_distinct(names)
+            nu_names, nus, _ = flatten_named(node.nu)
+            if names != nu_names:
+                raise ValueError(
+                    f"{argument} has mu of {names}, but nu of {nu_names}: pass the state that optax.adam or optax.adamw made."
+                )
+            of_each = zip(names, mus, nus, strict=True)
+            found |= {name: optax.ScaleByAdamState(*map(unbox, (node.count, mu, nu))) for name, mu, nu in of_each}
+    return found
+
+
+def _is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)

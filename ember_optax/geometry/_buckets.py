@@ -1,0 +1,110 @@
+"""Any metric of a table for each bucket of token frequency."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from .._math.mesh import in_auto_mode
+from .._tree.inputs import shown
+from ._measured import checked_table, checked_weights
+
+
+class FrequencyBuckets(NamedTuple):
+    """A metric by token frequency, rarest bucket first.
+
+    Attributes:
+      lower: the smallest count of a token in each bucket, 0 for an empty one, (B,).
+      upper: the largest count, likewise.
+      num_tokens: how many tokens are in it, (B,) int32.
+      values: what the metric says of these tokens, (B,) or (B, ...).
+    """
+
+    lower: jax.Array
+    upper: jax.Array
+    num_tokens: jax.Array
+    values: jax.Array
+
+
+def by_frequency(
+    metric: Callable[..., jax.Array], table: Any, token_counts: Any, buckets: int | Sequence[float], *, token_axis: int = 0
+) -> FrequencyBuckets:
+    """A metric of the rows of a table for each bucket of token frequency.
+
+    Each bucket is measured with weights 1 for its tokens and 0 for all others, so `metric` may be any function of this module
+    that takes `weights`; `functools.partial(metric, centered=True)` centres each bucket by itself. Metrics with one value for
+    each token (`row_norms`) give (B, V) with zeros outside of the bucket; `mean_row_norm` is their mean.
+
+    Args:
+      metric: called as `metric(table, token_axis=token_axis, weights=weights)`.
+      table: as for `spectrum`.
+      token_counts: (V,), how often each token occurs.
+      buckets: a number B: the tokens in the order of their counts (equal counts in that of their ids), in B parts of V / B
+        tokens. Or increasing counts e_0 < ... < e_B-1: bucket k holds the tokens with e_k <= count < e_k+1, the last one all from
+        e_B-1 on, and tokens below e_0 are in none. `(0, 1, 10, 100)` gives tokens that never occur a bucket of their own.
+      token_axis: the axis that counts the tokens.
+
+    Returns:
+      `FrequencyBuckets`, rarest first. What the metric says of an empty bucket: NaN for means, 0 for ranks.
+
+    Raises:
+      TypeError: `metric` is no function, `buckets` neither a number nor a sequence of numbers; else as `spectrum`.
+      ValueError: `buckets` below 1 or above V, or not increasing; `token_counts` of another shape or negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> table, counts = jnp.array([[1.0], [2.0], [3.0], [5.0]]), jnp.array([9, 0, 7, 1])
+      >>> found = geometry.by_frequency(geometry.mean_row_norm, table, counts, 2)
+      >>> print(found.lower, found.upper, found.values)
+      [0 7] [1 9] [3.5 2. ]
+
+    References:
+      docs/geometry.md
+    """
+    if not callable(metric):
+        raise TypeError(f"metric must be a function of a table, got {shown(metric)}; pass for example geometry.effective_rank.")
+    table, token = checked_table(table, token_axis)
+    counts = checked_weights(token_counts, table, token, "token_counts")
+    if counts is None:
+        raise TypeError("token_counts must be an array of one count for each token, got None; pass jnp.bincount(ids, length=V).")
+    edges = _checked_buckets(buckets, table.shape[token])
+
+    def masks(counts):
+        if isinstance(edges, int):
+            return jnp.arange(edges)[:, None] == _by_rank(counts, edges)[None, :]
+        of_token_V = jnp.searchsorted(jnp.asarray(edges), counts.astype(edges.dtype), side="right") - 1
+        return jnp.arange(len(edges))[:, None] == of_token_V[None, :]
+
+    mask_BxV = in_auto_mode(masks, PartitionSpec, counts)
+    size_B = jnp.sum(mask_BxV, 1, dtype=jnp.int32)
+    largest = jnp.max(counts)
+    lower = jnp.where(size_B > 0, jnp.min(jnp.where(mask_BxV, counts, largest), 1), 0)
+    upper = jnp.max(jnp.where(mask_BxV, counts, 0), 1)
+    values = jax.lax.map(lambda mask: metric(table, token_axis=token, weights=mask), mask_BxV)
+    return FrequencyBuckets(lower, upper, size_B, values)
+
+
+def _by_rank(counts: jax.Array, buckets: int) -> jax.Array:
+    rank_V = jnp.argsort(jnp.argsort(counts, stable=True))
+    return rank_V * buckets // counts.size
+
+
+def _checked_buckets(buckets: Any, size: int) -> int | np.ndarray:
+    if isinstance(buckets, int | np.integer) and not isinstance(buckets, bool):
+        if not 1 <= buckets <= size:
+            raise ValueError(f"buckets must be in 1 to {size}, the number of tokens, got {buckets}; pass for example 10.")
+        return int(buckets)
+    fix = "pass a number of buckets, or increasing counts like (0, 1, 10, 100)."
+    if isinstance(buckets, str | bool | None) or not isinstance(buckets, Sequence | np.ndarray | jax.Array):
+        raise TypeError(f"buckets must be a number or a sequence of counts, got {shown(buckets)}; {fix}")
+    try:
+        edges = np.asarray(buckets, np.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"buckets must be a number or a sequence of counts, got {shown(buckets)}; {fix}") from None
+    if edges.ndim != 1 or not edges.size or not np.all(np.diff(edges) > 0) or np.isnan(edges).any():
+        raise ValueError(f"buckets must be counts that increase, got {shown(buckets)}; {fix}")
+    return edges

@@ -1,0 +1,222 @@
+"""What the gradients of a table are like: which rows have one, whether they agree in time, what token x feature explains."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._math.mean_square import compute_dtype, mean_square
+from .._math.mesh import in_auto_mode
+from .._tree.inputs import shown
+from ._measured import Rows, all_not_negative, checked_table, measured, rows_of, to_vector, token_spec
+from ._spectrum import singular_values
+from ._streaming import Streaming
+
+
+def active_rows(gradient: Any, *, token_axis: int = 0) -> jax.Array:
+    r"""Which rows have a gradient: those that Ember's `feature_mean="active_rows"` counts.
+
+    .. math:: \mathrm{mean}_j\, g_{ij}^2 \ne 0
+
+    Args:
+      gradient: of a table: (V, D), or any layout with `token_axis`; any real floating dtype.
+      token_axis: the axis that counts the tokens.
+
+    Returns:
+      (V,) bool, sharded like the token axis; `.sum()` is their number, `.mean()` their share. A row with a NaN is active, one
+      whose squares vanish in float32 (numbers below 1e-19) is not.
+
+    Raises:
+      TypeError: the gradient is no array of real floats.
+      ValueError: an axis out of range, an empty gradient.
+
+    Example:
+      >>> import jax.numpy as jnp
+          >>> from ember_optax import geometry
+      >>> print(geometry.active_rows(jnp.zeros((4, 2)).at[1].set(0.5)))
+      [False  True False False]
+
+    References:
+      docs/geometry.md
+    """
+    gradient, token = checked_table(gradient, token_axis, "gradient")
+    return measured(active_of, gradient, token, per_token=True)
+
+
+def active_of(rows: Rows) -> jax.Array:
+    """`active_rows` of rows."""
+    return to_vector(mean_square(rows.x, rows.features) != 0, rows.token)
+
+
+class FactorizationError(NamedTuple):
+    """How well an outer product explains the second moment of a table's gradient; scalars.
+
+    Attributes:
+      relative_error: Frobenius norm of the error of Ember's product, over that of the second moment; 0 is exact.
+      explained_energy: 1 - relative_error^2; at most `rank_one_share`.
+      rank_one_share: the energy of the best product of any kind, sigma_1^2 / sum of sigma^2.
+      explained_log_variance: the share of the variance of log v that log v_hat explains, over the elements that are not zero; 1
+        is exact, below 0 is worse than one number for all. NaN if all elements are equal.
+    """
+
+    relative_error: jax.Array
+    explained_energy: jax.Array
+    rank_one_share: jax.Array
+    explained_log_variance: jax.Array
+
+
+def factorization_error(second_moment: Any, *, token_axis: int = 0) -> FactorizationError:
+    r"""How well token times feature, which is all that Ember keeps, explains a second moment.
+
+    .. math:: \hat v_{ij} = \frac{\mathrm{mean}_j v_{ij} \cdot \mathrm{mean}_i v_{ij}}{\mathrm{mean}_{ij} v_{ij}}, \qquad
+        \mathrm{relative\_error} = \|v - \hat v\|_F / \|v\|_F
+
+    Pass a mean of :math:`g^2` over many batches: `nu` of `optax.adam` is one, and `v = v + g * g` sums up another (its scale does
+    not matter). The squares of one batch are noise around it, which no product explains.
+
+    Args:
+      second_moment: (V, D), or any layout with `token_axis`; not negative; any real floating dtype.
+      token_axis: the axis that counts the tokens.
+
+    Returns:
+      `FactorizationError`; NaN for a moment of zeros or with a NaN.
+
+    Raises:
+      TypeError: the moment is no array of real floats.
+      ValueError: an axis out of range, an empty moment; a number in it is negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+          >>> from ember_optax import geometry
+      >>> v = jnp.outer(jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 3.0]))
+      >>> print(f"{geometry.factorization_error(v).relative_error:.4f}")
+      0.0000
+
+    References:
+      Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235; docs/geometry.md
+    """
+    moment, token = checked_table(second_moment, token_axis, "second_moment")
+    if not all_not_negative(jnp.where(jnp.isnan(moment), 0, moment)):
+        raise ValueError(
+            f"second_moment must not be negative, got {shown(moment)}; pass a mean of squares, nu of optax.adam say."
+        )
+    return measured(_factorization_error, moment, token)
+
+
+def _factorization_error(rows: Rows) -> FactorizationError:
+    largest = jnp.max(rows.x)
+    v = rows.x / jnp.where(largest == 0, 1, largest)
+    token_V1, feature_1D = jnp.mean(v, rows.features, keepdims=True), jnp.mean(v, rows.token, keepdims=True)
+    mean = jnp.mean(token_V1)
+    product = token_V1 / jnp.where(mean == 0, 1, mean) * feature_1D
+    energy = jnp.sum(jnp.square(v))
+    unexplained = jnp.sum(jnp.square(v - product)) / energy
+    sigma = singular_values(rows._replace(x=v))
+
+    known = v > 0
+    log_v, log_product = jnp.log(jnp.where(known, v, 1)), jnp.log(jnp.where(known & (product > 0), product, 1))
+    mean_log = jnp.sum(log_v) / jnp.sum(known)
+    variance = jnp.sum(jnp.where(known, jnp.square(log_v - mean_log), 0))
+    left = jnp.sum(jnp.where(known, jnp.square(log_v - log_product), 0))
+    in_log = jnp.where(variance == 0, jnp.nan, 1 - left / jnp.where(variance == 0, 1, variance))
+    return FactorizationError(jnp.sqrt(unexplained), 1 - unexplained, jnp.square(sigma[0]) / energy, in_log)
+
+
+class AutocorrelationState(NamedTuple):
+    """The last gradient, and sums over pairs of successive gradients for each token."""
+
+    previous: jax.Array
+    num_gradients: jax.Array
+    product: jax.Array
+    energy: jax.Array
+    previous_energy: jax.Array
+
+
+class Autocorrelation(NamedTuple):
+    """Of a table's gradients, lag 1.
+
+    Attributes:
+      table: of the whole table, a scalar in [-1, 1].
+      rows: of each row, (V,).
+      num_pairs: pairs of successive gradients so far, int32.
+    """
+
+    table: jax.Array
+    rows: jax.Array
+    num_pairs: jax.Array
+
+
+def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
+    r"""Whether the gradients of successive steps agree: lag-1 autocorrelation, streaming.
+
+    .. math:: \rho = \frac{\sum_t \langle g_t, g_{t-1} \rangle}{\sqrt{\sum_t \|g_t\|^2 \, \sum_t \|g_{t-1}\|^2}}
+
+    over successive pairs, for the table and for each row. A first moment adds up what successive gradients have in common (so
+    the mean is not subtracted); near 0 there is nothing to add up.
+
+    Memory: the last gradient, V x D numbers in its own dtype, cannot be avoided; everything else is O(V).
+
+    Args:
+      token_axis: the axis that counts the tokens.
+
+    Returns:
+      A `Streaming`: `init(gradient)` takes one gradient for its shape and dtype and does not count it, `update(state,
+      gradient)` each in turn, `value(state)` is an `Autocorrelation`; NaN before two gradients, for rows that had none twice, and
+      after a NaN.
+
+    Raises:
+      TypeError: a gradient is no array of real floats.
+      ValueError: an axis out of range, an empty gradient, or one of another shape than before.
+
+    Example:
+      >>> import jax.numpy as jnp
+          >>> from ember_optax import geometry
+      >>> init, update, value = geometry.gradient_autocorrelation()
+      >>> state = init(jnp.ones((4, 2)))
+      >>> for sign in (1.0, -1.0, 1.0):
+      ...     state = update(state, sign * jnp.ones((4, 2)))
+      >>> print(value(state).table, value(state).num_pairs)
+      -1.0 2
+
+    References:
+      docs/geometry.md
+    """
+
+    def init(gradient: Any) -> AutocorrelationState:
+        gradient, token = checked_table(gradient, token_axis, "gradient")
+        zeros = jnp.zeros_like(_row_products(gradient, gradient, token))
+        return AutocorrelationState(jnp.zeros_like(gradient), jnp.zeros((), jnp.int32), zeros, zeros, zeros)
+
+    def update(state: AutocorrelationState, gradient: Any) -> AutocorrelationState:
+        gradient, token = checked_table(gradient, token_axis, "gradient")
+        check_same_shape(gradient, state.previous, "gradient")
+        paired = state.num_gradients > 0
+        of_pair = [(gradient, state.previous), (gradient, gradient), (state.previous, state.previous)]
+        sums = [jnp.where(paired, _row_products(a, b, token), 0) for a, b in of_pair]
+        added = [total + more for total, more in zip(state[2:], sums, strict=True)]
+        return AutocorrelationState(gradient.astype(state.previous.dtype), state.num_gradients + 1, *added)
+
+    def value(state: AutocorrelationState) -> Autocorrelation:
+        rows = _correlation(*state[2:])
+        return Autocorrelation(_correlation(*map(jnp.sum, state[2:])), rows, jnp.maximum(state.num_gradients - 1, 0))
+
+    return Streaming(init, update, value)
+
+
+def check_same_shape(array: jax.Array, before: jax.Array, argument: str) -> None:
+    """Raises where a sequence of arrays changes its shape."""
+    if array.shape != before.shape:
+        raise ValueError(f"{argument} has shape {array.shape}, but those before had {before.shape}: begin anew with init.")
+
+
+def _row_products(a: jax.Array, b: jax.Array, token: int) -> jax.Array:
+    def automatically(a, b):
+        rows = rows_of(a, token)
+        return to_vector(jnp.sum(rows.x * b.astype(compute_dtype(b)), rows.features, keepdims=True), token)
+
+    return in_auto_mode(automatically, lambda: token_spec(a, token), a, b)
+
+
+def _correlation(product: jax.Array, energy: jax.Array, previous_energy: jax.Array) -> jax.Array:
+    scale = jnp.sqrt(energy) * jnp.sqrt(previous_energy)
+    return jnp.where(scale == 0, jnp.nan, product / jnp.where(scale == 0, 1, scale))

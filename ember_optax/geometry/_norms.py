@@ -1,0 +1,78 @@
+"""Norms of the rows of a table."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._measured import Rows, measured, share, square_norms, to_vector
+
+
+def row_norms(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:
+    r"""The Euclidean norm of each row.
+
+    .. math:: \|x_i\|_2
+
+    Args:
+      table: as for `spectrum`.
+      token_axis: the axis that counts the tokens.
+      centered: subtract the (weighted) mean row first.
+      weights: as for `spectrum`, of the mean row alone; a token of weight 0 has the norm 0.
+
+    Returns:
+      (V,) float32, float64 for float64, sharded like the token axis. NaN for a row with a NaN. Norms below 1e-19 are 0, because
+      their squares vanish in float32.
+
+    Raises:
+      TypeError: as `spectrum`.
+      ValueError: as `spectrum`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> print(geometry.row_norms(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+      [5. 0.]
+
+    References:
+      docs/geometry.md
+    """
+    return measured(norms_of, table, token_axis, centered, weights, per_token=True)
+
+
+def mean_row_norm(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:
+    r"""The mean norm of a row, for `by_frequency`.
+
+    .. math:: \sum_i w_i \|x_i\|_2 / \textstyle\sum_i w_i
+
+    Args:
+      table: as for `spectrum`.
+      token_axis: the axis that counts the tokens.
+      centered: subtract the (weighted) mean row first.
+      weights: as for `spectrum`.
+
+    Returns:
+      A scalar; NaN if no token takes part, or if a row that takes part holds a NaN.
+
+    Raises:
+      TypeError: as `spectrum`.
+      ValueError: as `spectrum`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> print(geometry.mean_row_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+      2.5
+
+    References:
+      docs/geometry.md
+    """
+    return measured(_mean_row_norm, table, token_axis, centered, weights)
+
+
+def norms_of(rows: Rows) -> jax.Array:
+    """The norm of each row, a vector."""
+    return to_vector(jnp.sqrt(square_norms(rows)), rows.token)
+
+
+def _mean_row_norm(rows: Rows) -> jax.Array:
+    return jnp.sum(share(rows) * jnp.sqrt(square_norms(rows)))

@@ -1,0 +1,223 @@
+"""Singular values of a table, and the two ranks that follow from them."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._measured import Rows, measured
+
+_PRECISION = jax.lax.Precision.HIGHEST
+# Below this part of the largest, float32 eigenvectors of a Gram matrix mix singular values. Largest errors in units of sigma_1
+# over 16 tables of up to 3000 x 200 with condition numbers of 1e3 to 1e9: 6e-5 at 2e-3, 5e-6 at 4e-3, 2e-6 at 8e-3, 3e-6 at 2e-2.
+_SMALL = 8e-3
+
+
+class Principal(NamedTuple):
+    """A table seen along its principal directions.
+
+    Attributes:
+      sigma: singular values, descending.
+      directions: the eigenvectors of the Gram matrix over features, ascending, of the features' shape with their number last.
+      coordinates: of each row (unweighted) along each direction, (V, F).
+    """
+
+    sigma: jax.Array
+    directions: jax.Array
+    coordinates: jax.Array
+
+
+def spectrum(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:
+    r"""The singular values of a table, in descending order.
+
+    .. math:: \sigma_k(\mathrm{diag}(\sqrt{w})\, W)
+
+    From the Gram matrix over the smaller of V and D, O(V D^2 + D^3) and never V x V. The roots of its eigenvalues would be off by
+    3e-4 :math:`\sigma_1` in float32; with the table rotated by its eigenvectors and measured again, these are within 2e-6
+    :math:`\sigma_1`, whatever the condition number.
+
+    Args:
+      table: (V, D), or any layout with `token_axis`; all other axes together are features. Any real floating dtype.
+      token_axis: the axis that counts the tokens.
+      centered: subtract the (weighted) mean row first.
+      weights: (V,) numbers that are not negative, the weight of each token; None for one each. Token counts give values as the
+        data sees them. A token of weight 0 does not take part.
+
+    Returns:
+      (min(V, D),) float32, float64 for float64; not negative. NaN if a row that takes part holds a NaN.
+
+    Raises:
+      TypeError: the table is no array of real floats, weights are no numbers.
+      ValueError: an axis out of range, an empty table, weights of another shape or negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> print(geometry.spectrum(jnp.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]])))
+      [4. 3.]
+
+    References:
+      docs/geometry.md
+    """
+    return measured(singular_values, table, token_axis, centered, weights)
+
+
+def effective_rank(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:
+    r"""How many directions a table uses: the exponential of the entropy of its singular values.
+
+    .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k / \textstyle\sum_l \sigma_l
+
+    Of a table, of a table's gradient, of a hidden matrix. Between 1 (rank one) and min(V, D) (all singular values equal).
+
+    Args:
+      table: as for `spectrum`.
+      token_axis: the axis that counts the tokens.
+      centered: subtract the (weighted) mean row first.
+      weights: as for `spectrum`.
+
+    Returns:
+      A scalar; 0 for a table of zeros, NaN if a row that takes part holds a NaN.
+
+    Raises:
+      TypeError: as `spectrum`.
+      ValueError: as `spectrum`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> print(f"{geometry.effective_rank(jnp.eye(5, 3)):.3f} {geometry.effective_rank(jnp.ones((5, 3))):.3f}")
+      3.000 1.000
+
+    References:
+      Roy and Vetterli, "The effective rank", EUSIPCO 2007; docs/geometry.md
+    """
+    return measured(_effective_rank, table, token_axis, centered, weights)
+
+
+def stable_rank(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:
+    r"""The energy of a table in units of its largest direction's.
+
+    .. math:: \|W\|_F^2 / \|W\|_2^2 = \textstyle\sum_k \sigma_k^2 / \sigma_1^2
+
+    Between 1 and the rank; it looks at the largest direction where `effective_rank` looks at all of them.
+
+    Args:
+      table: as for `spectrum`.
+      token_axis: the axis that counts the tokens.
+      centered: subtract the (weighted) mean row first.
+      weights: as for `spectrum`.
+
+    Returns:
+      A scalar; 0 for a table of zeros, NaN if a row that takes part holds a NaN.
+
+    Raises:
+      TypeError: as `spectrum`.
+      ValueError: as `spectrum`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> print(geometry.stable_rank(jnp.array([[2.0, 0.0], [0.0, 1.0]])))
+      1.25
+
+    References:
+      Rudelson and Vershynin, https://arxiv.org/abs/math/0503442; docs/geometry.md
+    """
+    return measured(_stable_rank, table, token_axis, centered, weights)
+
+
+def _effective_rank(rows: Rows) -> jax.Array:
+    """`effective_rank` of rows."""
+    return effective_rank_of(singular_values(rows))
+
+
+def _stable_rank(rows: Rows) -> jax.Array:
+    """`stable_rank` of rows."""
+    return stable_rank_of(singular_values(rows))
+
+
+def effective_rank_of(sigma: jax.Array) -> jax.Array:
+    """`effective_rank` from singular values."""
+    total = jnp.sum(sigma)
+    p = sigma / jnp.where(total == 0, 1, total)
+    return jnp.where(total == 0, 0.0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p))))
+
+
+def stable_rank_of(sigma: jax.Array) -> jax.Array:
+    """`stable_rank` from singular values."""
+    largest = jnp.max(sigma)
+    return jnp.sum(jnp.square(sigma / jnp.where(largest == 0, 1, largest)))
+
+
+def singular_values(rows: Rows) -> jax.Array:
+    """Singular values, descending, from the Gram matrix over the smaller side."""
+    feature_first = math.prod(rows.x.shape[axis] for axis in rows.features) <= rows.x.shape[rows.token]
+    y, scale = weighted(rows)
+    _, rotated = _rotate(y, rows.features if feature_first else (rows.token,))
+    return _sigma(rotated) * scale
+
+
+def principal(rows: Rows) -> Principal:
+    """The principal directions over features, from the Gram matrix over features whatever the number of rows."""
+    y, scale = weighted(rows)
+    directions, rotated_VxF = _rotate(y, rows.features)
+    root_V1 = jnp.sqrt(rows.weight).reshape(-1, 1)
+    coordinates = rotated_VxF / jnp.where(root_V1 > 0, root_V1, 1) * scale
+    few = min(rotated_VxF.shape)
+    return Principal(_sigma(rotated_VxF)[:few] * scale, directions, coordinates)
+
+
+def gram(y: jax.Array, kept: tuple[int, ...]) -> jax.Array:
+    """The matrix of products over all axes but `kept`, with the kept axes flattened: (n, n)."""
+    summed = tuple(axis for axis in range(y.ndim) if axis not in kept)
+    size = math.prod(y.shape[axis] for axis in kept)
+    return jax.lax.dot_general(y, y, ((summed, summed), ((), ())), precision=_PRECISION).reshape(size, size)
+
+
+def weighted(rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """The rows times the roots of their weights, and in units of the largest number: squares of gradients underflow."""
+    scale = jnp.max(jnp.abs(rows.x))
+    scale = jnp.where(scale == 0, 1, scale)
+    return jnp.sqrt(rows.weight) * (rows.x / scale), scale
+
+
+def _rotate(y: jax.Array, kept: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Eigenvectors over the kept axes, those of the largest eigenvalues last, and the array along them: (summed..., n)."""
+    _, vectors = jnp.linalg.eigh(gram(y, kept))
+    vectors = vectors.reshape(*(y.shape[axis] for axis in kept), -1)
+    rotated = jax.lax.dot_general(y, vectors, ((kept, tuple(range(len(kept)))), ((), ())), precision=_PRECISION)
+    return vectors, rotated
+
+
+def _sigma(rotated: jax.Array) -> jax.Array:
+    """The singular values of an array (..., n) whose columns are orthogonal but for rounding, descending.
+
+    Not the roots of the eigenvalues: a small singular value has lost half of its digits there. The norms of the columns have
+    theirs, unless they are so small that the eigenvectors which rotated them were rounding errors.
+    """
+    norm_N = jnp.sqrt(jnp.sum(jnp.square(rotated), tuple(range(rotated.ndim - 1))))
+    is_small_N = norm_N < _SMALL * jnp.max(norm_N)
+    return jax.lax.cond(
+        jnp.any(is_small_N),
+        _with_small,
+        lambda rotated, norm_N, _: jnp.sort(norm_N, descending=True),
+        rotated,
+        norm_N,
+        is_small_N,
+    )
+
+
+def _with_small(rotated: jax.Array, norm_N: jax.Array, is_small_N: jax.Array) -> jax.Array:
+    """The norms of the large columns, and the singular values of what the small ones have besides these.
+
+    That is a Schur complement of the columns' Gram matrix. By itself, it has eigenvalues as exact as those of the large ones.
+    """
+    gram_NxN = gram(rotated, (rotated.ndim - 1,))
+    inverse_N = jnp.where(is_small_N, 0, 1 / jnp.where(is_small_N, 1, jnp.square(norm_N)))
+    explained = jnp.matmul(gram_NxN * inverse_N[None, :], gram_NxN, precision=_PRECISION)
+    rest = jnp.where(is_small_N[:, None] & is_small_N[None, :], gram_NxN - explained, 0)
+    small_N = jnp.sort(jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rest), 0)), descending=True)
+    large_N = jnp.sort(jnp.where(is_small_N, 0, norm_N), descending=True)
+    place_N, count = jnp.arange(norm_N.size), jnp.sum(~is_small_N)
+    return jnp.where(place_N < count, large_N, small_N[jnp.maximum(place_N - count, 0)])

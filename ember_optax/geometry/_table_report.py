@@ -1,0 +1,141 @@
+"""The metrics of one table, or of each of a stack of them, as one compiled program."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._math.axes import TableAxes
+from .._math.moments import Moments, kept_axes
+from .._tree.state import ScaleByEmberState
+from ._gradients import active_of
+from ._isotropy import iso_score_of, mean_cosine_of, partition_isotropy_of
+from ._measured import Rows, centered_rows, rows_of, share
+from ._norms import norms_of
+from ._row_step import StepRule, TableState, ratio_and_median, row_steps
+from ._spectrum import effective_rank_of, principal, singular_values, stable_rank_of
+
+Metrics = dict[str, Any]
+
+
+def table_report(
+    array: Any, gradient: Any, state: Any, counts: Any, *, axes: TableAxes, rule: StepRule, spectral: bool
+) -> Metrics:
+    """The metrics of checked arrays by name, each of the shape of the batch axes; None for what was not given."""
+    return (_compiled if rule.is_static else _stacked)(array, gradient, state, counts, axes, rule, spectral)
+
+
+def _stacked(array: Any, gradient: Any, state: Any, counts: Any, axes: TableAxes, rule: StepRule, spectral: bool) -> Metrics:
+    (token,), batch = axes.token, axes.batch
+    token -= sum(axis < token for axis in batch)
+
+    def one(array, gradient, state):
+        return _metrics(array, gradient, state, counts, token, rule, spectral)
+
+    def batch_first(value: jax.Array, kept: tuple[int, ...]) -> jax.Array:
+        return jnp.moveaxis(value, [kept.index(axis) for axis in batch], range(len(batch)))
+
+    every = tuple(range(array.ndim))
+    if isinstance(state, ScaleByEmberState):
+        kept = kept_axes(axes)
+        state = ScaleByEmberState(
+            **{field: batch_first(getattr(state, field), getattr(kept, field)) for field in Moments._fields}
+        )
+    elif state is not None:
+        count = jnp.broadcast_to(state.count, [array.shape[axis] for axis in batch])
+        state = state._replace(count=count, mu=batch_first(state.mu, every), nu=batch_first(state.nu, every))
+    for _ in batch:
+        one = jax.vmap(one)
+    return one(batch_first(array, every), None if gradient is None else batch_first(gradient, every), state)
+
+
+_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6))(_stacked)
+
+
+def _metrics(array: Any, gradient: Any, state: Any, counts: Any, token: int, rule: StepRule, spectral: bool) -> Metrics:
+    rows = rows_of(array, token)
+    metrics = _of_rows(rows, spectral) | _of_state(state)
+    steps_V = None if gradient is None or state is None else row_steps(gradient, state, token, rule)
+    if gradient is not None:
+        active_V = active_of(rows_of(gradient, token))
+        metrics |= _of_gradient(rows_of(gradient, token), active_V, spectral)
+        if steps_V is not None:
+            metrics |= _of_steps(steps_V, active_V)
+    if counts is not None:
+        metrics |= _of_counts(rows, counts, steps_V)
+    return metrics
+
+
+def _of_rows(rows: Rows, spectral: bool) -> Metrics:
+    norm_V, centered = norms_of(rows), centered_rows(rows)
+    metrics = {
+        "mean_row_norm": jnp.mean(norm_V),
+        "largest_row_norm": jnp.max(norm_V),
+        "largest_token": _token(jnp.argmax(norm_V)),
+        "smallest_row_norm": jnp.min(norm_V),
+        "smallest_token": _token(jnp.argmin(norm_V)),
+        "iso_score": iso_score_of(centered),
+    }
+    for suffix, of in (("", rows), ("_centered", centered)):
+        metrics[f"mean_cosine_similarity{suffix}"] = mean_cosine_of(of)
+        if spectral:
+            along = principal(of)
+            metrics[f"effective_rank{suffix}"] = effective_rank_of(along.sigma)
+            metrics[f"stable_rank{suffix}"] = stable_rank_of(along.sigma)
+            metrics[f"partition_isotropy{suffix}"] = partition_isotropy_of(along, of)
+    return metrics
+
+
+def _of_gradient(rows: Rows, active_V: jax.Array, spectral: bool) -> Metrics:
+    count = jnp.sum(active_V, dtype=jnp.int32)
+    metrics = {
+        "gradient_norm": jnp.linalg.norm(norms_of(rows)),
+        "active_rows": count,
+        "active_share": (count / active_V.size).astype(rows.x.dtype),
+    }
+    if spectral:
+        sigma = singular_values(rows)
+        metrics |= {"gradient_effective_rank": effective_rank_of(sigma), "gradient_stable_rank": stable_rank_of(sigma)}
+    return metrics
+
+
+def _of_state(state: TableState | None) -> Metrics:
+    if state is None:
+        return {}
+    if not isinstance(state, ScaleByEmberState):
+        return {"steps": state.count}
+    never = jnp.sum(state.nu_token == 0, dtype=jnp.int32)
+    return {"steps": state.count, "skipped_batches": state.total_notfinite, "tokens_without_gradient": never}
+
+
+def _of_steps(steps_V: jax.Array, active_V: jax.Array) -> Metrics:
+    ratio, median = ratio_and_median(steps_V, active_V)
+    return {
+        "update_size": jnp.sqrt(jnp.mean(jnp.square(steps_V))),
+        "median_row_step": median,
+        "largest_row_step": jnp.max(steps_V),
+        "largest_row_step_token": _token(jnp.argmax(steps_V)),
+        "cold_row_ratio": ratio,
+    }
+
+
+def _of_counts(rows: Rows, counts: jax.Array, steps_V: jax.Array | None) -> Metrics:
+    def of(weight_V: jax.Array) -> Metrics:
+        weighted = rows._replace(weight=weight_V.astype(rows.x.dtype).reshape(rows.weight.shape))
+        p_V = share(weighted).reshape(-1)
+        metrics = {"mean_row_norm": jnp.sum(p_V * norms_of(rows)), "mean_cosine_similarity": mean_cosine_of(weighted)}
+        return metrics if steps_V is None else metrics | {"mean_row_step": jnp.sum(p_V * steps_V)}
+
+    # Halves of the tokens that occur, by rank: those that never do come first.
+    rank_V, never = jnp.argsort(jnp.argsort(counts, stable=True)), jnp.sum(counts == 0, dtype=jnp.int32)
+    frequent_V = rank_V >= never + (counts.size - never) // 2
+    metrics: Metrics = {"tokens_never_seen": never}
+    metrics |= {f"{name}_weighted": value for name, value in of(counts).items()}
+    for half, mask_V in (("rare", (counts > 0) & ~frequent_V), ("frequent", (counts > 0) & frequent_V)):
+        metrics |= {f"{half}/{name}": value for name, value in of(mask_V).items()}
+    return metrics
+
+
+def _token(index: jax.Array) -> jax.Array:
+    return index.astype(jnp.int32)

@@ -1,0 +1,228 @@
+"""Whether a token moves along a ray: statistics of its trajectory over snapshots, and what a random walk would give."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._math.mean_square import compute_dtype
+from .._math.mesh import in_auto_mode
+from .._tree.inputs import checked_integer, shown
+from ._gradients import check_same_shape
+from ._measured import checked_table, token_spec
+from ._streaming import Streaming
+
+
+class RayState(NamedTuple):
+    """For each token its first and last row, the leading directions so far, and three sums; `rank` + 2 tables in all.
+
+    Attributes:
+      first: (V, F), the first snapshot.
+      last: (V, F), the last one.
+      sketch: (V, rank, F), directions times their singular values.
+      energy: (V,), squared displacements summed over the snapshots.
+      path: (V,), the length of the path.
+      num_snapshots: after the first, int32.
+    """
+
+    first: jax.Array
+    last: jax.Array
+    sketch: jax.Array
+    energy: jax.Array
+    path: jax.Array
+    num_snapshots: jax.Array
+
+
+class Rays(NamedTuple):
+    """How straight each token moved; NaN for one that did not move.
+
+    Attributes:
+      share: of the energy of displacements along one direction, in (0, 1], (V,). A lower bound, exact for up to `rank`
+        displacements.
+      share_at_most: an upper bound of the same.
+      straightness: net displacement over path length, in [0, 1], (V,).
+      energy: of the displacements, (V,), for weighted means over tokens.
+      num_displacements: snapshots after the first, int32.
+    """
+
+    share: jax.Array
+    share_at_most: jax.Array
+    straightness: jax.Array
+    energy: jax.Array
+    num_displacements: jax.Array
+
+
+def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
+    r"""How much of each token's displacement lies along one direction, streaming over snapshots of a table.
+
+    .. math::
+        d_t = w_t - w_0, \qquad share = \max_{\|c\| = 1} \frac{\sum_t (c^\top d_t)^2}{\sum_t \|d_t\|^2}, \qquad
+        straightness = \frac{\|w_T - w_0\|}{\sum_t \|w_t - w_{t-1}\|}
+
+    for each row w, over the snapshots t = 1 ... T after the first. A token on a ray from its starting point has the share 1. A
+    random walk is not far from it: compare with `random_walk` of as many snapshots, and with the rows of a hidden matrix of the
+    same run by this same function.
+
+    The best direction is only known at the end. So the `rank` leading directions of each token are kept (an incremental singular
+    value decomposition that drops the rest), in O(rank V D) memory. The share is exact for up to `rank` displacements; after
+    that what was dropped makes it too small, by no more than `share_at_most` says.
+
+    Args:
+      token_axis: the axis that counts the tokens.
+      rank: directions kept for each token, at least 1.
+
+    Returns:
+      A `Streaming`: `init(table)` takes the first snapshot, `update(state, table)` each later one, `value(state)` is a `Rays`.
+
+    Raises:
+      TypeError: a table is no array of real floats, `rank` is no integer.
+      ValueError: `rank` below 1; an axis out of range, an empty table, or one of another shape than before.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import geometry
+      >>> init, update, value = geometry.ray()
+      >>> state = init(jnp.zeros((2, 3)))
+      >>> for row in ([1.0, 0.0, 0.0], [1.0, 2.0, 0.0]):
+      ...     state = update(state, jnp.stack([jnp.asarray(row), jnp.ones(3) * sum(row)]))
+      >>> print(value(state).share.round(3))
+      [0.873 1.   ]
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/geometry.md
+    """
+    if checked_integer(rank, "rank") < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}; 3 is the default.")
+
+    def rows(table: Any) -> jax.Array:
+        table, token = checked_table(table, token_axis)
+        return in_auto_mode(lambda table: _rows_first(table, token), lambda: token_spec(table, token), table)
+
+    def init(table: Any) -> RayState:
+        first = rows(table)
+        zeros = jnp.zeros_like(first[:, 0])
+        sketch = jnp.zeros_like(jnp.broadcast_to(first[:, None], (first.shape[0], rank, first.shape[1])))
+        return RayState(first, first, sketch, zeros, zeros, jnp.zeros((), jnp.int32))
+
+    def update(state: RayState, table: Any) -> RayState:
+        now = rows(table)
+        check_same_shape(now, state.first, "table")
+        arrays = in_auto_mode(_update, lambda: tuple(token_spec(leaf, 0) for leaf in state[:-1]), state[:-1], now)
+        return RayState._make((*arrays, state.num_snapshots + 1))
+
+    def value(state: RayState) -> Rays:
+        found = in_auto_mode(_value, lambda: (token_spec(state.energy, 0),) * 4, state[:-1])
+        return Rays._make((*found, state.num_snapshots))
+
+    return Streaming(init, update, value)
+
+
+def random_walk(
+    step_sizes: Any, *, num_features: int | None = None, key: jax.Array | None = None, num_walks: int = 256, rank: int = 3
+) -> tuple[jax.Array, jax.Array]:
+    r"""What a random walk gives for `ray`: the null that a trajectory is compared with.
+
+    Steps in independent random directions. In many dimensions these are orthogonal, so that :math:`\langle d_s, d_t \rangle` is
+    the energy of the common steps, and share and straightness follow without a simulation. For T equal steps
+
+    .. math:: share = \frac{1}{2 T (T + 1) \sin^2\frac{\pi}{4 T + 2}} \to \frac{8}{\pi^2}, \qquad straightness = 1 / \sqrt{T}
+
+    With a key, Gaussian walks in `num_features` dimensions are simulated and measured by `ray` itself.
+
+    Args:
+      step_sizes: a number T of equal steps, the `num_displacements` of a `Rays`; or (T,) lengths of the steps, for a learning
+        rate that changes.
+      num_features: dimensions of the simulated walk; None for the limit of many.
+      key: of `jax.random`, needed for a simulation.
+      num_walks: how many walks are simulated.
+      rank: as for `ray`.
+
+    Returns:
+      Share and straightness: scalars, or (num_walks,) of the simulated walks.
+
+    Raises:
+      TypeError: `step_sizes` is neither a number nor an array, one of the numbers is no integer; a key without `num_features`, or
+        the other way round.
+      ValueError: no step, a negative length, numbers below 1.
+
+    Example:
+      >>> import jax
+      >>> from ember_optax import geometry
+      >>> share, straightness = geometry.random_walk(16)
+      >>> print(f"{share:.3f} {straightness:.3f}")
+      0.812 0.250
+      >>> shares, _ = geometry.random_walk(16, num_features=128, key=jax.random.key(0))
+      >>> print(f"{shares.mean():.2f}")
+      0.81
+
+    References:
+      Antognini and Sohl-Dickstein, "PCA of high dimensional random walks", https://arxiv.org/abs/1806.08805; docs/geometry.md
+    """
+    lengths_T = _checked_steps(step_sizes)
+    if (key is None) != (num_features is None):
+        raise TypeError("key and num_features go together: both for a simulated walk, neither for the limit of many dimensions.")
+    if key is None or num_features is None:
+        common_T = np.cumsum(np.square(lengths_T))
+        gram_TxT = np.minimum.outer(common_T, common_T)
+        largest = np.linalg.eigvalsh(gram_TxT)[-1]
+        return jnp.float32(largest / np.trace(gram_TxT)), jnp.float32(np.sqrt(common_T[-1]) / np.sum(lengths_T))
+    for argument, number in {"num_features": num_features, "num_walks": num_walks}.items():
+        if checked_integer(number, argument) < 1:
+            raise ValueError(f"{argument} must be at least 1, got {number}; pass for example 256.")
+    init, update, value = ray(rank=rank)
+
+    def step(carry, length_and_key):
+        position, state = carry
+        length, key = length_and_key
+        direction = jax.random.normal(key, position.shape)
+        position += length * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
+        return (position, update(state, position)), None
+
+    start = jnp.zeros((num_walks, num_features))
+    steps = (jnp.asarray(lengths_T, jnp.float32), jax.random.split(key, len(lengths_T)))
+    (_, state), _ = jax.lax.scan(step, (start, init(start)), steps)
+    found = value(state)
+    return found.share, found.straightness
+
+
+def _rows_first(table: jax.Array, token: int) -> jax.Array:
+    return jnp.moveaxis(table, token, 0).reshape(table.shape[token], -1).astype(compute_dtype(table))
+
+
+def _update(arrays: tuple[jax.Array, ...], now_VxF: jax.Array) -> tuple[jax.Array, ...]:
+    first, last, sketch, energy, path = arrays
+    displacement = now_VxF - first
+    stacked = jnp.concatenate([sketch, displacement[:, None]], 1)
+    # The leading left singular vectors of the kept directions and the new displacement, rank + 1 of them, from their Gram matrix.
+    gram = jnp.einsum("vkf,vlf->vkl", stacked, stacked, precision="highest")
+    _, vectors = jnp.linalg.eigh(gram)
+    sketch = jnp.einsum("vkl,vkf->vlf", vectors[..., 1:], stacked, precision="highest")
+    energy = energy + jnp.sum(jnp.square(displacement), 1)
+    path = path + jnp.linalg.norm(now_VxF - last, axis=1)
+    return first, now_VxF, sketch, energy, path
+
+
+def _value(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    first, last, sketch, energy, path = arrays
+    kept_VxK = jnp.sum(jnp.square(sketch), 2)
+    largest, known = jnp.max(kept_VxK, 1), jnp.sum(kept_VxK, 1)
+    moved = energy > 0
+    divisor = jnp.where(moved, energy, jnp.nan)
+    dropped = jnp.maximum(energy - known, 0)
+    share, at_most = (jnp.minimum(bound / divisor, 1) for bound in (largest, largest + dropped))
+    return share, at_most, jnp.linalg.norm(last - first, axis=1) / jnp.where(moved, path, jnp.nan), energy
+
+
+def _checked_steps(step_sizes: Any) -> np.ndarray:
+    fix = "pass the number of snapshots after the first, or the lengths of the steps."
+    try:
+        steps = np.asarray(step_sizes, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"step_sizes must be a number or a vector of lengths, got {shown(step_sizes)}; {fix}") from None
+    lengths = np.ones(checked_integer(step_sizes, "step_sizes")) if steps.ndim == 0 else steps
+    if lengths.ndim != 1 or not lengths.size or not np.all(lengths >= 0) or not np.any(lengths):
+        raise ValueError(
+            f"step_sizes must be at least one step, of lengths that are not negative, got {shown(step_sizes)}; {fix}"
+        )
+    return lengths
