@@ -53,6 +53,16 @@ def cost(jitted: Any, *arguments: Any) -> Cost:
     return cost_of(jitted.lower(*arguments).compile())
 
 
+def cost_if_it_fits(jitted: Any, *arguments: Any) -> Cost | None:
+    """The same, or None if the compiler refuses the program because a device has not the memory for it."""
+    try:
+        return cost(jitted, *arguments)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return None
+        raise
+
+
 def cost_of(compiled: jax.stages.Compiled) -> Cost:
     """What an already compiled program costs."""
     memory: Any = compiled.memory_analysis()

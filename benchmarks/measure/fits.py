@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from tqdm import tqdm
 
-from benchmarks.harness.compiled import Cost, cost
+from benchmarks.harness.compiled import Cost, cost_if_it_fits
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
 from benchmarks.harness.report import markdown, save_picture
 from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
@@ -89,15 +89,9 @@ def compiled(chip: str, model: str, optimizer: str, batch: int, effort: float = 
     step = train_step(tx, partial(loss_fn, shape=shape, dtype=jnp.bfloat16))
     start = jax.eval_shape(lambda: carry(tx, init_params(shape)))
     ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
-    try:
-        found = cost(jax.jit(step, donate_argnums=0), *on_chip(chip, (start, ids)))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return None
-        raise
-    finally:
-        jax.clear_caches()  # of dozens of large programs
-    return found if found.peak <= TARGETS[chip].memory else None
+    found = cost_if_it_fits(jax.jit(step, donate_argnums=0), *on_chip(chip, (start, ids)))
+    jax.clear_caches()  # of dozens of large programs
+    return found if found is not None and found.peak <= TARGETS[chip].memory else None
 
 
 def table(results: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from benchmarks.harness.compiled import cost, elements_by_operation
+from benchmarks.harness.compiled import cost, cost_if_it_fits, elements_by_operation
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
 from benchmarks.harness.report import markdown, sent
 from benchmarks.harness.results import RESULTS, load, parser, save
@@ -57,11 +57,11 @@ def measure(chips: str, tx: optax.GradientTransformation) -> dict[str, Any]:
     step, whole = (jax.jit(one, donate_argnums=0, out_shardings=of_carry) for one in (optimizer_step(tx), whole))
     sent_by_step = elements_by_operation(cost(step, start, start[0]).collectives)
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    peak = cost(whole, start, ids).peak
+    peak = cost_if_it_fits(whole, start, ids)
     jax.config.update("jax_exec_time_optimization_effort", 0.0)
     return {
         "state": sum(map(bytes_per_device, jax.tree.leaves(start[1]))),
-        "peak": peak,
+        "peak": None if peak is None else peak.peak,
         "sent": sent_by_step,
     }
 
@@ -73,7 +73,7 @@ def _spec(path: tuple[Any, ...]) -> P:
 def table(results: dict[str, Any]) -> str:
     """One line for each kind of chip and optimizer."""
     rows = [
-        (chips, optimizer, f"{found['state'] / 2**20:,.1f}", f"{found['peak'] / 2**30:.2f}", sent(found["sent"]))
+        (chips, optimizer, f"{found['state'] / 2**20:,.1f}", _peak(found["peak"]), sent(found["sent"]))
         for chips, of_chips in results.items()
         for optimizer, found in of_chips.items()
     ]
@@ -85,6 +85,10 @@ def table(results: dict[str, Any]) -> str:
         "elements that the optimizer's step sends to each",
     )
     return markdown(rows, headers, names=2)
+
+
+def _peak(peak: int | None) -> str:
+    return "does not fit" if peak is None else f"{peak / 2**30:.2f}"
 
 
 if __name__ == "__main__":
