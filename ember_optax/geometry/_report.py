@@ -127,7 +127,7 @@ def _of_table(
                 f"gradients, or None for those of row-sparse steps."
             )
     if state is not None:
-        state = checked_state(state, array, token, batch)
+        state = checked_state(state, array, token, batch, f" of {table.name!r}")
     if counts is not None:
         counts = checked_weights(counts, array, token, f"token_counts of {table.name!r}")
 

@@ -199,11 +199,11 @@ def ratio_and_median(steps_V: jax.Array, active_V: jax.Array) -> tuple[jax.Array
     return largest / median, median
 
 
-def checked_state(state: Any, g: jax.Array, token: int, batch: tuple[int, ...] = ()) -> TableState:
+def checked_state(state: Any, g: jax.Array, token: int, batch: tuple[int, ...] = (), of: str = "") -> TableState:
     """The state of one table, if it fits the gradient."""
     fix = "pass table_states(opt_state)[path], the state before the step."
     if not isinstance(state, TableState):
-        raise TypeError(f"state must be the Ember or Adam state of one table, got {shown(state)}; {fix}")
+        raise TypeError(f"state{of} must be the Ember or Adam state of one table, got {shown(state)}; {fix}")
     if isinstance(state, ScaleByEmberState):
         features = tuple(axis for axis in range(g.ndim) if axis != token and axis not in batch)
         wanted = moment_shapes(g.shape, TableAxes((token,), features, batch))._asdict()
@@ -211,10 +211,10 @@ def checked_state(state: Any, g: jax.Array, token: int, batch: tuple[int, ...] =
         wanted = {"count": (), "mu": g.shape, "nu": g.shape}
     for field, shape in wanted.items():
         array = getattr(state, field)
-        check_array(array, f"{field} of the state")
+        check_array(array, f"{field} of the state{of}")
         if jnp.shape(array) != shape:
             raise ValueError(
-                f"{field} of the state has shape {jnp.shape(array)}, but the gradient of shape {g.shape} with token_axis "
+                f"{field} of the state{of} has shape {jnp.shape(array)}, but a table of shape {g.shape} with token_axis "
                 f"{token} needs {shape}; {fix}"
             )
     return jax.tree.map(jnp.asarray, state)
