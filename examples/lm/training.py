@@ -16,6 +16,7 @@ from ember_optax import row_sparse, state_shardings
 from lm.checkpoints import Checkpoint, Checkpoints
 from lm.config import ModelConfig, TrainingConfig
 from lm.devices import is_main_process, param_shardings, place_batch, report
+from lm.geometry_log import GeometryLog
 from lm.model import Transformer
 from lm.tokens import Corpus, random_batch, validation_batches
 
@@ -36,6 +37,7 @@ class TrainingResult(NamedTuple):
     validation_losses: list[float]
     median_seconds_per_step: float | None
     parameters: Any
+    geometry: list[dict[str, float]]
 
 
 class _Program(NamedTuple):
@@ -85,10 +87,12 @@ def train(
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
     row_sparse_input: bool = False,
+    geometry: GeometryLog | None = None,
 ) -> TrainingResult:
     """Trains a model with `tx`, from the newest checkpoint or afresh.
 
-    With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then.
+    With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then. `geometry`
+    looks at states and batches, and changes nothing.
 
     Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device
     call it inside `jax.set_mesh(mesh)`.
@@ -101,6 +105,8 @@ def train(
     with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not is_main_process()) as bar:
         while step < last:
             batch = place_batch(_batch(corpus, config, step), mesh)
+            if geometry:
+                geometry.look(step, state, batch, history)
             start = time.perf_counter()
             state, loss = program.step(state, batch)
             history["losses"].append(float(loss))
@@ -114,12 +120,15 @@ def train(
             bar.update()
             if checkpoints and (step % checkpoints.config.checkpoint_every == 0 or step == last):
                 checkpoints.save(Checkpoint(step, state, history))
+    if geometry and step == config.steps:
+        geometry.look(step, state, place_batch(_batch(corpus, config, step), mesh), history, last=True)
     return TrainingResult(
         history["losses"],
         history["validation_steps"],
         history["validation_losses"],
         float(np.median(seconds[1:] or seconds)) if seconds else None,  # the first step compiles
         state["params"],
+        history.get("geometry", []),
     )
 
 
