@@ -74,8 +74,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--name", default="tables", help="results go to OUTPUT_DIR/NAME")
     add("--output-dir", type=Path, default=Path("runs"), help="folder for results")
     options = parser.parse_args(arguments)
-    parts = (part.from_options(options) for part in (SourceConfig, InspectionConfig, OutputConfig))
-    return Config(*parts)
+    return Config(SourceConfig.from_options(options), InspectionConfig.from_options(options), OutputConfig.from_options(options))
 
 
 def _write(named: NamedTable, found: Inspection, seconds: dict[str, float], config: Config) -> None:

@@ -10,6 +10,7 @@ from programs import call
 
 import inspect_tables as program  # isort: skip
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 64, 8
 TEXTS = [f"w{i}" for i in range(V)]
 TEXTS[9] = "<|unused|>"

@@ -37,7 +37,7 @@ def test_verdicts_follow_their_rules():
     assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.6)) == "not true"
     largest = "row step/largest over recent/embed"
     assert verdict("Late in training", {(largest, "adamw"): 200, (largest, "ember"): 2}) == "true"
-    assert verdict("Late in training", {(largest, "adamw"): 5, (largest, "ember"): 9}) == "not true of Adam and of Ember"
+    assert verdict("Late in training", {(largest, "adamw"): 5, (largest, "ember"): 9}) == "not true of Adam, nor of Ember"
     when = "autocorrelation/second half"
     correlated = {f"{when}/embed": 0.02, f"{when}/lm_head": 0.05}
     assert verdict("Gradients of successive", correlated | {f"{when}/hidden": 0.3}) == "true"

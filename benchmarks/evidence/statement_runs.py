@@ -60,6 +60,8 @@ def measure(
     ray_states = {path: rays[path].init(matrix) for path, matrix in matrices(params).items()}
     snapshots = {round(i * steps / DISPLACEMENTS) for i in range(1, DISPLACEMENTS + 1)}
     seen_V, losses, ranks, moves, found = np.full(model.rows, -AGED), [], [], [], {}
+    grads: Any = None
+    ids = np.zeros(0, int)
     for i in range(1, steps + 1):
         batch = jnp.asarray(random_batch(corpus.training, BATCH_SIZE, SEQUENCE_LENGTH, (seed, i - 1)))
         before = opt_state
@@ -185,9 +187,9 @@ def _step_sizes(moves: list[dict[str, np.ndarray]]) -> Numbers:
 def _after_silence(grads: Any, opt_state: Any, ids: np.ndarray) -> Numbers:
     """The row step of the tokens of a batch, had they been silent for `AGED` steps while the others went on."""
     path, decay = "embed/embedding", 0.999**AGED
-    state = geometry.table_states(opt_state)[path]
+    state: Any = geometry.table_states(opt_state)[path]
     if isinstance(state, optax.ScaleByAdamState):
-        aged: Any = state._replace(count=state.count + AGED, mu=state.mu * 0.9**AGED, nu=state.nu * decay)
+        aged = state._replace(count=state.count + AGED, mu=state.mu * 0.9**AGED, nu=state.nu * decay)
     else:  # the feature statistic is of all rows, and stays
         aged = state._replace(count=state.count + AGED, nu_token=state.nu_token * decay)
     steps = np.asarray(geometry.row_step(matrices(grads)[path], aged))[ids]

@@ -4,6 +4,7 @@ An interrupted measurement goes on with the runs that are missing; the page is m
 """
 
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -64,9 +65,13 @@ def one_run(optimizer: str, seed: int, steps: int, corpus: Corpus | None) -> dic
     """What one run measured, in as many digits as a page shows, and some."""
     assert corpus is not None
     with tqdm(total=steps, desc=run_name(optimizer, seed), unit="step", mininterval=5) as bar:
-        numbers = measure(optimizer, seed, steps, corpus, tick=lambda loss: bar.update() and None)
+        numbers = measure(optimizer, seed, steps, corpus, tick=lambda _: _advance(bar))
     jax.clear_caches()
     return {name: float(f"{value:.5g}") for name, value in numbers.items()}
+
+
+def _advance(bar: tqdm) -> None:
+    bar.update()
 
 
 def page(results: dict[str, Any]) -> str:
@@ -81,7 +86,8 @@ def page(results: dict[str, Any]) -> str:
         machine=results["machine"],
     )
     verdicts = [(statement.title, statement.verdict(_means(values))) for statement in STATEMENTS]
-    return "\n".join([text, markdown(verdicts, ("statement", "verdict"), names=2), *(section(s, values) for s in STATEMENTS)])
+    sections = [section(statement, values) for statement in STATEMENTS]
+    return "\n".join([text, markdown(verdicts, ("statement", "verdict"), names=2), *sections, ""])
 
 
 def section(statement: Statement, values: dict[str, dict[str, list[float]]]) -> str:
@@ -89,7 +95,14 @@ def section(statement: Statement, values: dict[str, dict[str, list[float]]]) -> 
     rows = [(label, *(_cell(values[o][name]) for o in OPTIMIZERS)) for label, name in statement.rows.items()]
     table = markdown(rows, ("", *OPTIMIZERS.values()))
     verdict = f"**{statement.verdict(_means(values))}** ({statement.rule})"
-    return f"\n## {statement.title}\n\n{statement.says}\n\n{statement.measured}\n\n{table}\n\nVerdict: {verdict}.\n"
+    parts = (
+        f"## {statement.title}",
+        _wrapped(statement.says),
+        _wrapped(statement.measured),
+        table,
+        _wrapped(f"Verdict: {verdict}."),
+    )
+    return "\n" + "\n\n".join(parts)
 
 
 def _values(runs: dict[str, dict[str, float]], optimizer: str) -> dict[str, list[float]]:
@@ -99,6 +112,10 @@ def _values(runs: dict[str, dict[str, float]], optimizer: str) -> dict[str, list
 
 def _means(values: dict[str, dict[str, list[float]]]) -> Of:
     return lambda optimizer, name: mean(values[optimizer][name])
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def _cell(values: list[float]) -> str:
@@ -138,7 +155,7 @@ def _rare(of: Of) -> str:
     ratios = {o: of(o, "row step/largest over recent/embed") for o in OPTIMIZERS}
     said = {"Adam": ratios["adamw"] >= 100, "Ember": ratios["ember"] <= 3}
     wrong = [name for name, holds in said.items() if not holds]
-    return TRUE if not wrong else f"{NOT_TRUE} of {' and of '.join(wrong)}"
+    return TRUE if not wrong else f"{NOT_TRUE} of {', nor of '.join(wrong)}"
 
 
 def _anisotropy(of: Of) -> str:
@@ -162,13 +179,16 @@ _HALVES = {
 
 _HEAD = """# What is said of tokens, measured
 
-Made by `{command}` from `benchmarks/results/statements.json`; means and standard deviations over seeds
-({seeds}), {steps} steps of the main job of `examples/pretrain.py` (4 layers, 128 features, 8,192 tokens, untied; 1,024
-tokens a step; learning rates of the README, their schedule over the {steps} steps). {machine}. This is a small model and a short
-run: a verdict says what holds here, not what holds at every size.
+Made by `{command}` from
+`benchmarks/results/statements.json`; means and standard deviations over seeds ({seeds}), {steps} steps of the main job
+of `examples/pretrain.py` (4 layers, 128 features, 8,192 tokens, untied; 1,024 tokens a step; learning rates of the
+README, their schedule over the {steps} steps). {machine}.
 
-Every matrix is measured in rows of 128 features, the vectors of the residual stream, so that tables and hidden matrices (of all
-four blocks) can be compared. Rare and frequent: the two halves of the tokens that occurred in the run.
+This is a small model and a short run: a verdict says what holds here, not what holds at every size. The thresholds of the
+verdicts were chosen after the first run had been seen; the numbers are there to judge by others.
+
+Every matrix is measured in rows of 128 features, the vectors of the residual stream, so that tables and hidden matrices
+(of all four blocks) can be compared. Rare and frequent: the two halves of the tokens that occurred in the run.
 """
 
 STATEMENTS = (
@@ -204,8 +224,8 @@ STATEMENTS = (
         "Tokens move along a ray",
         "The abstract: the trajectory of tokens is well described by a one-dimensional ray.",
         f"Share of the displacement energy of each row along its best direction, {DISPLACEMENTS} snapshots after the first, mean "
-        "of the rows that moved. A token seen once has the share 1, wherever it goes. Nulls: a random walk in 128 dimensions whose "
-        "steps follow the learning rate, and rows of hidden matrices.",
+        "of the rows that moved. A token seen once has the share 1, wherever it goes. Nulls: a random walk in 128 dimensions "
+        "whose steps follow the learning rate, and rows of hidden matrices.",
         {label: f"ray share/{group}" for label, group in _HALVES.items()}
         | {"hidden rows": "ray share/hidden", "random walk": "ray share/random walk"}
         | {f"straightness, {label}": f"ray straightness/{group}" for label, group in _HALVES.items()}
@@ -215,8 +235,9 @@ STATEMENTS = (
     ),
     Statement(
         "Late in training Adam takes steps 10^2 to 10^4 times too large on rare rows, Ember 1 to 3 times",
-        "From the README of the authors' code (github.com/katop1234/ember). With b1 = 0.9 and b2 = 0.999 the first step of a row "
-        "without history is 3.2 learning rates with Adam, ten times that with the steps that follow from it, and 31.6 with Ember.",
+        "From the README of the authors' code (github.com/katop1234/ember), which does not say relative to what. With b1 = "
+        "0.9 and b2 = 0.999 the first step of a row "
+        "without history is 3.2 learning rates with Adam, ten times that with the steps that follow, and 31.6 with Ember.",
         "Root mean square step of the rows of each batch in the last fifth of a run, in learning rates: rows whose token was "
         f"silent for {SILENT} steps or never seen, against those seen within {RECENT}; and, for a silence that no short run has, "
         f"with the state of these rows aged by {AGED:,} steps.",

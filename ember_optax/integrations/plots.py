@@ -209,7 +209,7 @@ def under_trained_tokens(
     axes = _axes(axes, height=1.2 + 0.24 * len(ids))
     axes.barh(range(len(ids)), score[ids], height=0.7)
     axes.axvline(float(np.nanmedian(score)), color="black", linestyle="--", linewidth=1, label="median of all tokens")
-    labels = [str(i) if texts is None else f"{i} {_drawable(texts[i])}" for i in ids]
+    labels = [str(i) if texts is None else f"{i} {_drawable(str(texts[i]))}" for i in ids]
     axes.set_yticks(range(len(ids)), labels, fontfamily="monospace", fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.set(xlabel="score (small: looks under-trained)")
@@ -237,7 +237,7 @@ def _vectors(values: Mapping[str, Any], argument: str) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(value, np.float64) for name, value in values.items()}
     for name, array in arrays.items():
         if array.ndim != 1 or not array.size:
-            raise ValueError(f"{argument} must hold vectors of numbers, but {name!r} is {shown(values[name])}; pass (n,) values.")
+            raise ValueError(f"{argument} must hold vectors of numbers, but {name!r} has shape {array.shape}; pass (n,) values.")
     return arrays
 
 
