@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import tokenizers
 from programs import call
 
 import inspect_tables as program  # isort: skip
+from lm.table_inspection import published_table, suspicious_table  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 64, 8
+ROOT = Path(__file__).parents[1]
 TEXTS = [f"w{i}" for i in range(V)]
 TEXTS[9] = "<|unused|>"
 
@@ -71,3 +74,13 @@ def test_explains_mistakes(inspect_tables, folder, arguments, message):
     done = inspect_tables(*(argument.format(folder=folder) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_the_page_of_published_tables_shows_their_results():
+    names = ("smollm2", "minilm")
+    paths = [ROOT / "benchmarks" / "results" / f"geometry_{name}.json" for name in names]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    page = (ROOT / "docs" / "geometry_tables.md").read_text(encoding="utf-8")
+    assert published_table([of["report"] for of in found]) in page
+    for of in found:
+        assert suspicious_table(of["under_trained"][:20]) in page

@@ -188,7 +188,7 @@ def _after_silence(grads: Any, opt_state: Any, ids: np.ndarray) -> Numbers:
     """The row step of the tokens of a batch, had they been silent for `AGED` steps while the others went on."""
     path, decay = "embed/embedding", 0.999**AGED
     state: Any = geometry.table_states(opt_state)[path]
-    if isinstance(state, optax.ScaleByAdamState):
+    if hasattr(state, "mu"):
         aged = state._replace(count=state.count + AGED, mu=state.mu * 0.9**AGED, nu=state.nu * decay)
     else:  # the feature statistic is of all rows, and stays
         aged = state._replace(count=state.count + AGED, nu_token=state.nu_token * decay)

@@ -15,6 +15,7 @@ from lm.text import read_documents
 from lm.tokens import Corpus, default_cache_dir, load_corpus
 from tqdm import tqdm
 
+from benchmarks.evidence.statement_model import measure_model, model_section
 from benchmarks.evidence.statement_runs import AGED, DISPLACEMENTS, MODEL, RECENT, SILENT, measure
 from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
@@ -43,6 +44,7 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of parameters and batches")
     arguments.add_argument("--output", type=Path, default=RESULTS / "statements.json", help="results")
     arguments.add_argument("--page", type=Path, default=PAGE, help="the page")
+    arguments.add_argument("--smollm2", type=Path, metavar="FILE", help="the .gguf file of the model, for one gradient of it")
     options = arguments.parse_args()
     results = load(options.output) or {"steps": options.steps, "machine": machine(), "runs": {}}
     if results["steps"] != options.steps:
@@ -53,6 +55,9 @@ def main() -> None:
         results["runs"][run_name(optimizer, seed)] = one_run(optimizer, seed, results["steps"], corpus)
         save(options.output, results)
         options.page.write_text(page(results), encoding="utf-8")
+    if options.smollm2 and "SmolLM2" not in results:
+        results["SmolLM2"] = _rounded(measure_model(options.smollm2))
+        save(options.output, results)
     options.page.write_text(page(results), encoding="utf-8")
 
 
@@ -67,6 +72,10 @@ def one_run(optimizer: str, seed: int, steps: int, corpus: Corpus | None) -> dic
     with tqdm(total=steps, desc=run_name(optimizer, seed), unit="step", mininterval=5) as bar:
         numbers = measure(optimizer, seed, steps, corpus, tick=lambda _: _advance(bar))
     jax.clear_caches()
+    return _rounded(numbers)
+
+
+def _rounded(numbers: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.5g}") for name, value in numbers.items()}
 
 
@@ -87,6 +96,8 @@ def page(results: dict[str, Any]) -> str:
     )
     verdicts = [(statement.title, statement.verdict(_means(values))) for statement in STATEMENTS]
     sections = [section(statement, values) for statement in STATEMENTS]
+    if "SmolLM2" in results:
+        sections.append("\n" + model_section(results["SmolLM2"]))
     return "\n".join([text, markdown(verdicts, ("statement", "verdict"), names=2), *sections, ""])
 
 

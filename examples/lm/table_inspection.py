@@ -98,6 +98,12 @@ def metrics_table(found: Inspection, texts: Sequence[str] | None) -> str:
     return tabulate(rows, ("metric", "value", "of centred rows"), tablefmt="github", disable_numparse=True)
 
 
+def published_table(reports: Sequence[dict[str, float]]) -> str:
+    """Rows of the document: every metric that is no token, of several tables."""
+    names = [name for name in reports[0] if not name.endswith("_token")]
+    return "\n".join(f"| {name.replace('_', ' ')} | {' | '.join(f'{of[name]:.4g}' for of in reports)} |" for name in names)
+
+
 def frequency_table(found: Inspection) -> str:
     """One line for each bucket of token frequency."""
     rows = [[f"{value:,.4g}" for value in row.values()] for row in found.by_frequency]
