@@ -10,16 +10,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import numpy as np
 from lm.checkpoints import Checkpoints
 from lm.command_line import read_command_line
 from lm.config import ROW_SPARSE, CheckpointConfig, Config
 from lm.devices import check_same_in_all_processes, is_main_process, make_mesh, report, start_processes
 from lm.errors import UsageError
+from lm.geometry_log import GeometryLog, draw
 from lm.optimizers import make_body_optimizer, make_optimizer, state_bytes, with_label
 from lm.report import save_picture, save_results, summary_table
 from lm.text import read_documents
 from lm.tokens import Corpus, check_length, fingerprint, load_corpus
-from lm.training import TrainingResult, init_params, train
+from lm.training import TrainingResult, init_params, next_token_loss, train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,17 +51,25 @@ def compare(config: Config) -> None:
     check_same_in_all_processes({"text": decisive["text"]})
     params = jax.eval_shape(lambda: init_params(model, training.seed))
     report(_announcement(corpus, params, config, mesh.size))
-    results = {}
+    results, logs = {}, {}
+    counts_V = np.bincount(corpus.training, minlength=model.rows).astype(np.float32)
+    gradients = jax.jit(jax.grad(next_token_loss(model)))
     for name in config.runs.names:
+        if config.geometry.geometry:
+            logs[name] = GeometryLog(config.geometry.geometry_every, gradients, counts_V)
         with jax.set_mesh(mesh), _open_checkpoints(config.checkpoints, name, decisive) as checkpoints:
             tx = make_optimizer(name, config.rates, training.steps)
             sparse = name == ROW_SPARSE
-            results[name] = train(name, model, training, tx, corpus, mesh=mesh, checkpoints=checkpoints, row_sparse_input=sparse)
+            options = {"mesh": mesh, "checkpoints": checkpoints, "row_sparse_input": sparse, "geometry": logs.get(name)}
+            results[name] = train(name, model, training, tx, corpus, **options)
     last = config.checkpoints.last_step(training.steps)
     if last < training.steps:
         report(f"\nstopped after step {last}; the same command with --resume and without --stop-after goes on")
     elif is_main_process():
         _write(results, params, config)
+        if logs:
+            draw(config.output.folder / "geometry.png", {name: results[name].geometry for name in logs}, logs, counts_V)
+            report(f"{_geometry_cost(logs)}; wrote {config.output.folder / 'geometry.png'}")
 
 
 def _make_folders(config: Config) -> None:
@@ -104,6 +114,10 @@ def _row_sparse_verdict(dense: TrainingResult, sparse: TrainingResult) -> str:
     )
 
 
+def _geometry_cost(logs: dict[str, GeometryLog]) -> str:
+    return ", ".join(f"{name}: {log.seconds:.1f} s for its geometry" for name, log in logs.items())
+
+
 def _summary(name: str, result: TrainingResult, params: Any, config: Config) -> dict[str, Any]:
     total = state_bytes(make_optimizer(name, config.rates, config.training.steps), params)
     of_body = state_bytes(make_body_optimizer(config.rates, config.training.steps), with_label(params, "body"))
@@ -115,7 +129,7 @@ def _summary(name: str, result: TrainingResult, params: Any, config: Config) -> 
         "median_seconds_per_step": result.median_seconds_per_step,
         "validation": dict(zip(result.validation_steps, result.validation_losses, strict=True)),
         "training_losses": result.training_losses,
-    }
+    } | ({"geometry": result.geometry} if result.geometry else {})
 
 
 def _count(tree: Any) -> int:

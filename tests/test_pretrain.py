@@ -154,6 +154,26 @@ def test_goes_on_from_a_checkpoint(pretrain, pretrain_in_a_process, tmp_path, te
     assert runs[0]["training_losses"] != runs[2]["training_losses"]  # other programs round differently
 
 
+@pytest.mark.slow  # compiles every metric for both optimizers
+def test_geometry_is_measured_and_changes_nothing(pretrain, tmp_path, text):
+    """Losses to the last bit, with a report every so many steps, of the state that every report is named after."""
+    arguments = [*TINY, "--data", str(text), "--steps", "9"]
+    without = pretrain(*arguments, "--name", "without")
+    done = pretrain(*arguments, "--name", "with", "--geometry", "--geometry-every", "4")
+    assert (without.returncode, done.returncode) == (0, 0), without.stderr + done.stderr
+    runs = [json.loads((tmp_path / name / "results.json").read_text())["runs"] for name in ("without", "with")]
+    for optimizer in ("adamw", "ember"):
+        assert runs[0][optimizer]["training_losses"] == runs[1][optimizer]["training_losses"]
+        assert runs[0][optimizer]["validation"] == runs[1][optimizer]["validation"]
+        reports = runs[1][optimizer]["geometry"]
+        assert [report["step"] for report in reports] == [4, 8, 9]
+        assert [report["geometry/embed/embedding/steps"] for report in reports] == [4, 8, 9]
+        assert reports[-1]["geometry/lm_head/kernel/cold_row_ratio"] >= 1
+    assert "geometry" not in runs[0]["ember"]
+    assert re.search(r"adamw: \d+\.\d s for its geometry", done.stdout)
+    assert 20_000 < (tmp_path / "with" / "geometry.png").stat().st_size < 300_000
+
+
 @pytest.mark.slow  # two models of a size at which XLA needs the activations split by batch
 def test_a_mesh_changes_nothing(pretrain, tmp_path, text):
     """Batch, vocabulary and features split over eight devices. At this size XLA needs the model's `split_batch` to be right."""

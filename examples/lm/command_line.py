@@ -7,6 +7,7 @@ from lm.config import (
     CheckpointConfig,
     Config,
     DevicesConfig,
+    GeometryConfig,
     ModelConfig,
     OutputConfig,
     RatesConfig,
@@ -54,6 +55,7 @@ def _config(options: Namespace) -> Config:
         devices=DevicesConfig.from_options(options),
         checkpoints=CheckpointConfig.from_options(options),
         output=OutputConfig.from_options(options),
+        geometry=GeometryConfig.from_options(options),
     )
 
 
@@ -105,3 +107,5 @@ def _add_output(group) -> None:
     add("--name", default="pretrain", help="results go to OUTPUT_DIR/NAME")
     add("--output-dir", type=Path, default=Path("runs"), help="folder for results")
     add("--validate-every", type=positive_int, default=50, help="steps between validations")
+    add("--geometry", action="store_true", help="measure the tables on the way: into results.json, and as a picture")
+    add("--geometry-every", type=positive_int, default=50, help="steps between these measurements")

@@ -154,6 +154,14 @@ class OutputConfig(Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class GeometryConfig(Part):
+    """Whether, and every how many steps, the tables and their gradients are measured."""
+
+    geometry: bool
+    geometry_every: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of it."""
 
@@ -165,6 +173,7 @@ class Config:
     devices: DevicesConfig
     checkpoints: CheckpointConfig
     output: OutputConfig
+    geometry: GeometryConfig
 
     def __post_init__(self):
         if self.runs.row_sparse and self.model.tied:
@@ -181,7 +190,7 @@ class Config:
     def shared(self) -> dict[str, Any]:
         """What processes must do together, though all but `decisive` may change when a run is resumed."""
         together = {"mesh": self.devices.mesh, "optimizers": self.runs.names}
-        return self.decisive | together | dataclasses.asdict(self.checkpoints)
+        return self.decisive | together | dataclasses.asdict(self.checkpoints) | dataclasses.asdict(self.geometry)
 
     @property
     def settings(self) -> dict[str, Any]:

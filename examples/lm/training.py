@@ -16,6 +16,7 @@ from ember_optax import row_sparse, state_shardings
 from lm.checkpoints import Checkpoint, Checkpoints
 from lm.config import ModelConfig, TrainingConfig
 from lm.devices import is_main_process, param_shardings, place_batch, report
+from lm.geometry_log import GeometryLog
 from lm.model import Transformer
 from lm.tokens import Corpus, random_batch, validation_batches
 
@@ -36,6 +37,7 @@ class TrainingResult(NamedTuple):
     validation_losses: list[float]
     median_seconds_per_step: float | None
     parameters: Any
+    geometry: list[dict[str, float]]
 
 
 class _Program(NamedTuple):
@@ -47,8 +49,8 @@ class _Program(NamedTuple):
     abstract_state: dict[str, Any]
 
 
-def init_params(config: ModelConfig, seed: int) -> dict:
-    """A nested dictionary of fresh parameters."""
+def init_params(config: ModelConfig, seed: int | jax.Array) -> dict:
+    """A nested dictionary of fresh parameters, from a seed or a key."""
     return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed))))
 
 
@@ -64,6 +66,17 @@ def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Arra
     return logits
 
 
+def next_token_loss(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
+    """`loss(params, batch)`: the mean cross-entropy of each next token, in nats; a batch is (B, T + 1)."""
+    logits = logits_function(config)
+
+    def loss_fn(params: dict, batch_BxT: jax.Array) -> jax.Array:
+        logits_BxTxV = logits(params, batch_BxT[:, :-1])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, batch_BxT[:, 1:]))
+
+    return loss_fn
+
+
 def train(
     name: str,
     model: ModelConfig,
@@ -74,10 +87,12 @@ def train(
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
     row_sparse_input: bool = False,
+    geometry: GeometryLog | None = None,
 ) -> TrainingResult:
     """Trains a model with `tx`, from the newest checkpoint or afresh.
 
-    With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then.
+    With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then. `geometry`
+    looks at states and batches, and changes nothing.
 
     Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device
     call it inside `jax.set_mesh(mesh)`.
@@ -90,6 +105,8 @@ def train(
     with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not is_main_process()) as bar:
         while step < last:
             batch = place_batch(_batch(corpus, config, step), mesh)
+            if geometry:
+                geometry.look(step, state, batch, history)
             start = time.perf_counter()
             state, loss = program.step(state, batch)
             history["losses"].append(float(loss))
@@ -103,12 +120,15 @@ def train(
             bar.update()
             if checkpoints and (step % checkpoints.config.checkpoint_every == 0 or step == last):
                 checkpoints.save(Checkpoint(step, state, history))
+    if geometry and step == config.steps:
+        geometry.look(step, state, place_batch(_batch(corpus, config, step), mesh), history, last=True)
     return TrainingResult(
         history["losses"],
         history["validation_steps"],
         history["validation_losses"],
         float(np.median(seconds[1:] or seconds)) if seconds else None,  # the first step compiles
         state["params"],
+        history.get("geometry", []),
     )
 
 
@@ -132,11 +152,7 @@ def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, st
 
 
 def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
-    logits = logits_function(model)
-
-    def loss_fn(params, batch):
-        per_token = optax.softmax_cross_entropy_with_integer_labels(logits(params, batch[:, :-1]), batch[:, 1:])
-        return jnp.mean(per_token)
+    loss_fn = next_token_loss(model)
 
     def init():
         params = init_params(model, seed)

@@ -1,0 +1,108 @@
+"""Reads a token table from a .gguf, .safetensors or .npy file and says what it looks like: norms, isotropy, ranks, spectrum,
+and which tokens look under-trained, with their text where the file, or a tokenizer.json next to it, has it.
+"""
+
+import json
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from lm.config import OutputConfig, Part
+from lm.errors import UsageError
+from lm.model_files import NamedTable, read_table
+from lm.option_types import positive_int
+from lm.table_inspection import (
+    Inspection,
+    InspectionConfig,
+    draw,
+    frequency_table,
+    inspect,
+    metrics_table,
+    suspicious,
+    suspicious_table,
+    token_ids,
+)
+
+
+@dataclass(frozen=True)
+class SourceConfig(Part):
+    """Which table of which file."""
+
+    file: Path
+    table: str | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the program is told."""
+
+    source: SourceConfig
+    inspection: InspectionConfig
+    output: OutputConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    config = read_command_line(arguments)
+    try:
+        config.output.folder.mkdir(parents=True, exist_ok=True)
+        named = read_table(config.source.file, config.source.table)
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = inspect(named, config.inspection)
+        seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        _write(named, found, seconds, config)
+    except (UsageError, OSError) as error:
+        print(f"inspect_tables.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_command_line(arguments: list[str] | None) -> Config:
+    """The configuration that the arguments ask for."""
+    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="a .gguf, .safetensors or .npy file")
+    add("--table", metavar="NAME", help="which array of the file; the default is the one that looks like a token table")
+    add("--token-counts", type=Path, metavar="FILE", help="a .npy file of how often each token occurs, for metrics by frequency")
+    known = "tokens that are known never to occur, the measure of under-training; the default is the shortest thousandth"
+    add("--known-unused", type=token_ids, metavar="3,7,100-110", help=known)
+    add("--untied", action="store_true", help="the table is not also the head: tokens are suspicious by their norm alone")
+    add("--top", type=positive_int, default=20, help="how many suspicious tokens to show")
+    add("--name", default="tables", help="results go to OUTPUT_DIR/NAME")
+    add("--output-dir", type=Path, default=Path("runs"), help="folder for results")
+    options = parser.parse_args(arguments)
+    return Config(SourceConfig.from_options(options), InspectionConfig.from_options(options), OutputConfig.from_options(options))
+
+
+def _write(named: NamedTable, found: Inspection, seconds: dict[str, float], config: Config) -> None:
+    top, folder = config.inspection.top, config.output.folder
+    tokens = suspicious(found, named.texts, top)
+    rows, features = named.table.shape
+    print(f"{config.source.file.name}: {named.name}, {rows:,} tokens x {features:,} features\n")
+    print(metrics_table(found, named.texts))
+    if found.by_frequency:
+        print(f"\nby frequency, rarest first:\n\n{frequency_table(found)}")
+    print(f"\nthe {len(tokens)} tokens that look least trained:\n\n{suspicious_table(tokens)}")
+    results = {
+        "file": config.source.file.name,
+        "table": named.name,
+        "shape": [rows, features],
+        "tied": not config.inspection.untied,
+        "known_unused": config.inspection.known_unused,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "jax": jax.__version__,
+        "report": {name: float(f"{value:.6g}") for name, value in found.metrics.items()},
+        "by_frequency": found.by_frequency,
+        "under_trained": tokens,
+    }
+    path = folder / "tables.json"
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = ", ".join(map(str, [path, *draw(found, named, top, folder)]))
+    print(f"\nmeasured in {seconds['wall']:.1f} s ({seconds['cpu']:.1f} s of CPU), wrote {written}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

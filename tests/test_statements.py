@@ -1,0 +1,61 @@
+"""The page of measured statements says what its results say, and its verdicts follow from their rules."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.evidence import statements
+
+ROOT = Path(__file__).parents[1]
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "statements.json").read_text(encoding="utf-8"))
+
+
+def test_page_is_that_of_its_results():
+    assert statements.page(RESULTS) == (ROOT / "docs" / "statements.md").read_text(encoding="utf-8")
+
+
+def test_every_number_shown_was_measured():
+    measured = set.intersection(*(set(numbers) for numbers in RESULTS["runs"].values()))
+    shown = {name for statement in statements.STATEMENTS for name in statement.rows.values()}
+    assert shown <= measured
+    assert all(np.isfinite(numbers[name]) for numbers in RESULTS["runs"].values() for name in shown)
+
+
+def verdict(title, numbers):
+    (statement,) = (s for s in statements.STATEMENTS if s.title.startswith(title))
+    return statement.verdict(lambda optimizer, name: numbers[name, optimizer] if (name, optimizer) in numbers else numbers[name])
+
+
+def test_verdicts_follow_their_rules():
+    halves = [f"ray share/{half} {table}" for half in ("rare", "frequent") for table in ("embed", "lm_head")]
+    nulls = {"ray share/hidden": 0.9, "ray share/random walk": 0.8}
+    assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.99)) == "true"
+    assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.92)) == "true, but no different from the null"
+    assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.6)) == "not true"
+    largest = "row step/largest over recent/embed"
+    assert verdict("Late in training", {(largest, "adamw"): 200, (largest, "ember"): 2}) == "true"
+    assert verdict("Late in training", {(largest, "adamw"): 5, (largest, "ember"): 9}) == "not true of Adam, nor of Ember"
+    when = "autocorrelation/second half"
+    correlated = {f"{when}/embed": 0.02, f"{when}/lm_head": 0.05}
+    assert verdict("Gradients of successive", correlated | {f"{when}/hidden": 0.3}) == "true"
+    assert verdict("Gradients of successive", correlated | {f"{when}/hidden": 0.08}).endswith("the null")
+
+
+@pytest.mark.slow  # compiles a train step and every metric
+@pytest.mark.parametrize("optimizer", statements.OPTIMIZERS)
+def test_a_run_measures_what_the_page_shows(optimizer):
+    from lm.config import ModelConfig  # noqa: PLC0415
+    from lm.tokens import Corpus  # noqa: PLC0415
+
+    ids = np.random.default_rng(0).zipf(1.3, 20_000) % 256
+    model = ModelConfig(vocabulary_size=256, width=16, layers=1, heads=2, tied=False)
+    losses = []
+    numbers = statements.measure(optimizer, 0, 60, Corpus(ids, ids[:1000]), model=model, tick=losses.append)
+    shown = {name for statement in statements.STATEMENTS for name in statement.rows.values()}
+    assert shown <= set(numbers)
+    assert losses[-1] < losses[0]
+    assert 0 < numbers["ray share/random walk"] < 1
+    jax.clear_caches()
