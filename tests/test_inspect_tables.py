@@ -21,11 +21,12 @@ TEXTS[9] = "<|unused|>"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A trained table whose rows 5 to 9 lie where no training put them, its counts and its tokenizer."""
+    """A table whose rows 5 to 9 lie apart from the trained ones, and row 20, the shortest, elsewhere; counts and tokenizer."""
     path = tmp_path_factory.mktemp("tables")
     random = np.random.default_rng(0)
     table = random.normal(size=(V, D)).astype(np.float32) + 1.0
     table[5:10] = [0, 0, 0, 0, 0.4, 0, 0, 0]
+    table[20] = [0.1, 0, 0, 0, 0, 0, 0, 0]
     np.save(path / "wte.npy", table)
     np.save(path / "counts.npy", np.arange(V))
     np.save(path / "negative.npy", -np.ones(V))
@@ -50,7 +51,7 @@ def test_prints_draws_and_keeps_the_report(inspect_tables, folder, tmp_path):
     assert r"`'<\u007cunused\u007c>'`" in done.stdout  # a bar would end the cell of a table
     results = json.loads((tmp_path / "tables" / "tables.json").read_text(encoding="utf-8"))
     assert {token["token"] for token in results["under_trained"]} == {5, 6, 7, 8, 9}  # two that nobody named
-    assert results["report"]["smallest_row_norm"] == pytest.approx(0.4)
+    assert results["report"]["smallest_row_norm"] == pytest.approx(0.1)
     assert [row["tokens"] for row in results["by_frequency"]] == [13, 13, 13, 13, 12]
     for name in ("spectrum.png", "under_trained.png"):
         assert 5_000 < (tmp_path / "tables" / name).stat().st_size < 300_000

@@ -35,13 +35,17 @@ def test_verdicts_follow_their_rules():
     assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.99)) == "true"
     assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.92)) == "true, but no different from the null"
     assert verdict("Tokens move", nulls | dict.fromkeys(halves, 0.6)) == "not true"
-    largest = "row step/largest over recent/embed"
-    assert verdict("Late in training", {(largest, "adamw"): 200, (largest, "ember"): 2}) == "true"
-    assert verdict("Late in training", {(largest, "adamw"): 5, (largest, "ember"): 9}) == "not true of Adam, nor of Ember"
-    when = "autocorrelation/second half"
-    correlated = {f"{when}/embed": 0.02, f"{when}/lm_head": 0.05}
-    assert verdict("Gradients of successive", correlated | {f"{when}/hidden": 0.3}) == "true"
-    assert verdict("Gradients of successive", correlated | {f"{when}/hidden": 0.08}).endswith("the null")
+    largest, aged, recent = (f"row step/{name}/embed" for name in ("largest over recent", "after a long silence", "recent"))
+    steps = {recent: 1.0, aged: 2.0, (largest, "adamw"): 200.0}
+    assert verdict("Late in training", steps | {(largest, "ember"): 2.0}) == "true"
+    assert verdict("Late in training", steps | {(largest, "ember"): 2.0, (aged, "ember"): 30.0}) == "not true of Ember"
+    assert verdict("Late in training", steps | {largest: 9.0, (largest, "adamw"): 5.0}) == "not true of Adam, nor of Ember"
+    correlated = {f"autocorrelation/{half} half/{table}": 0.05 for half in ("first", "second") for table in ("embed", "lm_head")}
+    hidden = "autocorrelation/second half/hidden"
+    assert verdict("Gradients of successive", correlated | {hidden: 0.3}) == "true"
+    assert verdict("Gradients of successive", correlated | {hidden: 0.08}) == "true, but no different from the null"
+    early = correlated | {hidden: 0.3, "autocorrelation/first half/lm_head": -0.2}
+    assert verdict("Gradients of successive", early) == "true, in the second half alone"
 
 
 @pytest.mark.slow  # compiles a train step and every metric

@@ -52,9 +52,9 @@ def model_section(numbers: dict[str, Any]) -> str:
     names = [name.removesuffix("/table") for name in numbers if name.endswith("/table")]
     rows = [(name, *(f"{numbers[f'{name}/{of}']:.3g}" for of in ("table", "hidden"))) for name in names]
     text = (
-        "## One gradient of SmolLM2-135M\n\n"
-        f"The published model, {BATCH_SIZE} sequences of {LENGTH} tokens of Python's `argparse.py`, loss "
-        f"{numbers['loss']:.3f} nats\nper token: its tied table (49,152 x 576) and the mean of four matrices in each of three blocks. One batch, so\n"
+        f"## One gradient of SmolLM2-135M\n\nThe published model, {BATCH_SIZE} sequences of {LENGTH} tokens of Python's "
+        f"`argparse.py`, loss {numbers['loss']:.3f} nats\n"
+        "per token: its tied table (49,152 x 576) and the mean of four matrices in each of three blocks. One batch, so\n"
         "no spread, and squares of one batch are noise around what an optimizer averages.\n\n"
     )
     return text + markdown(rows, ("", "tied table", "hidden matrices"))
