@@ -13,14 +13,14 @@ def make_optimizer(name: str, rates: RatesConfig, steps: int) -> optax.GradientT
     """`adamw` trains the tables with AdamW, `ember` with Ember; the body has the same AdamW in both."""
     body = make_body_optimizer(rates, steps)
     if name in ("ember", ROW_SPARSE):
-        return ember(_schedule(rates.ember_learning_rate, steps), body)
-    tables = optax.adamw(_schedule(rates.adamw_table_learning_rate, steps))
+        return ember(schedule(rates.ember_learning_rate, steps), body)
+    tables = optax.adamw(schedule(rates.adamw_table_learning_rate, steps))
     return optax.partition({"ember": tables, "body": body}, token_table_labels)
 
 
 def make_body_optimizer(rates: RatesConfig, steps: int) -> optax.GradientTransformation:
     """AdamW for everything but the tables."""
-    return optax.adamw(_schedule(rates.learning_rate, steps))
+    return optax.adamw(schedule(rates.learning_rate, steps))
 
 
 def with_label(params: Any, wanted: str) -> list[Any]:
@@ -34,7 +34,7 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 
-def _schedule(peak: float, steps: int) -> optax.Schedule:
+def schedule(peak: float, steps: int) -> optax.Schedule:
     """Linear warm-up over a tenth of the steps, then a cosine to a tenth of the peak."""
     steps = max(2, steps)  # a warm-up of one step and at least one after it
     return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 10), steps, 0.1 * peak)

@@ -64,6 +64,17 @@ def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Arra
     return logits
 
 
+def next_token_loss(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
+    """`loss(params, batch)`: the mean cross-entropy of each next token, in nats; a batch is (B, T + 1)."""
+    logits = logits_function(config)
+
+    def loss_fn(params: dict, batch_BxT: jax.Array) -> jax.Array:
+        logits_BxTxV = logits(params, batch_BxT[:, :-1])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, batch_BxT[:, 1:]))
+
+    return loss_fn
+
+
 def train(
     name: str,
     model: ModelConfig,
@@ -132,11 +143,7 @@ def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, st
 
 
 def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
-    logits = logits_function(model)
-
-    def loss_fn(params, batch):
-        per_token = optax.softmax_cross_entropy_with_integer_labels(logits(params, batch[:, :-1]), batch[:, 1:])
-        return jnp.mean(per_token)
+    loss_fn = next_token_loss(model)
 
     def init():
         params = init_params(model, seed)
