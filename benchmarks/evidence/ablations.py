@@ -19,7 +19,7 @@ Part = Literal["token", "feature", "scalar"]
 class MeanSquares(NamedTuple):
     """Steps taken, and what is kept of each table's squares, with axes of size one where they were averaged."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     nu: Any
 
 

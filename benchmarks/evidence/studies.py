@@ -24,7 +24,7 @@ ALL = (
     "sgd",
     "sgd_momentum",
 )
-# Half of the weight of Ember's averages after as many tokens as b2 = 0.999 has at 512 tokens a step, and a tenth and ten times that.
+# As b2 = 0.999 forgets at 512 tokens a step, and ten times as fast.
 HALF_LIVES = ("ember half_life=354717", "ember half_life=35472")
 DECAYS = ("adamw weight_decay=0.1", "ember weight_decay=0.01", "ember weight_decay=0.1")
 MEMORIES = ("ember b2=0", "ember b2=0.9", "ember b2=0.99", "ember b2=0.9999", "adamw b2=0.99", "rmsprop b2=0.99")

@@ -49,4 +49,4 @@ def table_numbers(tables: optax.GradientTransformation, params: Any) -> dict[str
 
 def curve(values: list[float]) -> list[float | None]:
     """Means of so many equal stretches of a run, for pictures."""
-    return rounded(np.mean(part) for part in np.array_split(np.asarray(values), min(_BINS, len(values))))
+    return rounded(float(np.mean(part)) for part in np.array_split(np.asarray(values), min(_BINS, len(values))))

@@ -47,8 +47,8 @@ class _Program(NamedTuple):
     abstract_state: dict[str, Any]
 
 
-def init_params(config: ModelConfig, seed: int) -> dict:
-    """A nested dictionary of fresh parameters."""
+def init_params(config: ModelConfig, seed: int | jax.Array) -> dict:
+    """A nested dictionary of fresh parameters, from a seed or a key."""
     return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed))))
 
 
