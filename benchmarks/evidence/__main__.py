@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the program."""
     command = parser(__doc__)
     add = command.add_argument
-    add("--tasks", nargs="+", choices=list(studies.FULL), default=list(studies.FULL), help="which tasks")
+    add("--tasks", nargs="+", choices=list(studies.TASKS), default=list(studies.TASKS), help="which tasks")
     add("--budget-minutes", type=float, default=float("inf"), help="stop after the run at hand once this time is over")
     add("--quick", action="store_true", help="tiny models and few runs: noisy versions of everything, in under 10 minutes")
     add("--folder", type=Path, help=f"where the runs are kept (default: {FOLDER.relative_to(FOLDER.parents[2])})")
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     be_nice()
     chosen = studies.QUICK if options.quick else studies.FULL
     folder = options.folder or (Path(tempfile.mkdtemp(prefix="evidence-")) if options.quick else FOLDER)
-    cells = [cell for task in options.tasks for cell in chosen[task].cells]
+    cells = [cell for cell in chosen if cell.task in options.tasks]
     complete = sweep(cells, folder, 60 * options.budget_minutes)
     print("every run is finished" if complete else "the time is over; the same command goes on")
 

@@ -55,11 +55,13 @@ METHODS = {
     "sgd_momentum": Method("SGD with momentum 0.9", lambda: optax.trace(0.9)),
     "frozen": Method("not trained", optax.set_to_zero),
 }
-_HALF_LIFE = "half_life"
+_HALF_LIFE, _ACCUMULATE = "half_life", "accumulate"
 
 
 def make_method(name: str, tokens_per_step: int) -> optax.GradientTransformation:
-    """The transformation of a name; `half_life=N` stands for the b2 whose averages forget half in N tokens.
+    """The transformation of a name.
+
+    `half_life=N` stands for the b2 whose averages forget half in N tokens, `accumulate=N` for a step of the mean of N gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +71,9 @@ def make_method(name: str, tokens_per_step: int) -> optax.GradientTransformation
     method, numbers = read_name(name)
     if _HALF_LIFE in numbers:
         numbers["b2"] = b2_of_half_life(numbers.pop(_HALF_LIFE), tokens_per_step)
-    return METHODS[method].make(**numbers)
+    every = int(numbers.pop(_ACCUMULATE, 1))
+    made = METHODS[method].make(**numbers)
+    return optax.MultiSteps(made, every).gradient_transformation() if every > 1 else made
 
 
 def b2_of_half_life(tokens: float, tokens_per_step: int) -> float:
@@ -106,5 +110,11 @@ def title(name: str) -> str:
       'Ember, b2 = 0.99'
     """
     method, numbers = read_name(name)
-    words = {"b2": "b2", "eps": "eps", "weight_decay": "decay", _HALF_LIFE: "half-life of b2 in tokens"}
+    words = {
+        "b2": "b2",
+        "eps": "eps",
+        "weight_decay": "decay",
+        _HALF_LIFE: "half-life of b2 in tokens",
+        _ACCUMULATE: "gradients in a step",
+    }
     return ", ".join([METHODS[method].title, *(f"{words.get(key, key)} = {value:g}" for key, value in numbers.items())])

@@ -1,0 +1,134 @@
+"""Models of the Llama architecture as a function of a dictionary of arrays, read from the .gguf file that one is published as.
+
+The parameters of all blocks are stacked, and the blocks are a loop: thirty of them compile as fast as one.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from lm.errors import UsageError
+from lm.model_files import GgufFile
+
+_SPECIAL = 3  # the format's token type of those that are no text
+# The format's names of a block's arrays, and what kind of matrix or vector they are here.
+_BLOCK = {
+    "attention_norm": "attn_norm",
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "attention_out": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+
+
+class LlamaConfig(NamedTuple):
+    """What the parameters' shapes do not say."""
+
+    heads: int
+    key_value_heads: int
+    rope_base: float
+    epsilon: float
+
+
+class Llama(NamedTuple):
+    """A published model: parameters as `logits` takes them, float32, and its tokenizer."""
+
+    config: LlamaConfig
+    params: dict[str, Any]
+    tokenizer: tokenizers.Tokenizer
+
+
+def read_llama(path: Path) -> Llama:
+    """Reads a model whose head is its embedding.
+
+    Raises:
+      UsageError: the file is damaged, or holds a model of another architecture.
+    """
+    file = GgufFile(path)
+    if (architecture := file.field("general.architecture")) != "llama":
+        raise UsageError(f"{path}: a model of architecture {architecture}; only llama is known here")
+    if "output.weight" in file.names:
+        raise UsageError(f"{path}: the model has a head of its own; only tied ones are known here")
+    config = LlamaConfig(
+        heads=int(file.field("llama.attention.head_count")),
+        key_value_heads=int(file.field("llama.attention.head_count_kv")),
+        rope_base=float(file.field("llama.rope.freq_base")),
+        epsilon=float(file.field("llama.attention.layer_norm_rms_epsilon")),
+    )
+    blocks = range(int(file.field("llama.block_count")))
+
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([file.array(f"blk.{i}.{name}.weight") for i in blocks])
+
+    params = {
+        "embed_tokens": {"weight": file.array("token_embd.weight")},
+        "blocks": {ours: {"weight": stacked(theirs)} for ours, theirs in _BLOCK.items()},
+        "norm": {"weight": file.array("output_norm.weight")},
+    }
+    return Llama(config, params, _tokenizer(file))
+
+
+def logits(config: LlamaConfig, params: dict[str, Any], ids_BxT: jax.Array) -> jax.Array:
+    """(B, T) token ids to (B, T, V) logits; matrices are (outputs, inputs)."""
+    table_VxD = params["embed_tokens"]["weight"]
+    turns = _turns(config, params, ids_BxT.shape[1])
+
+    def block(x_BxTxD, weights):
+        weights = {name: leaf["weight"] for name, leaf in weights.items()}
+        x_BxTxD = x_BxTxD + _attend(config, weights, _norm(x_BxTxD, weights["attention_norm"], config), turns)
+        y_BxTxD = _norm(x_BxTxD, weights["mlp_norm"], config)
+        hidden = jax.nn.silu(y_BxTxD @ weights["gate"].T) * (y_BxTxD @ weights["up"].T)
+        return x_BxTxD + hidden @ weights["down"].T, None
+
+    x_BxTxD, _ = jax.lax.scan(block, table_VxD[ids_BxT], params["blocks"])
+    return _norm(x_BxTxD, params["norm"]["weight"], config) @ table_VxD.T
+
+
+def _attend(config: LlamaConfig, weights: dict[str, jax.Array], x_BxTxD: jax.Array, turns: tuple[jax.Array, jax.Array]):
+    batch, length, _ = x_BxTxD.shape
+
+    def heads(name: str, count: int) -> jax.Array:
+        return (x_BxTxD @ weights[name].T).reshape(batch, length, count, -1)
+
+    query = _rotate(heads("query", config.heads), turns)
+    key = _rotate(heads("key", config.key_value_heads), turns)
+    mixed = jax.nn.dot_product_attention(query, key, heads("value", config.key_value_heads), is_causal=True)
+    return mixed.reshape(batch, length, -1) @ weights["attention_out"].T
+
+
+def _norm(x: jax.Array, scale: jax.Array, config: LlamaConfig) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.epsilon) * scale
+
+
+def _turns(config: LlamaConfig, params: dict[str, Any], length: int) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of each place and pair of features, (T, 1, K / 2)."""
+    head = params["blocks"]["query"]["weight"].shape[1] // config.heads
+    frequency = config.rope_base ** (-jnp.arange(0, head, 2, dtype=jnp.float32) / head)
+    angle = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency)[:, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x_BxTxHxK: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary positions of pairs of neighbours, which is how the format has the rows of queries and keys permuted."""
+    cosine, sine = turns
+    even, odd = x_BxTxHxK[..., 0::2], x_BxTxHxK[..., 1::2]
+    return jnp.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).reshape(x_BxTxHxK.shape)
+
+
+def _tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
+    tokens, types = file.field("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    split = tokenizers.pre_tokenizers
+    tokenizer.pre_tokenizer = split.Sequence([split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == _SPECIAL])
+    return tokenizer
