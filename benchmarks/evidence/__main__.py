@@ -7,10 +7,13 @@ benchmarks/results/evidence/ and are not made again, so a sweep that was stopped
 import tempfile
 from pathlib import Path
 
-from benchmarks.evidence import studies
-from benchmarks.evidence.records import FOLDER
+from benchmarks.evidence import page, pictures, studies
+from benchmarks.evidence.comparison import results
+from benchmarks.evidence.records import FOLDER, read_all
 from benchmarks.evidence.sweep import be_nice, sweep
-from benchmarks.harness.results import parser
+from benchmarks.harness.results import ROOT, parser
+
+DOCUMENTS = ROOT / "docs"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,14 +23,22 @@ def main(arguments: list[str] | None = None) -> None:
     add("--tasks", nargs="+", choices=list(studies.TASKS), default=list(studies.TASKS), help="which tasks")
     add("--budget-minutes", type=float, default=float("inf"), help="stop after the run at hand once this time is over")
     add("--quick", action="store_true", help="tiny models and few runs: noisy versions of everything, in under 10 minutes")
-    add("--folder", type=Path, help=f"where the runs are kept (default: {FOLDER.relative_to(FOLDER.parents[2])})")
+    add("--write", action="store_true", help="make no run, but the page and its pictures from those that are finished")
+    add("--folder", type=Path, help="where the runs are kept; with --quick also page and pictures, a temporary folder by default")
     options = command.parse_args(arguments)
     be_nice()
-    chosen = studies.QUICK if options.quick else studies.FULL
+    study = studies.QUICK if options.quick else studies.FULL
     folder = options.folder or (Path(tempfile.mkdtemp(prefix="evidence-")) if options.quick else FOLDER)
-    cells = [cell for cell in chosen if cell.task in options.tasks]
-    complete = sweep(cells, folder, 60 * options.budget_minutes)
-    print("every run is finished" if complete else "the time is over; the same command goes on")
+    if not options.write:
+        cells = [cell for cell in study.cells if cell.task in options.tasks]
+        complete = sweep(cells, folder, 60 * options.budget_minutes)
+        print("every run is finished" if complete else "the time is over; the same command goes on")
+    if options.write or options.quick:
+        documents = folder if options.quick else DOCUMENTS
+        records = read_all(folder)
+        page.write(study, records, documents / "evidence.md")
+        pictures.draw(results(study.cells, records), study, documents / "images")
+        print(f"wrote {documents / 'evidence.md'} and its pictures")
 
 
 if __name__ == "__main__":

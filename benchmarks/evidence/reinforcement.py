@@ -18,6 +18,7 @@ from lm.config import RatesConfig
 from lm.optimizers import make_optimizer
 from lm.reinforcement import Policy, RlConfig, make_policy, model_config, reinforce, warm_up
 
+from benchmarks.evidence.methods import make_method
 from benchmarks.evidence.training import curve, partitioned, table_numbers
 
 _WARM_UP_BATCH = 64
