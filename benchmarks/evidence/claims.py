@@ -37,7 +37,7 @@ def claims(results: Results, study: Study) -> list[Claim]:
 
 
 def _no_worse(text: str, found: Iterable[Result]) -> Claim:
-    """Reproduced where no interval lies above zero, and not where one does; an open interval says only what it leaves open."""
+    """Not reproduced where an interval lies above zero; where none does, the highest end of one is what remains possible."""
     measured = [result for result in found if result.difference and result.is_complete]
     numbers = "; ".join(f"{result.cell.setting}: {shown_difference(result.difference)}" for result in measured)
     verdicts = [result.difference.verdict for result in measured if result.difference]
@@ -45,8 +45,9 @@ def _no_worse(text: str, found: Iterable[Result]) -> Claim:
         return Claim(text, _OPEN, "")
     if "higher" in verdicts:
         return Claim(text, f"not reproduced in {verdicts.count('higher')} of {len(verdicts)} settings", numbers)
-    better = verdicts.count("lower")
-    return Claim(text, f"reproduced: lower in {better}, no difference seen in {len(verdicts) - better}", numbers)
+    highest = max(result.difference.mean + result.difference.half for result in measured if result.difference)
+    better = f"lower in {verdicts.count('lower')} of {len(verdicts)} settings, higher in none"
+    return Claim(text, f"reproduced: {better} (at most {highest:+.3f})", numbers)
 
 
 def _state(results: Results) -> Claim:
