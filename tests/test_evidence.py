@@ -27,12 +27,8 @@ def distance_from(best):
 
     def run(rate, seed):
         loss = abs(math.log(rate / best)) + seed / 100
-        return (None if rate > 50 * best else loss), {
-            "machine": "m",
-            "table_state_bytes": 8,
-            "table_parameters": 4,
-            "body_rate": 1e-3,
-        }
+        details = {"machine": "m", "table_state_bytes": 8, "table_parameters": 4, "body_rate": 1e-3, "losses": [loss] * 20}
+        return (None if rate > 50 * best else loss), details
 
     return run
 
@@ -103,7 +99,7 @@ def test_intervals_are_those_of_the_paired_t_test():
     ours, theirs = np.random.default_rng(0).normal(size=(2, 8))
     difference = paired_difference(ours, theirs)
     interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval()
-    np.testing.assert_allclose([difference.mean - difference.half, difference.mean + difference.half], interval, rtol=1e-3)
+    np.testing.assert_allclose([difference.mean - difference.half, difference.mean + difference.half], interval, rtol=1e-6)
     assert paired_difference([1.0, math.inf], [1.0, 1.0]).verdict == "no difference seen"
 
 
@@ -172,8 +168,8 @@ def test_a_run_of_pretraining(monkeypatch, text, tmp_path, quick_compilation):
     monkeypatch.setattr(pretraining, "default_cache_dir", lambda: tmp_path)
     setting = pretraining.SETTINGS["quick"]._replace(vocabulary=512, width=16, steps=12, batch=2)
     run = pretraining.prepare(setting, "ember")
-    (loss, details), (frozen, _), (again, _) = run(5e-2, 1), run(0.0, 1), run(5e-2, 1)
-    assert loss == again < frozen < math.log(512)
+    (loss, details), (slower, _), (again, _) = run(5e-2, 1), run(2e-2, 1), run(5e-2, 1)
+    assert loss == again < slower < math.log(512)
     assert details["table_state_bytes"] == 2 * (4 * (512 + 16) + 8)
     assert details["table_parameters"] == 2 * 512 * 16
     assert len(details["losses"]) == len(details["table_steps"]) == 12

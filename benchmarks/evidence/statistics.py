@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; the normal one beyond.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+import scipy.stats  # JAX brings it
 
 
 class Spread(NamedTuple):
@@ -58,6 +54,5 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return Difference(mean(differences) if differences else math.nan, math.inf, len(differences))
-    freedom = len(differences) - 1
-    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96
+    quantile = float(scipy.stats.t.ppf(0.975, len(differences) - 1))
     return Difference(mean(differences), quantile * stdev(differences) / math.sqrt(len(differences)), len(differences))
