@@ -76,7 +76,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--warm-up-learning-rate", type=learning_rate, default=2e-3, help="peak rate for the body")
     add("--warm-up-table-learning-rate", type=learning_rate, default=1e-2, help="peak rate for the tables")
     add = parser.add_argument_group("learning from rewards").add_argument
-    add("--steps", type=positive_int, default=150, help="batches of completions")
+    add("--steps", type=positive_int, default=300, help="batches of completions")
     add("--prompts", type=positive_int, default=8, help="problems in a batch")
     add("--group", type=positive_int, default=8, help="completions of each problem, which are compared with one another")
     add("--updates", type=positive_int, default=1, help="optimizer steps for each batch")
@@ -89,7 +89,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
         default=50,
         help="steps between evaluations on held-out problems; 0: only at the end",
     )
-    add_comparison_options(parser, "rl", body=1e-4, ember=3e-4, adamw=3e-4)
+    add_comparison_options(parser, "rl", body=1e-4, ember=5e-4, adamw=5e-4)
     options = parser.parse_args(arguments)
     try:
         model = model_config(options.width, options.layers, options.heads, tied=options.tied)

@@ -44,11 +44,11 @@ class Setting(NamedTuple):
         return RlConfig(self.steps, self.prompts, self.group, self.updates, self.clip, self.kl_weight, seed)
 
 
-_64 = Setting(width=32, warm_up_steps=600, steps=200, prompts=8, group=8, updates=1, body_rate=1e-4)
+_64 = Setting(width=32, warm_up_steps=600, steps=400, prompts=8, group=8, updates=1, body_rate=1e-4)
 SETTINGS = {
     "64 completions": _64,
-    "8 completions": _64._replace(prompts=1, steps=1600),
-    "256 completions": _64._replace(prompts=32, steps=50),
+    "8 completions": _64._replace(prompts=1, steps=3200),
+    "256 completions": _64._replace(prompts=32, steps=100),
     "quick": _64._replace(width=16, warm_up_steps=60, steps=10, prompts=2),
 }
 

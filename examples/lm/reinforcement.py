@@ -15,7 +15,7 @@ from lm.errors import UsageError
 from lm.grpo import Batch, complete, completion_mask, group_advantages, policy_loss, token_log_probs
 from lm.training import init_params, logits_function
 
-_HELD_OUT = draw_problems(512, LEVELS, (2**32,))  # no seed of a run is as large
+_HELD_OUT = draw_problems(2048, LEVELS, (2**32,))  # no seed of a run is as large
 
 
 @dataclass(frozen=True)
