@@ -1,7 +1,7 @@
 """Trains a small language model twice, with AdamW on everything and with Ember on the token tables, and compares.
 
 Same initial parameters, same batches, same AdamW for the body. Only the optimizer of the embedding and the head differs, each
-with the learning rate that was best for it in a sweep of the default model (benchmarks/learning_rates.py).
+with the learning rate that was best for it in a sweep of the default model.
 The text is the standard library of the running Python unless `--data` names another; nothing is downloaded.
 """
 

@@ -1,6 +1,7 @@
 """What a comparison of runs leaves behind: a table, a JSON file and a picture."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,25 @@ from lm.training import SMOOTHED_STEPS, TrainingResult
 
 matplotlib.use("Agg")
 
+STATE_HEADERS = ("state of the tables (bytes)", "state in total (bytes)")
+Curve = tuple[Sequence[float], Sequence[float]]
+
 
 def summary_table(runs: dict[str, dict[str, Any]]) -> str:
     """One line a run: validation loss, bytes of optimizer state for the tables and in total."""
-    rows = [
-        (name, f"{run['validation_loss']:.4f}", f"{run['table_state_bytes']:,}", f"{run['state_bytes']:,}")
-        for name, run in runs.items()
-    ]
-    headers = ("optimizer", "validation loss", "state of the tables (bytes)", "state in total (bytes)")
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=("left",) + ("right",) * 3)
+    rows = [(name, f"{run['validation_loss']:.4f}", *state_cells(run)) for name, run in runs.items()]
+    return text_table(rows, ("optimizer", "validation loss", *STATE_HEADERS))
+
+
+def text_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """A table of a name and numbers."""
+    align = ("left",) + ("right",) * (len(headers) - 1)
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def state_cells(run: dict[str, Any]) -> tuple[str, str]:
+    """The cells under `STATE_HEADERS`."""
+    return f"{run['table_state_bytes']:,}", f"{run['state_bytes']:,}"
 
 
 def save_results(path: Path, settings: dict[str, Any], runs: dict[str, dict[str, Any]]) -> None:
@@ -31,14 +42,23 @@ def save_results(path: Path, settings: dict[str, Any], runs: dict[str, dict[str,
 
 def save_picture(path: Path, results: dict[str, TrainingResult], title: str) -> None:
     """Draws training loss (running mean of `SMOOTHED_STEPS`) and validation loss of each run."""
+    curves = {name: result.training_losses for name, result in results.items()}
+    dots = {name: (result.validation_steps, result.validation_losses) for name, result in results.items()}
+    save_curves(path, curves, dots, title, "loss (nats per token)", "dots: validation, thin: training")
+
+
+def save_curves(
+    path: Path, curves: dict[str, list[float]], dots: dict[str, Curve], title: str, quantity: str, legend: str
+) -> None:
+    """Draws what was measured in each step, as a running mean of `SMOOTHED_STEPS`, and dots (steps, values) over it."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, result in results.items():
-        window = min(SMOOTHED_STEPS, len(result.training_losses))
-        smooth = np.convolve(result.training_losses, np.ones(window) / window, mode="valid")
+    for name, values in curves.items():
+        window = min(SMOOTHED_STEPS, len(values))
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         (line,) = axes.plot(np.arange(window, window + len(smooth)), smooth, alpha=0.4, linewidth=1)
-        axes.plot(result.validation_steps, result.validation_losses, "o-", color=line.get_color(), markersize=4, label=name)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+        axes.plot(*dots[name], "o-", color=line.get_color(), markersize=4, label=name)
+    axes.set(xlabel="step", ylabel=quantity, title=title)
     axes.grid(alpha=0.3)
-    axes.legend(title="dots: validation, thin: training")
+    axes.legend(title=legend)
     figure.savefig(path, dpi=110)
     plt.close(figure)

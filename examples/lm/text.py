@@ -1,6 +1,8 @@
 """Documents to train on: files of the user's, or the standard library of the Python that runs this."""
 
+import importlib.metadata
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from lm.devices import report
@@ -20,12 +22,25 @@ def read_documents(data: Path | None) -> list[str]:
     root = Path(sysconfig.get_paths()["stdlib"]) if data is None else data
     if not root.exists():
         raise UsageError(f"--data {root}: no such file or folder")
-    files = [root] if root.is_file() else sorted(_standard_library(root) if data is None else _files_below(root, "*"))
+    files = [root] if root.is_file() else sorted(standard_library(root) if data is None else _files_below(root, "*"))
     documents = [text for text in map(_read, files) if text]
     if not documents:
         raise UsageError(f"--data {root}: none of its {len(files)} files is UTF-8 text")
     if len(documents) < len(files):
         report(f"left out {len(files) - len(documents)} of {len(files)} files that are empty or not UTF-8 text")
+    return documents
+
+
+def read_descriptions() -> list[str]:
+    """What the installed packages say of themselves: English, with little code, and nothing of the standard library.
+
+    Raises:
+      UsageError: none has a description.
+    """
+    described = {item.metadata["Name"] or "": item.metadata.get_payload() for item in importlib.metadata.distributions()}
+    documents = [text for _, text in sorted(described.items()) if isinstance(text, str) and text.strip()]
+    if not documents:
+        raise UsageError("none of the installed packages has a description to train on; use --model smollm2")
     return documents
 
 
@@ -39,8 +54,16 @@ def split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
     return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
 
 
-def _standard_library(root: Path) -> list[Path]:
+def standard_library(root: Path) -> list[Path]:
+    """The modules of a standard library, tests left out."""
     return [path for path in _files_below(root, "*.py") if not _LEFT_OUT & set(path.relative_to(root).parts)]
+
+
+def read_documents_below(root: Path, files: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Path below the root and text of each file that is UTF-8 text, in order of the paths."""
+    for path in sorted(files):
+        if text := _read(path):
+            yield path.relative_to(root), text
 
 
 def _files_below(root: Path, pattern: str) -> list[Path]:

@@ -36,8 +36,7 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     Raises:
       UsageError: the text has too few distinct byte pairs for that many tokens.
     """
-    digest = hashlib.sha256("\0".join([tokenizers.__version__, str(vocabulary_size), *documents]).encode()).hexdigest()[:16]
-    path = cache_dir / f"corpus-{vocabulary_size}-{digest}.npz"
+    path = _cache_path(documents, vocabulary_size, cache_dir)
     if (cached := _read_cache(path)) is not None:
         return cached
     report(
@@ -45,8 +44,7 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     )
     training, validation = split_documents(documents)
     tokenizer = _train_tokenizer(training, vocabulary_size)
-    dtype = np.uint16 if vocabulary_size <= 2**16 else np.uint32
-    corpus = Corpus(_encode(tokenizer, training, dtype), _encode(tokenizer, validation, dtype))
+    corpus = Corpus(encode_documents(tokenizer, training), encode_documents(tokenizer, validation))
     cache_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path.with_suffix(".json")))
     # Renaming is atomic: an interrupted run leaves no half-written cache, and two runs at once do not mix.
@@ -54,6 +52,19 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     np.savez(partial, training=corpus.training, validation=corpus.validation)
     partial.replace(path)
     return corpus
+
+
+def load_tokenizer(documents: list[str], vocabulary_size: int, cache_dir: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of `load_corpus`, which must have been called before."""
+    return tokenizers.Tokenizer.from_file(str(_cache_path(documents, vocabulary_size, cache_dir).with_suffix(".json")))
+
+
+def encode_documents(tokenizer: tokenizers.Tokenizer, documents: list[str]) -> np.ndarray:
+    """One stream of token ids, with a separator behind each document."""
+    separator = tokenizer.token_to_id(_SEPARATOR)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    encodings = tokenizer.encode_batch_fast(documents)
+    return np.concatenate([np.asarray([*encoding.ids, separator], dtype) for encoding in encodings])
 
 
 def fingerprint(corpus: Corpus) -> str:
@@ -84,6 +95,11 @@ def validation_batches(stream: np.ndarray, batch_size: int, sequence_length: int
     starts = np.linspace(0, len(stream) - sequence_length - 1, count * batch_size).astype(int)
     rows = np.stack([stream[start : start + sequence_length + 1] for start in starts]).astype(np.int32)
     return list(rows.reshape(count, batch_size, sequence_length + 1))
+
+
+def _cache_path(documents: list[str], vocabulary_size: int, cache_dir: Path) -> Path:
+    digest = hashlib.sha256("\0".join([tokenizers.__version__, str(vocabulary_size), *documents]).encode()).hexdigest()[:16]
+    return cache_dir / f"corpus-{vocabulary_size}-{digest}.npz"
 
 
 def _read_cache(path: Path) -> Corpus | None:
@@ -118,9 +134,3 @@ def _train_tokenizer(documents: list[str], vocabulary_size: int) -> tokenizers.T
             f"--vocabulary-size {vocabulary_size}: this text makes a vocabulary of {found} tokens, use {found} or more text"
         )
     return tokenizer
-
-
-def _encode(tokenizer: tokenizers.Tokenizer, documents: list[str], dtype) -> np.ndarray:
-    separator = tokenizer.token_to_id(_SEPARATOR)
-    encodings = tokenizer.encode_batch_fast(documents)
-    return np.concatenate([np.asarray([*encoding.ids, separator], dtype) for encoding in encodings])

@@ -1,0 +1,85 @@
+"""Fine-tuning: SmolLM2-135M on documentation, and the main job's small model on other text, as `examples/finetune.py` has them.
+
+The loss that is compared is that of the held-out answers after the last step, in nats per token. Runs of a setting begin with the
+same parameters; seeds decide the batches.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from lm.config import ModelConfig, RatesConfig, TrainingConfig
+from lm.finetuning import Lesson, answer_loss, batches, description_lesson, docstring_lesson, evaluator, published_model
+from lm.optimizers import make_optimizer
+from lm.tokens import default_cache_dir
+
+from benchmarks.evidence.methods import make_method
+from benchmarks.evidence.training import curve, partitioned, table_numbers
+
+
+class Setting(NamedTuple):
+    """Which model, how long, and the body's peak rate; `pretraining_steps` is None for the published one."""
+
+    steps: int
+    batch: int
+    length: int
+    evaluation_examples: int
+    body_rate: float
+    pretraining_steps: int | None = None
+    vocabulary: int = 4096
+    width: int = 64
+
+
+_SMALL = Setting(steps=100, batch=8, length=64, evaluation_examples=320, body_rate=3e-4, pretraining_steps=600)
+SETTINGS = {
+    "small": _SMALL,
+    "SmolLM2-135M": Setting(steps=60, batch=8, length=64, evaluation_examples=128, body_rate=3e-5),
+    "quick": _SMALL._replace(steps=30, evaluation_examples=64, pretraining_steps=60, vocabulary=1024, width=32, length=32),
+}
+
+
+def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
+    """`run(rate, seed)` gives the held-out loss at the end and details; all runs share one program."""
+    lesson = _lesson(setting)
+    loss_fn, evaluate = answer_loss(lesson), evaluator(lesson, setting.evaluation_examples)
+    tables = make_method(method, setting.batch * setting.length)
+    before = evaluate(lesson.params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(carry, tokens, is_answer, rate):
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params, tokens, is_answer)
+        updates, opt_state = partitioned(tables, rate, setting.body_rate, setting.steps).update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    def run(rate: float, seed: int) -> tuple[float | None, dict[str, Any]]:
+        params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
+        carry, losses = (params, partitioned(tables, rate, setting.body_rate, setting.steps).init(params)), []
+        examples = batches(lesson.training, setting.batch, seed)
+        for _ in range(setting.steps):
+            carry, loss = step(carry, *next(examples), jnp.float32(rate))
+            losses.append(float(loss))
+            if not np.isfinite(losses[-1]):
+                break
+        after = evaluate(carry[0])
+        numbers = table_numbers(tables, lesson.params)
+        details = setting._asdict() | numbers | {"loss_before": round(before, 6), "losses": curve(losses)}
+        return (round(after, 6) if np.isfinite(after) else None), details
+
+    return run
+
+
+@functools.cache
+def _lesson(setting: Setting) -> Lesson:
+    """Made once, also for several methods."""
+    cache = default_cache_dir()
+    if setting.pretraining_steps is None:
+        return docstring_lesson(published_model(), setting.length, cache)
+    model = ModelConfig(setting.vocabulary, setting.width, 2, 2, tied=False)
+    pretraining = TrainingConfig(setting.pretraining_steps, 8, setting.length, 0, setting.pretraining_steps)
+    tx = make_optimizer("adamw", RatesConfig(1e-3, 0.0, 1e-2), setting.pretraining_steps)
+    return description_lesson(model, pretraining, tx, cache)

@@ -1,0 +1,97 @@
+"""docs/evidence.md, made from the finished runs and nothing else."""
+
+from pathlib import Path
+
+from benchmarks.evidence import tables
+from benchmarks.evidence.claims import claims
+from benchmarks.evidence.comparison import results
+from benchmarks.evidence.records import Records
+from benchmarks.evidence.studies import TASKS, Study
+from benchmarks.harness.report import markdown
+
+_HEAD = """# Evidence
+
+What training with Ember comes to, measured by `python -m benchmarks.evidence` and written by `python -m benchmarks.evidence
+--write`. Only what trains the token tables differs within a comparison: model, text, batches and the body's AdamW with its
+rate are the same. The runs are lines of JSON in `benchmarks/results/evidence/`.
+
+How a comparison is made:
+
+* Every method is run with seed 0 at each rate of the same grid (1, 2, 5, 10, ...), which is extended until the best rate
+  has worse neighbours on both sides. A rate "at the edge" has not got there.
+* At its own best rate it is run again with fresh seeds, 1, 2, ..., the same for all methods. They decide initial parameters
+  (of what is trained from scratch), batches and random completions. n counts them.
+* Losses are those after the last step, at the end of the decay; lower is better. A run whose loss is not finite, or in
+  pretraining not below that of knowing nothing, has diverged and counts as infinite.
+* Differences to AdamW are taken within pairs of equal seeds; the interval is Student's t, 95 %. Where it contains zero, no
+  difference was seen, which is not that there is none. One interval of twenty misses zero by chance, and there are many
+  here.
+* AdamW has its defaults on the tables, b2 = 0.999 and a decay of 1e-4 (and the same rates to choose from); Ember has its
+  own.
+
+These are small models and short runs on two processor cores. They can show that the saved memory costs something; that it
+never does, they cannot show.
+"""
+
+
+def page(study: Study, records: dict[str, Records]) -> str:
+    """The document."""
+    found = results(study.cells, records)
+    parts = [_HEAD, _what_was_run(study, records), _claims(found, study)]
+    parts += ["## AdamW and Ember", tables.headline(found, study)]
+    parts += ["![Ember minus AdamW over size and batch size](images/evidence_scaling.png)"]
+    for task in TASKS:
+        parts += _task(found, task)
+    parts += [_ADVICE, tables.best_rates(found)]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def write(study: Study, records: dict[str, Records], path: Path) -> None:
+    """Writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(study, records), encoding="utf-8")
+
+
+def _what_was_run(study: Study, records: dict[str, Records]) -> str:
+    runs = [record for of_task in records.values() for record in of_task.values()]
+    per_task = ", ".join(f"{len(of_task)} of {TASKS[task].title.lower()}" for task, of_task in records.items())
+    machines = sorted({record.details["machine"] for record in runs})
+    diverged = sum(record.loss is None for record in runs)
+    found = results(study.cells, records)
+    complete = sum(result.is_complete for result in found.values())
+    cells = len(set(study.cells))
+    return (
+        f"{len(runs)} runs are finished ({per_task}), {diverged} of them diverged; {complete} of {cells} comparisons have "
+        f"all their rates and seeds. Machine: {'; '.join(machines)}."
+    )
+
+
+def _claims(found: tables.Results, study: Study) -> str:
+    rows = [tuple(claim) for claim in claims(found, study)]
+    return "## What the paper claims\n\n" + markdown(rows, ("claim", "here", "numbers (Ember - AdamW, 95 % interval)"), names=3)
+
+
+def _task(found: tables.Results, task: str) -> list[str]:
+    settings = dict.fromkeys(setting for of_task, setting, _ in found if of_task == task)
+    parts = [f"## {TASKS[task].title}", f"Loss: {TASKS[task].loss}."] if settings else []
+    if task == "reinforcement" and settings:
+        parts.append("![Rewards](images/evidence_rewards.png)")
+    for setting in settings:
+        parts += [f"### {setting}", tables.methods(found, task, setting)]
+        parts += ["With seed 0, at each rate (the best in bold):", tables.rates(found, task, setting)]
+    return parts
+
+
+_ADVICE = """
+![Quality against the bytes of state](images/evidence_pareto.png)
+
+![Loss against the rate of the tables](images/evidence_rates.png)
+
+## What to make of it
+
+* **Rate of the tables.** The table below has the best rates as multiples of the body's. Begin there, and try half and twice
+  of it.
+* **b2.** The tables above that vary b2 and its half-life in tokens say what it is worth at each batch size: what should
+  stay the same between batch sizes is the half-life in tokens, b2 = 0.5^(tokens in a batch / half-life).
+* **When not to.** Where the table of a setting above has Ember higher than AdamW and its interval above zero.
+"""

@@ -1,0 +1,125 @@
+"""Pretraining: the main job's transformer on its text, the standard library, at several sizes and batch sizes.
+
+The loss that is compared is the validation loss after the last step, in nats per token. Seeds decide initial parameters and
+batches; the validation text is always the same.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lm.config import ModelConfig
+from lm.text import read_documents
+from lm.tokens import Corpus, default_cache_dir, fingerprint, load_corpus, random_batch, validation_batches
+from lm.training import init_params, next_token_loss
+
+from benchmarks.evidence.methods import make_method
+from benchmarks.evidence.training import curve, partitioned, table_numbers, table_step
+
+_VALIDATION_TOKENS = 20_480
+_CHECK_EVERY = 25
+
+
+class Setting(NamedTuple):
+    """Sizes, length and the body's peak rate: of 3e-4, 1e-3 and 3e-3 the best for "0.5M" with AdamW on tables and body."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    tied: bool
+    batch: int
+    length: int
+    steps: int
+    body_rate: float
+
+    @property
+    def model(self) -> ModelConfig:
+        """As the examples take it."""
+        return ModelConfig(self.vocabulary, self.width, self.layers, self.heads, self.tied)
+
+
+_SMALL = Setting(4096, 64, 2, 2, tied=False, batch=8, length=64, steps=300, body_rate=1e-3)
+SETTINGS = {
+    "0.5M": _SMALL,
+    "0.3M tied": _SMALL._replace(tied=True),
+    # As many tokens, in more or fewer steps.
+    "0.5M, batch 128": _SMALL._replace(batch=2, steps=1200),
+    "0.5M, batch 2048": _SMALL._replace(batch=32, steps=75),
+    "0.5M, 1200 steps": _SMALL._replace(steps=1200),
+    "1.6M": _SMALL._replace(vocabulary=8192, width=96, heads=3),
+    "2.1M, main job": Setting(8192, 128, 4, 4, tied=False, batch=8, length=128, steps=300, body_rate=1e-3),
+    "4.2M": _SMALL._replace(vocabulary=16384, width=128, heads=4),
+    "12.6M": _SMALL._replace(vocabulary=32768, width=192, heads=4, steps=150),
+    "quick": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=60, length=32),
+    "quick, batch 64": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=240, length=32, batch=2),
+    "quick, larger": _SMALL._replace(vocabulary=2048, width=48, layers=1, steps=60, length=32),
+}
+
+
+def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
+    """`run(rate, seed)` gives the validation loss and details; all runs share one program.
+
+    The loss is None of a run that diverged: not finite, or no better than to know nothing of the text, ln V.
+    """
+    tables = make_method(method, setting.batch * setting.length)
+    loss_fn = next_token_loss(setting.model)
+    evaluate = _validation(setting)
+
+    def optimizer(rate):
+        return partitioned(tables, rate, setting.body_rate, setting.steps)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(carry, batch, rate):
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, opt_state = optimizer(rate).update(grads, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        return (params, opt_state), (loss, table_step(updates, rate))
+
+    def run(rate: float, seed: int) -> tuple[float | None, dict[str, Any]]:
+        params = _init(setting.model)(seed)
+        carry = params, optimizer(rate).init(params)
+        numbers = table_numbers(tables, params)
+        measured = []
+        for i in range(setting.steps):
+            batch = random_batch(_corpus(setting.vocabulary).training, setting.batch, setting.length, (seed, i))
+            carry, losses = step(carry, batch, jnp.float32(rate))
+            measured.append(losses)
+            if i % _CHECK_EVERY == 0 and not np.isfinite(float(losses[0])):
+                break
+        losses, steps = np.asarray(measured).T
+        loss = evaluate(carry[0])
+        text = {"text": _fingerprint(setting.vocabulary)}
+        details = setting._asdict() | numbers | text | {"losses": curve(losses), "table_steps": curve(steps)}
+        return (round(loss, 6) if loss < math.log(setting.vocabulary) else None), details
+
+    return run
+
+
+@functools.cache
+def _corpus(vocabulary: int) -> Corpus:
+    return load_corpus(read_documents(None), vocabulary, default_cache_dir())
+
+
+@functools.cache
+def _fingerprint(vocabulary: int) -> str:
+    return fingerprint(_corpus(vocabulary))
+
+
+@functools.cache
+def _init(model: ModelConfig):
+    return jax.jit(lambda seed: init_params(model, jax.random.key(seed)))
+
+
+@functools.cache
+def _validation(setting: Setting) -> Callable[[Any], float]:
+    """The mean loss on the validation text, the same windows of it for every batch size."""
+    loss_fn = jax.jit(next_token_loss(setting.model))
+    count = _VALIDATION_TOKENS // (8 * setting.length)
+    batches = validation_batches(_corpus(setting.vocabulary).validation, 8, setting.length, count)
+    return lambda params: float(np.mean([float(loss_fn(params, batch)) for batch in batches]))

@@ -1,0 +1,96 @@
+"""Finished runs as lines of JSON: appended as they come, so that a sweep that is killed loses the run it was at and no other."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.harness.results import RESULTS
+
+FOLDER = RESULTS / "evidence"
+
+
+class Run(NamedTuple):
+    """What names a run: a task's setting, what trains the tables at which peak rate, and the seed of all that is random."""
+
+    task: str
+    setting: str
+    method: str
+    rate: float
+    seed: int
+
+
+class Record(NamedTuple):
+    """A finished run and what it measured.
+
+    Attributes:
+      loss: what the task compares at the end of the decay, lower is better; None of a run that diverged.
+      details: everything else, as JSON has it.
+    """
+
+    run: Run
+    loss: float | None
+    details: dict[str, Any]
+
+    @property
+    def value(self) -> float:
+        """The loss to compare by: infinite of a run that diverged."""
+        return float("inf") if self.loss is None else self.loss
+
+
+Records = dict[Run, Record]
+
+
+def read(path: Path) -> Records:
+    """The finished runs of a file, none without it; a last line that was cut off is left out.
+
+    Raises:
+      ValueError: a line before the last is damaged.
+    """
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = _record(json.loads(line))
+        except (ValueError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}; remove that line to have its run made again") from error
+        records[record.run] = record
+    return records
+
+
+def read_all(folder: Path = FOLDER) -> dict[str, Records]:
+    """The finished runs of every task, by its name."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds a finished run, and first ends a line that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record.run._asdict() | {"loss": record.loss} | record.details, separators=(",", ":"), allow_nan=False)
+    with path.open("a+b") as file:
+        if file.tell() and not _ends_with_newline(path):
+            _drop_last_line(path)
+        file.write(line.encode() + b"\n")
+
+
+def rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:
+    """Numbers as the lines keep them; None of those that are not finite, which JSON cannot hold."""
+    return [float(f"{value:.{digits}g}") if abs(value) < float("inf") else None for value in map(float, values)]
+
+
+def _record(line: dict[str, Any]) -> Record:
+    run = Run(*(line.pop(field) for field in Run._fields))
+    return Record(run, line.pop("loss"), line)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    return path.read_bytes()[-1:] == b"\n"
+
+
+def _drop_last_line(path: Path) -> None:
+    kept, newline, _ = path.read_bytes().rpartition(b"\n")
+    path.write_bytes(kept + newline)

