@@ -127,10 +127,11 @@ def learn_from_solutions(config: Config) -> Any:
     rates = RatesConfig(warm.warm_up_learning_rate, 0.0, warm.warm_up_table_learning_rate)
     tx = make_optimizer("adamw", rates, warm.warm_up_steps)
     steps = warm_up(config.model, warm.warm_up_steps, warm.warm_up_batch_size, tx, config.training.seed)
+    params = None
     with tqdm(steps, total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
-        for learnt in bar:
-            bar.set_postfix({"loss": f"{learnt[1]:.3f}"}, refresh=False)
-    return learnt[0]
+        for params, loss in bar:
+            bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+    return params
 
 
 def learn_from_rewards(
@@ -142,14 +143,14 @@ def learn_from_rewards(
     update = make_update(policy, tx)
     steps = reinforce(policy, (params, tx.init(params)), update, config.training)
     with tqdm(total=config.training.steps, desc=name, unit="step") as bar:
-        for (learnt, _), reward in steps:
+        for (params, _), reward in steps:
             rewards.append(reward)
             if len(rewards) % every == 0 or len(rewards) == config.training.steps:
-                held_out[len(rewards)] = policy.accuracy(learnt)
+                held_out[len(rewards)] = policy.accuracy(params)
             shown = {"reward": np.mean(rewards[-_SHOWN_REWARDS:]), "held out": list(held_out.values())[-1]}
             bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()}, refresh=False)
             bar.update()
-    return {"rewards": rewards, "held_out": held_out, "example": _example(policy, learnt)}
+    return {"rewards": rewards, "held_out": held_out, "example": _example(policy, params)}
 
 
 def make_update(policy: Policy, tx: optax.GradientTransformation):

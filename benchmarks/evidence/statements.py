@@ -265,8 +265,8 @@ STATEMENTS = (
         | {"largest / lately, head": "row step/largest over recent/lm_head"}
         | {f"after {AGED:,} silent steps, embedding": "row step/after a long silence/embed"},
         _rare,
-        "true of Adam if the largest step, or that after the long silence, is 100 times that of a row seen lately; of Ember if at "
-        "most 3 times",
+        "true of Adam if the largest step, or that after the long silence, is 100 times that of a row seen lately; of Ember "
+        "if at most 3 times",
     ),
     Statement(
         "Rare tokens are less anisotropic with Ember than with AdamW",

@@ -13,7 +13,7 @@ class Spread(NamedTuple):
 
     mean: float
     deviation: float
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Difference(NamedTuple):
@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
     mean: float
     half: float
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def verdict(self) -> str:

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     reference_log_probs: Any
 
 
-def complete(logits: Logits, params: Any, tokens_NxT: jax.Array, lengths_N: jax.Array, key: jax.Array) -> jax.Array:
+def complete(logits: Logits, params: Any, tokens_NxT: Any, lengths_N: Any, key: jax.Array) -> jax.Array:
     """Goes on after each prompt with random tokens of the model's, until `END` or the row is full."""
     rows, length = tokens_NxT.shape
 
@@ -49,7 +49,7 @@ def complete(logits: Logits, params: Any, tokens_NxT: jax.Array, lengths_N: jax.
     return tokens_NxT
 
 
-def completion_mask(tokens_NxT: jax.Array, lengths_N: jax.Array) -> jax.Array:
+def completion_mask(tokens_NxT: Any, lengths_N: Any) -> jax.Array:
     """1.0 for the tokens that the policy drew, `END` included, 0.0 for prompts and padding; (N, T)."""
     places_T = jnp.arange(tokens_NxT.shape[1])
     return ((places_T >= lengths_N[:, None]) & (tokens_NxT != PAD)).astype(jnp.float32)

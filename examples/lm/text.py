@@ -37,7 +37,9 @@ def read_descriptions() -> list[str]:
     Raises:
       UsageError: none has a description.
     """
-    described = {item.metadata["Name"] or "": item.metadata.get_payload() for item in importlib.metadata.distributions()}
+    described = {
+        item.metadata["Name"] or "": item.metadata.json.get("description") for item in importlib.metadata.distributions()
+    }
     documents = [text for _, text in sorted(described.items()) if isinstance(text, str) and text.strip()]
     if not documents:
         raise UsageError("none of the installed packages has a description to train on; use --model smollm2")
