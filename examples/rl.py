@@ -127,30 +127,31 @@ def learn_from_solutions(config: Config) -> Any:
     rates = RatesConfig(warm.warm_up_learning_rate, 0.0, warm.warm_up_table_learning_rate)
     tx = make_optimizer("adamw", rates, warm.warm_up_steps)
     steps = warm_up(config.model, warm.warm_up_steps, warm.warm_up_batch_size, tx, config.training.seed)
-    params = None
+    learnt = None
     with tqdm(steps, total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
         for params, loss in bar:
+            learnt = params
             bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
-    return params
+    return learnt
 
 
 def learn_from_rewards(
     name: str, policy: Policy, params: Any, tx: optax.GradientTransformation, config: Config
 ) -> dict[str, Any]:
     """Mean rewards of the steps and, by step, the share of held-out problems solved, with the parameters at the end."""
-    rewards, held_out = [], {0: policy.accuracy(params)}
+    rewards, held_out, learnt = [], {0: policy.accuracy(params)}, params
     every = config.evaluate_every or config.training.steps
     update = make_update(policy, tx)
     steps = reinforce(policy, (params, tx.init(params)), update, config.training)
     with tqdm(total=config.training.steps, desc=name, unit="step") as bar:
-        for (params, _), reward in steps:
+        for (learnt, _), reward in steps:
             rewards.append(reward)
             if len(rewards) % every == 0 or len(rewards) == config.training.steps:
-                held_out[len(rewards)] = policy.accuracy(params)
+                held_out[len(rewards)] = policy.accuracy(learnt)
             shown = {"reward": np.mean(rewards[-_SHOWN_REWARDS:]), "held out": list(held_out.values())[-1]}
             bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()}, refresh=False)
             bar.update()
-    return {"rewards": rewards, "held_out": held_out, "example": _example(policy, params)}
+    return {"rewards": rewards, "held_out": held_out, "example": _example(policy, learnt)}
 
 
 def make_update(policy: Policy, tx: optax.GradientTransformation):
