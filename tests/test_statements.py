@@ -54,8 +54,8 @@ def test_a_run_measures_what_the_page_shows(optimizer):
     from lm.config import ModelConfig  # noqa: PLC0415
     from lm.tokens import Corpus  # noqa: PLC0415
 
-    ids = np.random.default_rng(0).zipf(1.3, 20_000) % 256
-    model = ModelConfig(vocabulary_size=256, width=16, layers=1, heads=2, tied=False)
+    ids = np.random.default_rng(0).zipf(1.2, 40_000) % 4096
+    model = ModelConfig(vocabulary_size=4096, width=16, layers=1, heads=2, tied=False)
     losses = []
     numbers = statement_runs.measure(optimizer, 0, 60, Corpus(ids, ids[:1000]), model=model, tick=losses.append)
     shown = {name for statement in statement_page.STATEMENTS for name in statement.rows.values()}

@@ -138,8 +138,8 @@ _HALVES = {
 _HEAD = """# What is said of tokens, measured
 
 Made by `{command}` from
-`benchmarks/results/statements.json`; means and standard deviations over seeds ({seeds}), {steps} steps of the main job
-of `examples/pretrain.py` (4 layers, 128 features, 8,192 tokens, untied; 1,024 tokens a step; learning rates of the
+`benchmarks/results/statements.json`; means and standard deviations over seeds ({seeds}), {steps} steps of the
+main job of `examples/pretrain.py` (4 layers, 128 features, 8,192 tokens, untied; 1,024 tokens a step; learning rates of the
 README, their schedule over the {steps} steps). {machine}.
 
 This is a small model and a short run: a verdict says what holds here, not what holds at every size. The thresholds of the
