@@ -7,25 +7,25 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.evidence import statements
+from benchmarks.evidence import statement_page, statement_runs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "statements.json").read_text(encoding="utf-8"))
 
 
 def test_page_is_that_of_its_results():
-    assert statements.page(RESULTS) == (ROOT / "docs" / "statements.md").read_text(encoding="utf-8")
+    assert statement_page.page(RESULTS) == (ROOT / "docs" / "statements.md").read_text(encoding="utf-8")
 
 
 def test_every_number_shown_was_measured():
     measured = set.intersection(*(set(numbers) for numbers in RESULTS["runs"].values()))
-    shown = {name for statement in statements.STATEMENTS for name in statement.rows.values()}
+    shown = {name for statement in statement_page.STATEMENTS for name in statement.rows.values()}
     assert shown <= measured
     assert all(np.isfinite(numbers[name]) for numbers in RESULTS["runs"].values() for name in shown)
 
 
 def verdict(title, numbers):
-    (statement,) = (s for s in statements.STATEMENTS if s.title.startswith(title))
+    (statement,) = (s for s in statement_page.STATEMENTS if s.title.startswith(title))
     return statement.verdict(lambda optimizer, name: numbers[name, optimizer] if (name, optimizer) in numbers else numbers[name])
 
 
@@ -49,16 +49,16 @@ def test_verdicts_follow_their_rules():
 
 
 @pytest.mark.slow  # compiles a train step and every metric
-@pytest.mark.parametrize("optimizer", statements.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", statement_page.OPTIMIZERS)
 def test_a_run_measures_what_the_page_shows(optimizer):
     from lm.config import ModelConfig  # noqa: PLC0415
     from lm.tokens import Corpus  # noqa: PLC0415
 
-    ids = np.random.default_rng(0).zipf(1.3, 20_000) % 256
-    model = ModelConfig(vocabulary_size=256, width=16, layers=1, heads=2, tied=False)
+    ids = np.random.default_rng(0).zipf(1.2, 40_000) % 4096
+    model = ModelConfig(vocabulary_size=4096, width=16, layers=1, heads=2, tied=False)
     losses = []
-    numbers = statements.measure(optimizer, 0, 60, Corpus(ids, ids[:1000]), model=model, tick=losses.append)
-    shown = {name for statement in statements.STATEMENTS for name in statement.rows.values()}
+    numbers = statement_runs.measure(optimizer, 0, 60, Corpus(ids, ids[:1000]), model=model, tick=losses.append)
+    shown = {name for statement in statement_page.STATEMENTS for name in statement.rows.values()}
     assert shown <= set(numbers)
     assert losses[-1] < losses[0]
     assert 0 < numbers["ray share/random walk"] < 1
