@@ -112,7 +112,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--batch-size", type=positive_int, default=4, help="examples in a batch")
     add("--seed", type=seed, default=0, help="seed of the batches, and of the small model")
     add("--evaluate-every", type=positive_int, default=20, help="steps between evaluations")
-    add("--evaluation-examples", type=positive_int, default=64, help="how many held-out examples are evaluated")
+    add("--evaluation-examples", type=positive_int, default=32, help="how many held-out examples are evaluated")
     add("--pretraining-steps", type=positive_int, default=300, help="steps of the small model on the standard library")
     add_comparison_options(parser, "finetune", *(None,) * 3)
     options = parser.parse_args(arguments)

@@ -19,6 +19,8 @@ from benchmarks.evidence.records import FOLDER, Record
 from benchmarks.evidence.statistics import paired_difference
 from benchmarks.harness.results import ROOT
 
+from lm.errors import UsageError  # isort: skip
+
 CELL = Cell("pretraining", "0.5M", "ember", (1e-3, 2e-3, 5e-3), seeds=3)
 
 
@@ -78,6 +80,20 @@ def test_a_sweep_goes_on_where_it_was_stopped(prepared, tmp_path):
     assert sweep.sweep(cells, tmp_path, math.inf)
     assert prepared == whole[4:]
     assert records.read(path).keys() == records.read(tmp_path / "whole" / "pretraining.jsonl").keys()
+
+
+def test_a_model_that_is_not_installed_is_left_out(prepared, tmp_path, capsys, monkeypatch):
+    make = sweep._prepare
+
+    def prepare(cell):
+        if cell.method == "ember":
+            raise UsageError("not installed")
+        return make(cell)
+
+    monkeypatch.setattr(sweep, "_prepare", prepare)
+    assert not sweep.sweep([CELL, CELL._replace(method="adamw")], tmp_path, math.inf)
+    assert "0.5M, ember: left out: not installed" in "".join(capsys.readouterr())
+    assert {method for method, *_ in prepared} == {"adamw"}
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.write:
         cells = [cell for cell in study.cells if cell.task in options.tasks]
         complete = sweep(cells, folder, 60 * options.budget_minutes)
-        print("every run is finished" if complete else "the time is over; the same command goes on")
+        print("every run is finished" if complete else "runs are missing; the same command goes on")
     if options.write or options.quick:
         documents = folder if options.quick else DOCUMENTS
         records = read_all(folder)
