@@ -127,17 +127,20 @@ def learn_from_solutions(config: Config) -> Any:
     rates = RatesConfig(warm.warm_up_learning_rate, 0.0, warm.warm_up_table_learning_rate)
     tx = make_optimizer("adamw", rates, warm.warm_up_steps)
     steps = warm_up(config.model, warm.warm_up_steps, warm.warm_up_batch_size, tx, config.training.seed)
-    with tqdm(steps, total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
-        for learnt in bar:
-            bar.set_postfix({"loss": f"{learnt[1]:.3f}"}, refresh=False)
-    return learnt[0]
+    params = None
+    with tqdm(total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
+        for learnt in steps:
+            params, loss = learnt
+            bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+            bar.update()
+    return params
 
 
 def learn_from_rewards(
     name: str, policy: Policy, params: Any, tx: optax.GradientTransformation, config: Config
 ) -> dict[str, Any]:
     """Mean rewards of the steps and, by step, the share of held-out problems solved, with the parameters at the end."""
-    rewards, held_out = [], {0: policy.accuracy(params)}
+    rewards, held_out, learnt = [], {0: policy.accuracy(params)}, params
     every = config.evaluate_every or config.training.steps
     update = make_update(policy, tx)
     steps = reinforce(policy, (params, tx.init(params)), update, config.training)

@@ -10,6 +10,7 @@ import pytest
 from programs import call
 
 import rl as program  # isort: skip
+from lm import reinforcement  # isort: skip
 from lm.arithmetic import END, LENGTH, PAD, VOCABULARY_SIZE, decode, draw_problems, encode, rewards, solutions  # isort: skip
 from lm.grpo import Batch, complete, completion_mask, policy_loss, token_log_probs  # isort: skip
 
@@ -78,7 +79,8 @@ def test_the_penalty_pulls_to_the_reference():
     assert float(policy_loss(table_logits, params, batch, 0.2, 0.0)) == 0.0
 
 
-def test_compares_the_optimizers(tmp_path, capsys):
+def test_compares_the_optimizers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reinforcement, "_HELD_OUT", draw_problems(16, (2,), (9,)))
     done = call(program.main, capsys, *TINY, "--output-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "| ember" in done.stdout
