@@ -68,9 +68,8 @@ def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float
                 break
         after = evaluate(carry[0])
         numbers = table_numbers(tables, lesson.params)
-        details = (
-            setting._asdict() | numbers | {"text": _fingerprint(lesson), "loss_before": round(before, 6), "losses": curve(losses)}
-        )
+        measured = {"text": _fingerprint(lesson), "loss_before": round(before, 6), "losses": curve(losses)}
+        details = setting._asdict() | numbers | measured
         return (round(after, 6) if np.isfinite(after) else None), details
 
     return run
