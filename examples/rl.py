@@ -127,12 +127,13 @@ def learn_from_solutions(config: Config) -> Any:
     rates = RatesConfig(warm.warm_up_learning_rate, 0.0, warm.warm_up_table_learning_rate)
     tx = make_optimizer("adamw", rates, warm.warm_up_steps)
     steps = warm_up(config.model, warm.warm_up_steps, warm.warm_up_batch_size, tx, config.training.seed)
-    learnt = None
-    with tqdm(steps, total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
-        for params, loss in bar:
-            learnt = params
+    params = None
+    with tqdm(total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
+        for learnt in steps:
+            params, loss = learnt
             bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
-    return learnt
+            bar.update()
+    return params
 
 
 def learn_from_rewards(

@@ -5,6 +5,7 @@ same parameters; seeds decide the batches.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,10 +68,17 @@ def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float
                 break
         after = evaluate(carry[0])
         numbers = table_numbers(tables, lesson.params)
-        details = setting._asdict() | numbers | {"loss_before": round(before, 6), "losses": curve(losses)}
+        measured = {"text": _fingerprint(lesson), "loss_before": round(before, 6), "losses": curve(losses)}
+        details = setting._asdict() | numbers | measured
         return (round(after, 6) if np.isfinite(after) else None), details
 
     return run
+
+
+def _fingerprint(lesson: Lesson) -> str:
+    """A short name for exactly these examples."""
+    arrays = (array for examples in (lesson.training, lesson.held_out) for array in examples)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ class Spread(NamedTuple):
 
     mean: float
     deviation: float
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    size: int
 
 
 class Difference(NamedTuple):
@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
     mean: float
     half: float
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    size: int
 
     @property
     def verdict(self) -> str:
@@ -36,7 +36,7 @@ def spread(values: Sequence[float]) -> Spread:
 
     Example:
       >>> spread([1.0, 2.0, 3.0])
-      Spread(mean=2.0, deviation=1.0, count=3)
+      Spread(mean=2.0, deviation=1.0, size=3)
     """
     finite = all(map(math.isfinite, values))
     deviation = stdev(values) if finite and len(values) > 1 else math.nan

@@ -35,7 +35,7 @@ class Comparison(Part):
 
 
 def add_comparison_options(parser: Any, name: str, body: float | None, ember: float | None, adamw: float | None) -> None:
-    """The options, with the program's defaults of the peak rates; None where they depend on another option."""
+    """The options, with the program's defaults of the peak rates; None where it finds them itself."""
     add = parser.add_argument_group("comparison").add_argument
     add("--learning-rate", type=learning_rate, default=body, help="peak rate of AdamW, for the body in both runs")
     add("--ember-learning-rate", type=learning_rate, default=ember, help="peak rate of Ember for the tables")

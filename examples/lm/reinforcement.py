@@ -78,7 +78,7 @@ def make_policy(model: ModelConfig, clip: float, kl_weight: float) -> Policy:
 
     @jax.jit
     def answer_held_out(params):
-        return complete(logits, params, _HELD_OUT.tokens, _HELD_OUT.lengths, jax.random.key(0))
+        return complete(logits, params, jnp.asarray(_HELD_OUT.tokens), jnp.asarray(_HELD_OUT.lengths), jax.random.key(0))
 
     return Policy(
         loss=lambda params, batch: policy_loss(logits, params, batch, clip, kl_weight),
@@ -98,7 +98,7 @@ def warm_up(model: ModelConfig, steps: int, batch_size: int, tx: optax.GradientT
     @jax.jit
     def step(carry, problems: Problems, solved):
         params, opt_state = carry
-        loss, grads = jax.value_and_grad(loss_fn)(params, solved, completion_mask(solved, problems.lengths))
+        loss, grads = jax.value_and_grad(loss_fn)(params, solved, completion_mask(solved, jnp.asarray(problems.lengths)))
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 

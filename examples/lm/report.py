@@ -48,7 +48,7 @@ def save_picture(path: Path, results: dict[str, TrainingResult], title: str) -> 
 
 
 def save_curves(
-    path: Path, curves: Mapping[str, list[float]], dots: Mapping[str, Curve], title: str, quantity: str, legend: str
+    path: Path, curves: dict[str, list[float]], dots: Mapping[str, Curve], title: str, quantity: str, legend: str
 ) -> None:
     """Draws what was measured in each step, as a running mean of `SMOOTHED_STEPS`, and dots (steps, values) over it."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")

@@ -37,10 +37,9 @@ def read_descriptions() -> list[str]:
     Raises:
       UsageError: none has a description.
     """
-    described = {
-        item.metadata["Name"] or "": item.metadata.json.get("description") for item in importlib.metadata.distributions()
-    }
-    documents = [text for _, text in sorted(described.items()) if isinstance(text, str) and text.strip()]
+    described = {item.metadata["Name"] or "": item.read_text("METADATA") or "" for item in importlib.metadata.distributions()}
+    # A description follows the fields of the file, behind an empty line.
+    documents = [text for _, file in sorted(described.items()) if (text := file.partition("\n\n")[2].strip())]
     if not documents:
         raise UsageError("none of the installed packages has a description to train on; use --model smollm2")
     return documents
