@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import ember_optax
-from ember_optax import row_sparse
+from ember_optax import geometry, row_sparse
 
 PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse"])
+@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse", "geometry"])
 def test_public_names_are_documented_with_an_example(name):
     documentation = inspect.getdoc(getattr(ember_optax, name))
     assert documentation
@@ -22,9 +22,14 @@ def test_public_names_are_documented_with_an_example(name):
     assert "2607.01455" in documentation
 
 
-@pytest.mark.parametrize("name", row_sparse.__all__)
-def test_public_names_of_row_sparse_are_documented_with_an_example(name):
-    documentation = inspect.getdoc(getattr(row_sparse, name))
+FUNCTIONS = [name for name in geometry.__all__ if inspect.isfunction(getattr(geometry, name))]
+
+
+@pytest.mark.parametrize(
+    "room, name", [*((row_sparse, name) for name in row_sparse.__all__), *((geometry, name) for name in FUNCTIONS)]
+)
+def test_public_names_of_rooms_are_documented_with_an_example(room, name):
+    documentation = inspect.getdoc(getattr(room, name))
     assert documentation
     assert all(part in documentation for part in (">>>", "Args:", "References:"))
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._measured import Rows, measured, share
+from ._measured import Rows, measured, share, sum_of_squares
 from ._spectrum import Principal, gram, principal, weighted
 
 
@@ -123,7 +123,7 @@ def mean_cosine_of(rows: Rows) -> jax.Array:
     # In units of each row's largest number, because the squares of small rows would vanish.
     largest_V1 = jnp.max(jnp.abs(rows.x), rows.features, keepdims=True)
     scaled = rows.x / jnp.where(largest_V1 == 0, 1, largest_V1)
-    norm_V1 = jnp.sqrt(jnp.sum(jnp.square(scaled), rows.features, keepdims=True))
+    norm_V1 = jnp.sqrt(sum_of_squares(scaled, rows.features))
     p_V1 = share(rows._replace(weight=jnp.where(norm_V1 == 0, 0, rows.weight)))
     mean_1D = jnp.sum(p_V1 / jnp.where(norm_V1 == 0, 1, norm_V1) * scaled, rows.token)
     alone = jnp.sum(jnp.square(p_V1))

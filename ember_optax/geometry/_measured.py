@@ -1,6 +1,7 @@
 """From what a user passes to the rows that a metric reads: checks, layout, weights, centring."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from .._math.mean_square import compute_dtype
+from .._math.mean_square import compute_dtype, cpu_mean_square, mean_square
 from .._math.mesh import in_auto_mode, spec_entries, spec_of
 from .._tree.boxes import unbox
 from .._tree.hyperparameters import checked_flag
@@ -88,7 +89,15 @@ def share(rows: Rows) -> jax.Array:
 
 def square_norms(rows: Rows) -> jax.Array:
     """The squared norm of each row, with the rank of the table."""
-    return jnp.sum(jnp.square(rows.x), rows.features, keepdims=True)
+    return sum_of_squares(rows.x, rows.features)
+
+
+def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Sums of squares over axes, kept with length one; on a CPU long ones in blocks, which is faster and rounds less."""
+    if x.dtype == jnp.float64:
+        return jnp.sum(jnp.square(x), axes, keepdims=True)
+    on_cpu, elsewhere = (functools.partial(form, axes=axes) for form in (cpu_mean_square, mean_square))
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere) * math.prod(x.shape[axis] for axis in axes)
 
 
 def to_vector(values: jax.Array, token: int) -> jax.Array:

@@ -16,7 +16,7 @@ from ._measured import Rows, centered_rows, checked_table, rows_of, to_vector
 from ._norms import norms_of
 from ._spectrum import principal
 
-# Without known tokens: the shortest rows, this share of them.
+# Without known tokens: one in so many rows stands for them.
 _SHORTEST = 1000
 
 
@@ -53,7 +53,8 @@ def under_trained_tokens(table: Any, *, known_unused: Any = None, tied: bool, to
     Args:
       table: (V, D), or any layout with `token_axis`; any real floating dtype.
       known_unused: ids of tokens that are known never to occur (padding rows, reserved tokens, bytes that no UTF-8 text has).
-        None takes the V / 1000 shortest rows, at least one, for them: a guess, good where unused rows decay.
+        None takes for them the V / 1000 rows, at least one, that are shortest without the mean and the first component: rows that
+        say nothing of their own. A guess; look at the tokens, and pass those that you recognise.
       tied: True for a head and for a table that is also the head, False for an input table.
       token_axis: the axis that counts the tokens.
 
@@ -86,17 +87,18 @@ def _under_trained(table: jax.Array, ids: jax.Array | None, token: int, tied: bo
 
 def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens:
     norm_V = norms_of(rows)
-    if ids is None:
-        ids = jnp.argsort(norm_V)[: max(1, norm_V.size // _SHORTEST)]
-    # A sum with a mask and not a lookup, which would gather a table that is sharded.
-    mask_V = jnp.zeros(norm_V.shape, rows.x.dtype).at[ids].set(1)
     centered = centered_rows(rows)
     first = principal(centered).directions[..., -1:]
     along_V1 = jax.lax.dot_general(
         centered.x, first, ((centered.features, tuple(range(first.ndim - 1))), ((), ())), precision="highest"
     )
     common = along_V1.reshape(rows.weight.shape) * jnp.expand_dims(first[..., 0], rows.token)
-    distances = [_distance_to_mean(one, mask_V) for one in (rows, centered, centered._replace(x=centered.x - common))]
+    without_first = centered._replace(x=centered.x - common)
+    if ids is None:
+        ids = jnp.argsort(norms_of(without_first))[: max(1, norm_V.size // _SHORTEST)]
+    # A sum with a mask and not a lookup, which would gather a table that is sharded.
+    mask_V = jnp.zeros(norm_V.shape, rows.x.dtype).at[ids].set(1)
+    distances = [_distance_to_mean(one, mask_V) for one in (rows, centered, without_first)]
     score = distances[2] if tied else norm_V
     return UnderTrainedTokens(jnp.argsort(score).astype(jnp.int32), score, norm_V, *distances)
 
@@ -106,7 +108,7 @@ def _distance_to_mean(rows: Rows, mask_V: jax.Array) -> jax.Array:
     mask_V1 = mask_V.reshape(rows.weight.shape)
     mean_1D = jnp.sum(mask_V1 * rows.x, rows.token, keepdims=True) / jnp.sum(mask_V)
     product_V1 = jnp.sum(rows.x * mean_1D, rows.features, keepdims=True)
-    norms_V1 = jnp.sqrt(jnp.sum(jnp.square(rows.x), rows.features, keepdims=True) * jnp.sum(jnp.square(mean_1D)))
+    norms_V1 = jnp.sqrt(jnp.sum(jnp.square(rows.x), rows.features, keepdims=True)) * jnp.sqrt(jnp.sum(jnp.square(mean_1D)))
     return to_vector(1 - product_V1 / jnp.where(norms_V1 == 0, 1, norms_V1), rows.token)
 
 

@@ -51,12 +51,11 @@ def test_an_input_table():
     np.testing.assert_allclose(found.score, np.linalg.norm(table, axis=1), rtol=1e-6)
 
 
-def test_without_known_tokens_the_shortest_rows_stand_for_them():
+def test_without_known_tokens_those_that_say_nothing_of_their_own_stand_for_them():
+    """Not the shortest rows: in SmolLM2-135M unused rows are as long as others."""
     table = head()
-    table[UNUSED] *= 0.3
+    table[UNUSED, 0] += 1
     guess = geometry.under_trained_tokens(table, tied=True)
-    known = geometry.under_trained_tokens(table, tied=True, known_unused=[int(jnp.argmin(guess.norm))])
-    np.testing.assert_allclose(guess.score, known.score, atol=1e-5)
     assert set(guess.order[:5].tolist()) == set(UNUSED.tolist())
 
 
