@@ -177,6 +177,7 @@ def test_numbers_of_a_name_are_used():
         make_method("adam", 512)
 
 
+@pytest.mark.slow  # three runs
 def test_a_run_of_pretraining(monkeypatch, text, tmp_path, quick_compilation):
     """The real task at a size of nothing: it learns, the rate is an argument, and the seed decides."""
     documents = [path.read_text() for path in sorted(text.glob("*.py"))]
