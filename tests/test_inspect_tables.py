@@ -28,6 +28,9 @@ def folder(tmp_path_factory):
     table[5:10] = [0, 0, 0, 0, 0.4, 0, 0, 0]
     table[20] = [0.1, 0, 0, 0, 0, 0, 0, 0]
     np.save(path / "wte.npy", table)
+    damaged = table.copy()
+    damaged[3, 1], damaged[7, 0] = np.nan, np.inf
+    np.save(path / "damaged.npy", damaged)
     np.save(path / "counts.npy", np.arange(V))
     np.save(path / "negative.npy", -np.ones(V))
     np.save(path / "few.npy", np.ones(3))
@@ -61,6 +64,7 @@ def test_prints_draws_and_keeps_the_report(inspect_tables, folder, tmp_path):
     "arguments, message",
     [
         (["nowhere.npy"], "nowhere.npy: no such file"),
+        (["{folder}/damaged.npy"], "has NaN or infinity in 2 of 64 rows, 3, 7"),
         (["{folder}/wte.npy", "--table", "other"], "has one array, without a name"),
         (["{folder}/wte.npy", "--token-counts", "nowhere.npy"], "--token-counts nowhere.npy: no such file"),
         (["{folder}/wte.npy", "--token-counts", "{folder}/few.npy"], "float64 of shape (3,), but the table needs 64 numbers"),

@@ -87,6 +87,7 @@ def test_choices_are_explained(gguf_file, safetensors_file, tmp_path):
         (tmp_path / "whole.npy", None, r"whole is int64 of shape \(2, 3\)"),
         (tmp_path / "whole.npy", "wte", "one array, without a name"),
         (tmp_path / "nowhere.npy", None, "no such file"),
+        (tmp_path, None, "a folder, not a file"),
         (Path(__file__), None, "ends in .gguf, .safetensors, .npy"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.evidence import statement_page, statement_runs
+from benchmarks.evidence import statement_page, statement_runs, statements
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "statements.json").read_text(encoding="utf-8"))
@@ -22,6 +22,29 @@ def test_every_number_shown_was_measured():
     shown = {name for statement in statement_page.STATEMENTS for name in statement.rows.values()}
     assert shown <= measured
     assert all(np.isfinite(numbers[name]) for numbers in RESULTS["runs"].values() for name in shown)
+
+
+def test_a_measurement_that_begins_with_nothing(monkeypatch, tmp_path):
+    """Each run is kept as it comes, and the page made when there are two optimizers to compare."""
+    made = []
+
+    def one_run(optimizer, seed, steps, corpus):
+        made.append((optimizer, seed))
+        return RESULTS["runs"][f"{optimizer} seed {seed}"]
+
+    monkeypatch.setattr(statements, "one_run", one_run)
+    monkeypatch.setattr(statements, "load_corpus", lambda *_: None)
+    monkeypatch.setattr(statements, "read_documents", lambda _: [])
+    command = ["statements", "--output", str(tmp_path / "s.json"), "--page", str(tmp_path / "s.md"), "--seeds"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="no run of adamw or ember"):
+        statements.main()
+    monkeypatch.setattr("sys.argv", [*command, "0"])
+    statements.main()
+    monkeypatch.setattr("sys.argv", [*command, "0", "1"])
+    statements.main()
+    assert made == [(optimizer, seed) for seed in (0, 1) for optimizer in statement_page.OPTIMIZERS]
+    assert "2 of AdamW and 2 of Ember" in " ".join((tmp_path / "s.md").read_text(encoding="utf-8").split())
 
 
 def verdict(title, numbers):

@@ -1,6 +1,6 @@
 """What is said of tokens, measured on the main job: trains with AdamW and with Ember, and writes docs/statements.md.
 
-An interrupted measurement goes on with the runs that are missing; the page is made from those that are there.
+An interrupted measurement goes on with the runs that are missing; the page is made at the end.
 """
 
 import sys
@@ -36,10 +36,11 @@ def main() -> None:
     for optimizer, seed in missing:
         results["runs"][run_name(optimizer, seed)] = one_run(optimizer, seed, results["steps"], corpus)
         save(options.output, results)
-        options.page.write_text(page(results), encoding="utf-8")
     if options.smollm2 and "SmolLM2" not in results:
         results["SmolLM2"] = _rounded(measure_model(options.smollm2))
         save(options.output, results)
+    if lacking := [o for o in OPTIMIZERS if not any(name.startswith(f"{o} seed") for name in results["runs"])]:
+        sys.exit(f"{options.output} has no run of {' or '.join(lacking)} to compare with; pass --seeds 0")
     options.page.write_text(page(results), encoding="utf-8")
 
 

@@ -26,7 +26,8 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_number
       params: the parameters.
       updates: of their structure; where there are ids, of the table's shape with the axes of the ids in place of the token axis.
       token_ids: a tree like `params` or a dictionary from paths, as in `row_sparse.value_and_grad`. The updates of equal ids
-        are added up, padding is ignored.
+        are added up, padding is ignored. (Those of `tx.update` are zero where an id stands again. Others, of a 16-bit table, are
+        rounded after each addition where the platform adds them one by one: all but a bfloat16 table on a CPU.)
       dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
 
     Returns:
@@ -115,7 +116,7 @@ def _scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_
 
 
 def _add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """Updates of a wider dtype: those of equal ids are added up, and their row is rounded once, as in `optax.apply_updates`."""
+    """Updates of another dtype: those of equal ids are added up, to their own dtype, and then as in `optax.apply_updates`."""
     once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
     return table.at[_at(once_N, token_axis)].set(new, mode="drop", unique_indices=True)
 

@@ -71,14 +71,14 @@ def checked_axis(token_axis: Any, shape: tuple[int, ...]) -> int:
     return axis % len(shape)
 
 
-def checked_integer(value: Any, argument: str) -> int:
-    """An integer argument."""
+def checked_integer(value: Any, argument: str, example: int = 0) -> int:
+    """An integer argument, for example this one."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
     except TypeError:
         pass
-    raise TypeError(f"{argument} must be an integer, got {shown(value)}; pass a number like 0.")
+    raise TypeError(f"{argument} must be an integer, got {shown(value)}; pass a number like {example}.")
 
 
 def _is_leaf(tree: Any) -> bool:

@@ -76,7 +76,7 @@ def by_frequency(
     def masks(counts):
         if isinstance(edges, int):
             return jnp.arange(edges)[:, None] == _by_rank(counts, edges)[None, :]
-        of_token_V = jnp.searchsorted(jnp.asarray(edges), counts.astype(edges.dtype), side="right") - 1
+        of_token_V = jnp.searchsorted(*_of_one_dtype(edges, counts), side="right") - 1
         return jnp.arange(len(edges))[:, None] == of_token_V[None, :]
 
     mask_BxV = in_auto_mode(masks, PartitionSpec, counts)
@@ -93,16 +93,25 @@ def _by_rank(counts: jax.Array, buckets: int) -> jax.Array:
     return rank_V * buckets // counts.size
 
 
+def _of_one_dtype(edges: np.ndarray, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Integers stay integers: float32 does not tell counts above 2^24 from their neighbours."""
+    if edges.dtype.kind in "iu" and jnp.issubdtype(counts.dtype, jnp.integer):
+        limits = jnp.iinfo(counts.dtype)
+        return jnp.asarray(np.clip(edges, limits.min, limits.max).astype(counts.dtype)), counts
+    return jnp.asarray(edges, jnp.float32), counts.astype(jnp.float32)
+
+
 def _checked_buckets(buckets: Any, size: int) -> int | np.ndarray:
     if isinstance(buckets, int | np.integer) and not isinstance(buckets, bool):
         if not 1 <= buckets <= size:
             raise ValueError(f"buckets must be in 1 to {size}, the number of tokens, got {buckets}; pass for example 10.")
         return int(buckets)
-    fix = "pass a number of buckets, or increasing counts like (0, 1, 10, 100)."
+    fix = "pass a number of buckets, or increasing counts like (0, 1, 10, 100); neither may be traced."
     if isinstance(buckets, str | bool | None) or not isinstance(buckets, Sequence | np.ndarray | jax.Array):
         raise TypeError(f"buckets must be a number or a sequence of counts, got {shown(buckets)}; {fix}")
     try:
-        edges = np.asarray(buckets, np.float32)
+        edges = np.asarray(buckets)
+        edges = edges if edges.dtype.kind in "iu" else edges.astype(np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"buckets must be a number or a sequence of counts, got {shown(buckets)}; {fix}") from None
     if edges.ndim != 1 or not edges.size or not np.all(np.diff(edges) > 0) or np.isnan(edges).any():

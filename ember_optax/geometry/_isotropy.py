@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._measured import Rows, measured, share, sum_of_squares
+from ._measured import Rows, measured, share, unit
 from ._spectrum import Principal, gram, principal, weighted
 
 
@@ -120,12 +120,9 @@ def iso_score(table: Any, *, token_axis: int = 0, centered: bool = True, weights
 
 def mean_cosine_of(rows: Rows) -> jax.Array:
     """`mean_cosine_similarity` of rows."""
-    # In units of each row's largest number, because the squares of small rows would vanish.
-    largest_V1 = jnp.max(jnp.abs(rows.x), rows.features, keepdims=True)
-    scaled = rows.x / jnp.where(largest_V1 == 0, 1, largest_V1)
-    norm_V1 = jnp.sqrt(sum_of_squares(scaled, rows.features))
-    p_V1 = share(rows._replace(weight=jnp.where(norm_V1 == 0, 0, rows.weight)))
-    mean_1D = jnp.sum(p_V1 / jnp.where(norm_V1 == 0, 1, norm_V1) * scaled, rows.token)
+    is_zero_V1 = jnp.all(rows.x == 0, rows.features, keepdims=True)
+    p_V1 = share(rows._replace(weight=jnp.where(is_zero_V1, 0, rows.weight)))
+    mean_1D = jnp.sum(p_V1 * unit(rows.x, rows.features), rows.token)
     alone = jnp.sum(jnp.square(p_V1))
     pairs = 1 - alone
     # One row leaves no pair, but p^2 may round to something else than one.

@@ -100,6 +100,15 @@ def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere) * math.prod(x.shape[axis] for axis in axes)
 
 
+def unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """An array over its norm along axes; zeros stay zeros."""
+    # In units of the largest number, because squares of small and of large ones leave float32.
+    largest = jnp.max(jnp.abs(x), axes, keepdims=True)
+    scaled = x / jnp.where(largest == 0, 1, largest)
+    norm = jnp.sqrt(sum_of_squares(scaled, axes))
+    return scaled / jnp.where(norm == 0, 1, norm)
+
+
 def to_vector(values: jax.Array, token: int) -> jax.Array:
     """From one number for each token with the rank of the table to a vector."""
     return jnp.squeeze(values, tuple(axis for axis in range(values.ndim) if axis != token))
@@ -140,12 +149,14 @@ def checked_weights(weights: Any, table: jax.Array, token: int, argument: str = 
         )
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{argument} of shape {array.shape} has dtype {array.dtype}, but must hold real numbers; pass counts.")
-    if not all_not_negative(array):
-        raise ValueError(f"{argument} must not be negative or NaN, got {shown(array)}; a token of weight 0 does not take part.")
+    if not known_to_hold(array, lambda array: (array >= 0) & jnp.isfinite(array)):
+        raise ValueError(
+            f"{argument} must be finite and not negative, got {shown(array)}; a token of weight 0 does not take part."
+        )
     return array
 
 
-def all_not_negative(array: jax.Array) -> bool:
-    """Whether no element is negative or NaN, as far as that is known: of a traced array nothing is."""
+def known_to_hold(array: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> bool:
+    """Whether a condition holds of every element, as far as that is known: of a traced array nothing is."""
     with jax.ensure_compile_time_eval():  # a constant in a traced function is known
-        return isinstance(array, Tracer) or bool(jnp.all(array >= 0))
+        return isinstance(array, Tracer) or bool(jnp.all(condition(array)))

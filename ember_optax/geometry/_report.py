@@ -20,6 +20,9 @@ from ._measured import checked_table, checked_weights
 from ._row_step import StepRule, TableState, checked_state, step_rule, table_states
 from ._table_report import table_report
 
+# In the place of a gradient that is None, which a tree of leaves would not have.
+_LEFT_OUT = object()
+
 
 def report(
     params: Any,
@@ -59,7 +62,7 @@ def report(
 
     Args:
       params: the parameters, a tree of arrays.
-      grads: their gradients, dense; None for what needs none.
+      grads: their gradients, dense; None for what needs none, as a whole or in the place of one (of a row-sparse step, say).
       opt_state: the optimizer state before the step of these gradients. Tables that neither Ember nor Adam trains lack what needs
         a state.
       token_counts: how often each token occurred: (V,) for all tables, or a dictionary from paths. Accumulate it from batches, or
@@ -124,7 +127,7 @@ def _of_table(
         if gradient.shape != array.shape:
             raise ValueError(
                 f"the gradient of {table.name!r} has shape {gradient.shape}, but the parameter {array.shape}: pass dense "
-                f"gradients, or None for those of row-sparse steps."
+                f"gradients, and None in the place of those of row-sparse steps."
             )
     if state is not None:
         state = checked_state(state, array, token, batch, f" of {table.name!r}")
@@ -143,12 +146,13 @@ def _gradients_by_name(grads: Any, names: list[str]) -> dict[str, Any]:
     check_tree(grads, "grads", may_be_missing=True)
     if grads is None:
         return {}
-    found = {table.name: table.array for table in read_tree(grads).tables}
+    marked = jax.tree.map(lambda leaf: _LEFT_OUT if leaf is None else leaf, grads, is_leaf=lambda leaf: leaf is None)
+    found = {table.name: table.array for table in read_tree(marked).tables}
     if missing := [name for name in names if name not in found]:
         raise ValueError(
             f"grads has nothing for the tables {missing}, only {list(found)}: pass the gradients of these parameters."
         )
-    return found
+    return {name: found[name] for name in names if found[name] is not _LEFT_OUT}
 
 
 def _counts_by_name(token_counts: Any, names: list[str]) -> dict[str, Any]:

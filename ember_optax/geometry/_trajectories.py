@@ -35,7 +35,7 @@ class RayState(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """How straight each token moved; NaN for one that did not move.
+    """How straight each token moved; NaN for one that did not move, or by less than 1e-19, whose square vanishes in float32.
 
     Attributes:
       share: of the energy of displacements along one direction, in (0, 1], (V,). A lower bound, exact for up to `rank`
@@ -92,7 +92,7 @@ def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/geometry.md
     """
-    if checked_integer(rank, "rank") < 1:
+    if checked_integer(rank, "rank", 3) < 1:
         raise ValueError(f"rank must be at least 1, got {rank}; 3 is the default.")
 
     def rows(table: Any) -> jax.Array:
@@ -168,7 +168,7 @@ def random_walk(
         largest = np.linalg.eigvalsh(gram_TxT)[-1]
         return jnp.float32(largest / np.trace(gram_TxT)), jnp.float32(np.sqrt(common_T[-1]) / np.sum(lengths_T))
     for argument, number in {"num_features": num_features, "num_walks": num_walks}.items():
-        if checked_integer(number, argument) < 1:
+        if checked_integer(number, argument, 256) < 1:
             raise ValueError(f"{argument} must be at least 1, got {number}; pass for example 256.")
     init, update, value = ray(rank=rank)
 
@@ -220,7 +220,7 @@ def _checked_steps(step_sizes: Any) -> np.ndarray:
         steps = np.asarray(step_sizes, np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"step_sizes must be a number or a vector of lengths, got {shown(step_sizes)}; {fix}") from None
-    lengths = np.ones(checked_integer(step_sizes, "step_sizes")) if steps.ndim == 0 else steps
+    lengths = np.ones(checked_integer(step_sizes, "step_sizes", 16)) if steps.ndim == 0 else steps
     if lengths.ndim != 1 or not lengths.size or not np.all(lengths >= 0) or not np.any(lengths):
         raise ValueError(
             f"step_sizes must be at least one step, of lengths that are not negative, got {shown(step_sizes)}; {fix}"

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from .._math.mesh import in_auto_mode
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, shown
-from ._measured import Rows, centered_rows, checked_table, rows_of, to_vector
+from ._measured import Rows, centered_rows, checked_table, rows_of, to_vector, unit
 from ._norms import norms_of
 from ._spectrum import principal
 
@@ -105,11 +105,11 @@ def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens
 
 def _distance_to_mean(rows: Rows, mask_V: jax.Array) -> jax.Array:
     """One minus the cosine of each row and the mean of the rows in a mask."""
-    mask_V1 = mask_V.reshape(rows.weight.shape)
-    mean_1D = jnp.sum(mask_V1 * rows.x, rows.token, keepdims=True) / jnp.sum(mask_V)
-    product_V1 = jnp.sum(rows.x * mean_1D, rows.features, keepdims=True)
-    norms_V1 = jnp.sqrt(jnp.sum(jnp.square(rows.x), rows.features, keepdims=True)) * jnp.sqrt(jnp.sum(jnp.square(mean_1D)))
-    return to_vector(1 - product_V1 / jnp.where(norms_V1 == 0, 1, norms_V1), rows.token)
+    share_V1 = (mask_V / jnp.sum(mask_V)).reshape(rows.weight.shape)
+    # Not a product alone: a row of NaN that is not in the mask must not be seen.
+    mean_1D = jnp.sum(jnp.where(share_V1 > 0, share_V1 * rows.x, 0), rows.token, keepdims=True)
+    cosine_V1 = jnp.sum(unit(rows.x, rows.features) * unit(mean_1D, rows.features), rows.features, keepdims=True)
+    return to_vector(1 - cosine_V1, rows.token)
 
 
 def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:

@@ -43,7 +43,7 @@ def read_table(path: Path | str, name: str | None = None) -> NamedTable:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     readers = {".gguf": _read_gguf, ".safetensors": _read_safetensors, ".npy": _read_npy}
     if path.suffix not in readers:
         raise UsageError(f"{path}: a file of a table ends in {', '.join(readers)}; convert it to one of these")

@@ -117,6 +117,14 @@ def test_compiled_by_the_caller_and_of_a_head():
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_a_gradient_may_be_left_out():
+    """As that of an input table in a row-sparse step, which is compact."""
+    params = {"wte": {"embedding": TABLE}, "lm_head": {"kernel": TABLE.T}}
+    metrics = geometry.report(params, {"wte": {"embedding": None}, "lm_head": {"kernel": TABLE.T}}, spectral=False)
+    assert names_of(metrics, "wte/embedding") == OF_TABLE
+    assert names_of(metrics, "lm_head/kernel") == OF_TABLE | OF_GRADIENT
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "MultiSteps"])
 def test_other_optimizers(name):
     """Adam's rows step too; what has no such state has no such metrics."""

@@ -242,3 +242,10 @@ def test_by_frequency_of_vectors():
     np.testing.assert_allclose(norms.sum(0), oracle.row_norms(TABLE), rtol=1e-6)
     compiled = jax.jit(lambda counts: geometry.by_frequency(geometry.mean_row_norm, TABLE, counts, [0, 2]).values)(WEIGHTS)
     check(compiled[0], oracle.mean_row_norm(TABLE, weights=WEIGHTS < 2))
+
+
+def test_by_frequency_tells_large_counts_apart():
+    """In float32 these counts are one number."""
+    counts = jnp.asarray(2**24 + np.arange(V) % 3, jnp.int32)
+    found = geometry.by_frequency(geometry.mean_row_norm, TABLE, counts, [2**24, 2**24 + 1, 2**24 + 2])
+    assert found.num_tokens.tolist() == [int((counts == 2**24 + i).sum()) for i in range(3)]

@@ -66,3 +66,28 @@ def test_zeros_and_compiled():
     assert found.distance[7] == 1
     assert found.order.dtype == jnp.int32
     assert sorted(found.order.tolist()) == list(range(V))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e30])
+def test_distances_do_not_depend_on_scale(scale):
+    """Squares of small and of large numbers leave float32; rows of length zero and one would then look alike."""
+    expected = geometry.under_trained_tokens(head(), tied=True, known_unused=UNUSED[:2])
+    found = geometry.under_trained_tokens(head() * np.float32(scale), tied=True, known_unused=UNUSED[:2])
+    for field in ("distance", "distance_centered", "distance_without_first"):
+        np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=2e-6, err_msg=field)
+
+
+def test_rows_that_decayed_to_almost_nothing_lie_together():
+    table = head()
+    table[UNUSED] = 1e-25
+    found = geometry.under_trained_tokens(table, tied=True, known_unused=UNUSED[:1])
+    np.testing.assert_allclose(found.distance[UNUSED], 0, atol=1e-6)
+
+
+def test_a_row_of_nan_does_not_hide_the_distances_of_others():
+    table = head()
+    expected = geometry.under_trained_tokens(table, tied=True, known_unused=UNUSED).distance
+    table[0] = np.nan
+    found = geometry.under_trained_tokens(table, tied=True, known_unused=UNUSED).distance
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:], expected[1:], atol=1e-6)
