@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tokenizers
+from gguf_files import finish
 from programs import call
 
 import finetune as program  # isort: skip
@@ -49,10 +50,7 @@ def model_file(tmp_path):
     for name, shape in arrays.items():
         values = np.ones(shape) if len(shape) == 1 else 0.2 * generator.normal(size=shape)
         writer.add_tensor(f"{name}.weight", values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

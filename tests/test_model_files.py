@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.flax
 import tokenizers
+from gguf_files import finish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -31,10 +32,7 @@ def gguf_file(tmp_path):
         "token_embd.weight", gguf.quantize(TABLE, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0
     )
     writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

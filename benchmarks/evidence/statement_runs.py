@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from lm.config import ModelConfig, RatesConfig
-from lm.optimizers import make_optimizer
+from lm.optimizers import make_optimizer, schedule
 from lm.tokens import Corpus, random_batch
-from lm.training import init_params, logits_function
+from lm.training import init_params, next_token_loss
 
 from ember_optax import geometry
 
@@ -108,10 +108,7 @@ def kind(path: str) -> str:
 
 
 def _compiled_step(tx: optax.GradientTransformation, model: ModelConfig) -> Callable[..., Any]:
-    logits = logits_function(model)
-
-    def loss_fn(params, batch):
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(params, batch[:, :-1]), batch[:, 1:]))
+    loss_fn = next_token_loss(model)
 
     @jax.jit
     def step(params, opt_state, record, batch):
@@ -215,7 +212,7 @@ def _rays(rays: dict[str, geometry.Streaming], states: dict[str, Any], counts_V:
 
 def _random_walk(steps: int, snapshots: list[int], features: int) -> Numbers:
     """The null: steps in random directions whose lengths follow the learning rate."""
-    rates = jax.vmap(optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 10), steps, 0.1))(jnp.arange(steps))
+    rates = jax.vmap(schedule(1.0, steps))(jnp.arange(steps))
     parts = np.split(np.asarray(rates), snapshots)[: len(snapshots)]
     lengths = [float(np.sqrt(np.sum(np.square(part)))) for part in parts]
     share, straightness = geometry.random_walk(lengths, num_features=features, key=jax.random.key(_WALK_SEED))

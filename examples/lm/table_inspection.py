@@ -76,7 +76,8 @@ def inspect(named: NamedTable, config: InspectionConfig) -> Inspection:
     rows = len(named.table)
     if (damaged := np.flatnonzero(~np.isfinite(named.table).all(1))).size:
         shown = ", ".join(map(str, damaged[:10])) + (", ..." if damaged.size > 10 else "")
-        raise UsageError(f"the table {named.name} has NaN or infinity in {damaged.size} of {rows} rows, {shown}: no metric is defined")
+        where = f"{damaged.size} of {rows} rows, {shown}"
+        raise UsageError(f"the table {named.name} has NaN or infinity in {where}: no metric is defined")
     if outside := [i for i in config.known_unused or [] if i >= rows]:
         raise UsageError(f"--known-unused {outside[0]}: the table {named.name} has the rows 0 to {rows - 1}")
     counts = None if config.token_counts is None else _read_counts(config.token_counts, rows)
