@@ -2,6 +2,7 @@
 
 from . import geometry as geometry
 from . import row_sparse as row_sparse
+from . import vocab as vocab
 from ._optimizer.alias import ember as ember
 from ._optimizer.transform import scale_by_ember as scale_by_ember
 from ._state.checkpoint import check_shapes as check_shapes

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._math.axes import TableAxes
 from .._math.moments import Moments, kept_axes
 from .._optimizer.checks import check_transformation
 from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
 from .._tree.state import ember_states
-from .._tree.tables import Table, repeated_tables, watched_tables
+from .._tree.tables import TableTree, repeated_tables, watched_tables
 
 # No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
 _FIRST_SIZE = 10_007
@@ -37,10 +38,16 @@ class AxisOrigin(NamedTuple):
 
 
 class Origins:
-    """The origin of each axis of one state array; no pytree node, so that it can be a leaf."""
+    """The origin of each axis of one state array; no pytree node, so that it can be a leaf.
 
-    def __init__(self, axes: tuple[AxisOrigin | None, ...]):
+    Attributes:
+      axes: for each axis of the array the axis of a parameter whose size it has, None where there is none.
+      averaged: the axes of a parameter over all of which the array is an average, zeros included; only Ember tells.
+    """
+
+    def __init__(self, axes: tuple[AxisOrigin | None, ...], averaged: tuple[AxisOrigin, ...] = ()):
         self.axes = axes
+        self.averaged = averaged
 
 
 def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -63,18 +70,12 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
     check_distinct(flatten_named(params)[0])
     shapes = [np.shape(leaf) for leaf in leaves]
 
-    def abstract_state(shapes: list[tuple[int, ...]]) -> Any:
-        # Without the parameters' own shardings: an abstract state needs no mesh. Through a new function, because JAX keeps the
-        # result of a known one and Ember would not be asked again.
-        arrays = [jax.ShapeDtypeStruct(shape, jnp.result_type(leaf)) for shape, leaf in zip(shapes, leaves, strict=True)]
-        return jax.eval_shape(functools.partial(tx.init), jax.tree.unflatten(jax.tree.structure(params), arrays))
-
     with watched_tables() as seen:
-        state = abstract_state(shapes)
-    told = _told_by_ember(state, [table for found in seen for table in found.tables], flatten_named(params)[0])
+        state = abstract_state(tx, params, shapes)
+    told = _told_by_ember(state, seen, flatten_named(params)[0])
     found, marked_shapes = _marked(shapes)
     with repeated_tables(seen):
-        marked = dict(zip(*_flatten(abstract_state(marked_shapes)), strict=True))
+        marked = dict(zip(*_flatten(abstract_state(tx, params, marked_shapes)), strict=True))
 
     def origin(size: int, marked_size: int) -> AxisOrigin | None:
         known = found.get(marked_size)
@@ -95,21 +96,42 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(state), list(map(origins, *_flatten(state))))
 
 
-def _told_by_ember(state: Any, tables: list[Table], names: list[str]) -> dict[KeyPath, Origins]:
+def abstract_state(tx: optax.GradientTransformation, params: Any, shapes: list[tuple[int, ...]]) -> Any:
+    """`tx.init` of parameters like these with other shapes, in the order of `jax.tree.leaves`, as `jax.ShapeDtypeStruct`."""
+    leaves, treedef = jax.tree.flatten(params)
+    # Without the parameters' own shardings: an abstract state needs no mesh. Through a new function, because JAX keeps the
+    # result of a known one and Ember would not be asked again.
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.result_type(leaf)) for shape, leaf in zip(shapes, leaves, strict=True)]
+    return jax.eval_shape(functools.partial(tx.init), treedef.unflatten(arrays))
+
+
+def _told_by_ember(state: Any, seen: list[TableTree], names: list[str]) -> dict[KeyPath, Origins]:
     """The origins of the arrays of every `ScaleByEmberState`, by their path in the state."""
-    axes: dict[str, Any] = {}
-    for table in (table for table in tables if table.axes is not None):
-        if axes.setdefault(table.name, table.axes) != table.axes:
-            raise ValueError(f"two Embers in tx take {table.name!r} with other axes: {axes[table.name]} and {table.axes}.")
+    axes: dict[str, TableAxes] = {}
+    feature_means: dict[str, str] = {}
+    for found in seen:
+        for table in (table for table in found.tables if table.axes is not None):
+            _tell(axes, table.name, table.axes, "axes")
+            if found.feature_mean is not None:
+                _tell(feature_means, table.name, found.feature_mean, "feature_mean")
     told = {}
     for prefix, node in ember_states(state):
         for field in Moments._fields:
             tree = getattr(node, field)
             for path, name in zip(_flatten(tree)[0], flatten_named(tree)[0], strict=True):
+                of_parameter = functools.partial(AxisOrigin, names.index(name))
                 kept = getattr(kept_axes(axes[name]), field)
-                of_parameter = [AxisOrigin(names.index(name), axis) for axis in kept]
-                told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(tuple(of_parameter))
+                all_rows = field == "nu_feature" and feature_means.get(name) == "all_rows"
+                averaged = axes[name].token if all_rows else ()
+                told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(
+                    tuple(map(of_parameter, kept)), tuple(map(of_parameter, averaged))
+                )
     return told
+
+
+def _tell(known: dict[str, Any], name: str, value: Any, what: str) -> None:
+    if known.setdefault(name, value) != value:
+        raise ValueError(f"two Embers in tx take {name!r} with other {what}: {known[name]} and {value}.")
 
 
 def _marked(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[tuple[int, ...]]]:

@@ -115,7 +115,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     meshes = {sharding.mesh for sharding in shardings}
     if len(meshes) != 1:
         raise ValueError(f"param_shardings name {len(meshes)} different meshes: {meshes}; put all parameters on one.")
-    _check_divisible(params, shardings)
+    check_divisible(zip(_names(params), map(np.shape, jax.tree.leaves(params)), shardings, strict=True))
     specs = [sharding.spec for sharding in shardings]
     _check_specs(params, specs)
     (mesh,) = meshes
@@ -180,9 +180,10 @@ def _without_specs(node: Any) -> Any:
     return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=is_spec) if isinstance(node, ScaleByEmberState) else node
 
 
-def _check_divisible(params: Any, shardings: list[NamedSharding]) -> None:
-    for name, leaf, sharding in zip(_names(params), jax.tree.leaves(params), shardings, strict=True):
-        for axis, (size, entry) in enumerate(zip(np.shape(leaf), sharding.spec, strict=False)):
+def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]]) -> None:
+    """Raises where a shape cannot be shared by the devices of its sharding; of each array its name, shape and sharding."""
+    for name, shape, sharding in arrays:
+        for axis, (size, entry) in enumerate(zip(shape, sharding.spec, strict=False)):
             names = entry_names(entry)
             devices = math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in names)
             if size % devices:

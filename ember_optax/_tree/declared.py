@@ -9,7 +9,7 @@ import optax
 from .dimension_numbers import EmberDimensionNumbers
 from .finder import FinderOptions, find_tables
 from .inputs import shown
-from .paths import check_distinct, flatten_named, is_complete
+from .paths import check_distinct, flatten_named, is_complete, parent_of
 
 DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
 DimensionNumbersLike = (
@@ -115,7 +115,7 @@ def _owner(name: str, declared: dict[str, Any], argument: str) -> str:
                 f"{argument} has no entry for parameter {name!r}; its entries are {sorted(declared)}. "
                 f"Give it EmberDimensionNumbers(...) or None."
             )
-        owner = owner.rpartition("/")[0]
+        owner = parent_of(owner)
     return owner
 
 

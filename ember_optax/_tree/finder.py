@@ -122,8 +122,8 @@ class FinderOptions:
                     f"include=[{pattern!r}]."
                 )
         patterns = list(include) if isinstance(include, Mapping) else include
-        self.include = {compiled: declared.get(compiled.pattern) for compiled in _compile(patterns, "include")}
-        self.exclude = _compile(exclude, "exclude")
+        self.include = {compiled: declared.get(compiled.pattern) for compiled in compile_patterns(patterns, "include")}
+        self.exclude = compile_patterns(exclude, "exclude")
 
     @classmethod
     def of(cls, tables: Any) -> "FinderOptions | None":
@@ -177,7 +177,8 @@ def _with_vocabulary(match: TableMatch, shape: tuple[int, ...], vocabularies: se
     return match._replace(rule=f"{match.rule}; ambiguous, axes {axes} have a vocabulary's size") if axes else match
 
 
-def _compile(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
+def compile_patterns(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
+    """The regular expressions of an argument, each of which is to match a whole path."""
     if isinstance(patterns, str):
         raise TypeError(f"{argument} must be a sequence of regular expressions, got the text {patterns!r}; write [{patterns!r}].")
     if not isinstance(patterns, Sequence | Set):

@@ -36,6 +36,11 @@ def full_path_name(key_path: tuple[Any, ...]) -> str:
     return "/".join(name for key in key_path for name in _key_names(key))
 
 
+def parent_of(name: str) -> str:
+    """The path of what a leaf is part of: a layer, say."""
+    return name.rpartition("/")[0]
+
+
 def flatten_named(tree: Any, is_leaf: Callable[[Any], bool] = is_box) -> tuple[list[str], list[Any], Any]:
     """Path names and leaves of a tree in the order of `jax.tree.leaves`, and its structure. A box is one leaf."""
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)

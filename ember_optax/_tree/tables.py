@@ -39,10 +39,14 @@ class Table(NamedTuple):
 
 
 class TableTree(NamedTuple):
-    """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure."""
+    """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure.
+
+    `feature_mean` is that of the `scale_by_ember` which took these tables at `init`, where somebody watched.
+    """
 
     tables: list[Table]
     treedef: Any
+    feature_mean: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -145,7 +149,7 @@ def tables_of(
     return TableTree(tables, found.treedef)
 
 
-# For `_state/origins.py`, which asks which axes a state array came from: what each `init` found, in the order of the calls.
+# For `_state/origins.py`, which asks what a state array came from: what each `init` found, in the order of the calls.
 _seen: contextvars.ContextVar[list[TableTree] | None] = contextvars.ContextVar("seen", default=None)
 _known: contextvars.ContextVar[Iterator[TableTree] | None] = contextvars.ContextVar("known", default=None)
 
@@ -176,7 +180,7 @@ def is_observed() -> bool:
     return _seen.get() is not None or _known.get() is not None
 
 
-def tables_at_init(find: Callable[[Any], TableTree], params: Any) -> TableTree:
+def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None) -> TableTree:
     """`find(params)`, watched or repeated."""
     if (known := _known.get()) is not None:
         axes = {table.name: table.axes for table in next(known).tables}
@@ -184,7 +188,7 @@ def tables_at_init(find: Callable[[Any], TableTree], params: Any) -> TableTree:
         return TableTree([table._replace(axes=axes.get(table.name)) for table in found.tables], found.treedef)
     found = find(params)
     if (seen := _seen.get()) is not None:
-        seen.append(found)
+        seen.append(found._replace(feature_mean=feature_mean))
     return found
 
 

@@ -1,0 +1,45 @@
+"""Rows drawn from the Gaussian with the mean and the covariance of a table's rows."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from .axes import TableAxes
+from .mean_square import compute_dtype
+
+
+def gaussian_rows(table: jax.Array, key: jax.Array, count: int, axes: TableAxes, covariance_scale: float) -> jax.Array:
+    """`mean + sqrt(covariance_scale) * z C^(1/2)`, z of independent standard normal numbers and C the covariance of the rows.
+
+    Args:
+      table: (V, D), or what `axes` say; stacked tables each have their own mean and covariance.
+      key: of the random numbers.
+      count: how many rows, k.
+      axes: of the table.
+      covariance_scale: of C.
+
+    Returns:
+      An array in the table's layout with k in the place of V, float32 (or float64).
+    """
+    (axis,) = axes.token
+    noise = jax.random.normal(key, (*table.shape[:axis], count, *table.shape[axis + 1 :]), compute_dtype(table))
+    of_one = functools.partial(_of_one, axis=axis - sum(b < axis for b in axes.batch), scale=math.sqrt(covariance_scale))
+    for batch_axis in axes.batch:
+        of_one = jax.vmap(of_one, in_axes=batch_axis, out_axes=batch_axis)
+    return of_one(table, noise)
+
+
+def _of_one(table: jax.Array, noise: jax.Array, *, axis: int, scale: float) -> jax.Array:
+    wide = table.astype(noise.dtype)
+    mean = jnp.mean(wide, axis, keepdims=True)
+    centered = wide - mean
+    size = math.prod(table.shape[:axis] + table.shape[axis + 1 :])
+    # No reshape of the table, which would gather one whose features are split.
+    covariance = jnp.tensordot(centered, centered, (axis, axis), precision="highest").reshape(size, size) / table.shape[axis]
+    values, vectors = jnp.linalg.eigh(covariance)  # not Cholesky: fewer rows than features leave it singular
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T
+    first = jnp.moveaxis(noise, axis, 0)
+    drawn = jnp.matmul(first.reshape(len(first), size), root, precision="highest").reshape(first.shape)
+    return mean + scale * jnp.moveaxis(drawn, 0, axis)

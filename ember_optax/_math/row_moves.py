@@ -1,0 +1,131 @@
+"""Rows of a table moved to other places of another one, also where devices share its rows."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .mean_square import compute_dtype
+from .mesh import entry_names, in_auto_mode, spec_entries, spec_like, spec_of
+
+
+def moved_rows(array: jax.Array, ids_W: np.ndarray, axis: int) -> jax.Array:
+    """An array whose row i along `axis` is the row `ids_W[i]` of the given one, bit for bit; zeros where that is -1.
+
+    It lies on the devices as the given one does. Where they share the rows, the parts go round once, each device picks its own
+    rows from them, and no device ever holds more than two parts and its result.
+
+    Args:
+      array: (..., V, ...).
+      ids_W: (W,) of int32, -1 or in [0, V).
+      axis: where the rows are counted.
+
+    Returns:
+      (..., W, ...), of the given array's dtype.
+    """
+    sharding = _sharding_of(array)
+    ids_W = np.asarray(ids_W, np.int32)
+    if not isinstance(sharding, NamedSharding):
+        return _taken(array, ids_W, axis)
+    names = entry_names(sharding.spec[axis]) if axis < len(sharding.spec) else ()
+    return _moved(array, jax.device_put(ids_W, NamedSharding(sharding.mesh, PartitionSpec(names or None))), axis, names, sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _moved(array: jax.Array, ids_W: jax.Array, axis: int, names: tuple[str, ...], sharding: NamedSharding) -> jax.Array:
+    if names:
+        take = functools.partial(_taken_around, axis=axis, mesh_axes=names, devices=sharding.mesh)
+        specs = sharding.spec, PartitionSpec(names)
+        return jax.shard_map(take, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False)(array, ids_W)
+    moved = in_auto_mode(functools.partial(_taken, axis=axis), lambda: spec_like(array), array, ids_W)
+    return jax.lax.with_sharding_constraint(moved, sharding) if sharding.mesh.are_all_axes_auto else moved
+
+
+def _taken(array: jax.Array, ids_W: Any, axis: int) -> jax.Array:
+    size = array.shape[axis]
+    return jnp.take(array, jnp.where(ids_W < 0, size, ids_W), axis, mode="fill", fill_value=0)
+
+
+def _taken_around(part: jax.Array, ids: jax.Array, *, axis: int, mesh_axes: tuple[str, ...], devices: Any) -> jax.Array:
+    """On each device: the rows `ids` of the whole, from the parts that come by, one after the other."""
+    count = math.prod(devices.shape[name] for name in mesh_axes)
+    size = part.shape[axis]
+    onward = [(i, (i - 1) % count) for i in range(count)]
+    like_rows = _like_rows(part, axis)
+
+    def pick(_, carry):
+        visiting, owner, found = carry
+        local = jnp.where(ids < 0, -1, ids - owner * size)
+        here = (local >= 0) & (local < size)
+        rows = _taken(visiting, jnp.where(here, local, -1), axis)
+        # The owner travels with its part: the order in which several mesh axes count is JAX's affair.
+        visiting, owner = jax.lax.ppermute((visiting, owner), mesh_axes, onward)
+        return visiting, owner, jnp.where(here.reshape(like_rows), rows, found)
+
+    empty = jnp.zeros((*part.shape[:axis], ids.size, *part.shape[axis + 1 :]), part.dtype)
+    return jax.lax.fori_loop(0, count, pick, (part, jax.lax.axis_index(mesh_axes), empty))[2]
+
+
+def filled_rows(array: jax.Array, rows: jax.Array, is_new_W: np.ndarray, axis: int) -> jax.Array:
+    """The array with other rows in the places that are new.
+
+    Args:
+      array: (..., W, ...).
+      rows: as many as there are new places, in their order; or one for all of them; or W, of which those in new places count.
+      is_new_W: (W,) of bool.
+      axis: where the rows are counted.
+    """
+    is_new = is_new_W.reshape(_like_rows(array, axis))
+    places_W = np.cumsum(is_new_W) - 1 if rows.shape[axis] == is_new_W.sum() else None
+
+    def fill(array: jax.Array, rows: jax.Array) -> jax.Array:
+        if places_W is not None:
+            rows = jnp.take(rows, np.maximum(places_W, 0), axis)
+        return jnp.where(is_new, rows.astype(array.dtype), array)
+
+    return _lying_like(array, fill, array, rows)
+
+
+def mean_row(array: jax.Array, axis: int) -> jax.Array:
+    """The mean of the rows, with an axis of length one, in float32 (or float64)."""
+    mean = functools.partial(jnp.mean, axis=axis, keepdims=True, dtype=compute_dtype(array))
+    entries = [None if a == axis else entry for a, entry in enumerate(spec_entries(array))]
+    return in_auto_mode(mean, lambda: spec_of(entries), array)
+
+
+def mean_of_rows(array: jax.Array, ids_WxP: np.ndarray, axis: int, without: jax.Array) -> jax.Array:
+    """An array whose row i is the mean of the rows `ids_WxP[i]`, -1 for none; and `without`, one row, if there is none at all.
+
+    In float32 (or float64).
+    """
+    wide = array.astype(compute_dtype(array))
+    counts = (ids_WxP >= 0).sum(1).reshape(_like_rows(array, axis))
+    total = functools.reduce(jnp.add, (moved_rows(wide, ids_W, axis) for ids_W in ids_WxP.T))
+
+    def mean(total: jax.Array, without: jax.Array) -> jax.Array:
+        return jnp.where(counts > 0, total / jnp.maximum(counts, 1).astype(total.dtype), without)
+
+    return _lying_like(total, mean, total, without)
+
+
+def _lying_like(array: jax.Array, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`function(*arrays)` in the place of an array of the result's shape, whatever kind of axes its mesh has."""
+    sharding = _sharding_of(array)
+    out = sharding if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_auto else None
+    return jax.jit(lambda *arrays: in_auto_mode(function, lambda: spec_like(array), *arrays), out_shardings=out)(*arrays)
+
+
+def _sharding_of(array: jax.Array) -> Any:
+    """How an array lies on devices; None while tracing, where that is left to the compiler."""
+    return None if isinstance(array, Tracer) else getattr(array, "sharding", None)
+
+
+def _like_rows(array: jax.Array, axis: int) -> tuple[int, ...]:
+    """The shape of a vector of one number for each row."""
+    return tuple(-1 if a == axis else 1 for a in range(array.ndim))

@@ -1,0 +1,181 @@
+"""One change of a vocabulary carried through parameters and optimizer state."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+
+from .._math.row_moves import filled_rows, mean_row, moved_rows
+from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
+from .._state.sharding import check_divisible
+from .._tree.paths import path_name
+from .._tree.tables import watched_tables
+from ._tables import Vocabulary
+
+# From a table, its token axis and its number among the parameters: its new rows, as an array of the new table's shape or one that
+# broadcasts to it.
+NewRows = Callable[[jax.Array, int, int], jax.Array]
+
+
+def mean_rows(table: jax.Array, axis: int, _: int) -> jax.Array:
+    """New rows that are the mean of the old ones."""
+    return mean_row(table, axis)
+
+
+class Changed(NamedTuple):
+    """A model with another vocabulary.
+
+    Attributes:
+      params: the parameters.
+      opt_state: the optimizer's state; None if none was given.
+      new_ids: (V_old,) of int64: the id that each old token has now, -1 for those that are gone. Of a token that is there more
+        than once, the first. `new_ids[batch]` renumbers text that has been turned into ids.
+    """
+
+    params: Any
+    opt_state: Any
+    new_ids: np.ndarray
+
+
+def check_model(params: Any, opt_state: Any, tx: Any) -> None:
+    """Raises where parameters, state and transformation as a whole are none, or one of the last two is missing."""
+    if opt_state is None and tx is None:
+        tx = optax.identity()
+    elif tx is None:
+        raise TypeError("tx is missing: pass the transformation whose init made opt_state, which knows what follows the tokens.")
+    check_tx_and_params(tx, params)
+    wanted = _shapes(_state_of(tx, params))
+    if opt_state is None and wanted:
+        raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or leave tx out.")
+    given = _shapes(opt_state)
+    if given != wanted:
+        raise ValueError(
+            f"opt_state does not belong to tx and params: {_difference(given, wanted)}. Pass the state and the parameters from "
+            f"before the change, and the transformation whose init made that state."
+        )
+
+
+def change(
+    params: Any, opt_state: Any, tx: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
+) -> Changed:
+    """Parameters and state whose token i is the old token `ids_W[i]`, or a new one where that is -1.
+
+    A new token's parameters are `new_rows`, zeros without; its state is what `tx.init` gives it.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    _check_shares(vocabulary, leaves, len(ids_W))
+    is_new_W = ids_W < 0
+    changed = list(leaves)
+    for i, axis in vocabulary.axis_of.items():
+        leaf = jnp.asarray(leaves[i])
+        changed[i] = moved_rows(leaf, ids_W, axis)
+        if new_rows is not None and is_new_W.any():
+            changed[i] = filled_rows(changed[i], new_rows(leaf, axis, i), is_new_W, axis)
+    new_params = treedef.unflatten(changed)
+    if opt_state is not None:
+        opt_state = _changed_state(params, new_params, opt_state, tx, vocabulary, ids_W)
+    return Changed(new_params, opt_state, _new_ids(ids_W, vocabulary.size))
+
+
+def _changed_state(params: Any, new_params: Any, opt_state: Any, tx: Any, vocabulary: Vocabulary, ids_W: np.ndarray) -> Any:
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
+    origins = jax.tree.leaves(axis_origins(tx, params))
+    wanted = jax.tree.leaves(_state_of(tx, new_params))
+    ratio = vocabulary.size / len(ids_W)
+    moved = [
+        _moved_leaf(path_name(path), leaf, origin, vocabulary, ids_W, ratio)
+        for (path, leaf), origin in zip(paths_and_leaves, origins, strict=True)
+    ]
+    for (path, _), leaf, want in zip(paths_and_leaves, moved, wanted, strict=True):
+        if np.shape(leaf) != want.shape:
+            raise ValueError(
+                f"the state of tx at {path_name(path)!r} cannot follow the vocabulary: without the tokens on an axis of its own "
+                f"it would keep the shape {np.shape(leaf)}, but init makes {want.shape} of the changed parameters. Change the "
+                f"parameters alone, with opt_state=None, and begin with a new state."
+            )
+    is_new_W = ids_W < 0
+    axes = {i: _token_axes(origin, vocabulary) for i, origin in enumerate(origins)}
+    growing = [i for i in axes if axes[i]] if is_new_W.any() else []
+    for i, initial in zip(growing, _initial(tx, new_params, growing, moved), strict=True):
+        for axis in axes[i]:
+            moved[i] = filled_rows(moved[i], initial, is_new_W, axis)
+    return treedef.unflatten(moved)
+
+
+def _moved_leaf(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, ids_W: np.ndarray, ratio: float) -> Any:
+    for axis in _token_axes(origin, vocabulary):
+        _check_share(name, leaf, axis, len(ids_W))
+        leaf = moved_rows(jnp.asarray(leaf), ids_W, axis)
+    if any(map(vocabulary.has, origin.averaged)) and ratio != 1:
+        # The sum over the rows is what stays.
+        leaf = leaf * jnp.float32(ratio)
+    return leaf
+
+
+def _token_axes(origin: Origins, vocabulary: Vocabulary) -> list[int]:
+    return [axis for axis, of_parameter in enumerate(origin.axes) if vocabulary.has(of_parameter)]
+
+
+def _initial(tx: optax.GradientTransformation, params: Any, numbers: list[int], like: list[Any]) -> Iterator[Any]:
+    """Some arrays of `tx.init(params)`, each lying as the one that stands for it; the others are never made."""
+    if not numbers:
+        return iter(())
+
+    def init(params: Any) -> list[Any]:
+        leaves = jax.tree.leaves(tx.init(params))
+        return [leaves[i] for i in numbers]
+
+    shardings = [_auto_sharding(like[i]) for i in numbers]
+    with watched_tables():  # `init` warns where it is not watched, and has done so before
+        return iter(jax.jit(init, out_shardings=shardings)(params))
+
+
+def _auto_sharding(leaf: Any) -> Any:
+    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_auto else None
+
+
+def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The shapes of `tx.init(params)`."""
+    with watched_tables():
+        return abstract_state(tx, params, [np.shape(leaf) for leaf in jax.tree.leaves(params)])
+
+
+def _shapes(state: Any) -> dict[tuple[int, str], tuple[int, ...]]:
+    """The shape of each array by its number and path; libraries box some, which a name of the box's value would tell."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {(i, path_name(path)): np.shape(leaf) for i, (path, leaf) in enumerate(leaves)}
+
+
+def _difference(given: dict[tuple[int, str], tuple[int, ...]], wanted: dict[tuple[int, str], tuple[int, ...]]) -> str:
+    for (_, name), shape in wanted.items():
+        found = {other for (_, path), other in given.items() if path == name}
+        if shape not in found:
+            has = " and ".join(map(str, found)) or "nothing"
+            return f"at {name!r} it has {has}, but init makes an array of {shape}"
+    return f"it has {len(given)} arrays, {sorted({name for _, name in given})}, but init makes {len(wanted)} of them"
+
+
+def _check_shares(vocabulary: Vocabulary, leaves: list[Any], size: int) -> None:
+    for i, axis in vocabulary.axis_of.items():
+        _check_share(vocabulary.leaves[i].name, leaves[i], axis, size)
+
+
+def _check_share(name: str, leaf: Any, axis: int, size: int) -> None:
+    """Raises where the devices that share the rows of an array could not share so many."""
+    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        shape = np.shape(leaf)
+        check_divisible([(name, (*shape[:axis], size, *shape[axis + 1 :]), sharding)])
+
+
+def _new_ids(ids_W: np.ndarray, size: int) -> np.ndarray:
+    new_ids = np.full(size, -1, np.int64)
+    places = np.flatnonzero(ids_W >= 0)[::-1]  # backwards, so that of several places the first one stays
+    new_ids[ids_W[places]] = places
+    return new_ids

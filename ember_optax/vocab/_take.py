@@ -1,0 +1,180 @@
+"""Tokens picked out: pruned, permuted, duplicated."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from .._math.axes import TableAxes
+from .._math.moments import kept_axes
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.inputs import shown
+from .._tree.state import ember_moments
+from ._change import Changed, change, check_model
+from ._tables import vocabulary_of
+
+
+def take(
+    params: Any,
+    opt_state: Any,
+    token_ids: Sequence[int] | np.ndarray | jax.Array,
+    *,
+    tx: optax.GradientTransformation | None = None,
+    tables: DimensionNumbersLike = AUTO,
+    unrelated: Sequence[str] = (),
+) -> Changed:
+    r"""The model whose token i is the old token `token_ids[i]`: pruned, permuted, tokens duplicated, in parameters and state.
+
+    As `resize` in all that is said there of tables, state and devices. Rows and their state move bit for bit.
+
+    Pruning a token that never had a gradient is exact for ever. One that had leaves its share in :math:`\nu^{feature}`, an
+    average over all rows: `removed_share` gives it, s. What is left of it after n steps is :math:`b_2^n` times as large. A
+    feature's profile is at least 1 - s of what it would be without the token, so no step is more than :math:`1 / \sqrt{1 - s}`
+    times as large.
+
+    Args:
+      params: the parameters, arrays alone.
+      opt_state: the state of `tx`; None without an optimizer.
+      token_ids: (W,) old ids in the order of the new vocabulary; an id may stand more than once.
+      tx: the transformation whose `init` made `opt_state`.
+      tables: as for `resize`.
+      unrelated: as for `resize`.
+
+    Returns:
+      `Changed(params, opt_state, new_ids)`; `new_ids[old_id]` is where a token is now, -1 if it is gone.
+
+    Raises:
+      TypeError: `token_ids` are no concrete integers; as `resize`.
+      ValueError: `token_ids` are empty, out of range or of more than one axis; as `resize`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from ember_optax import ember, vocab
+      >>> params = {"embed": {"embedding": jnp.arange(6.0)[:, None] * jnp.ones(4)}}
+      >>> tx = ember(1e-3)
+      >>> opt_state = tx.init(params)
+      >>> gone = vocab.unused(token_counts=[9, 0, 3, 0, 1, 2], keep=[1])
+      >>> kept = np.delete(np.arange(6), gone)
+      >>> params, opt_state, new_ids = vocab.take(params, opt_state, kept, tx=tx)
+      >>> params["embed"]["embedding"][:, 0].tolist(), new_ids.tolist()
+      ([0.0, 1.0, 2.0, 4.0, 5.0], [0, 1, 2, -1, 3, 4])
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    check_model(params, opt_state, tx)
+    vocabulary = vocabulary_of(params, tables, unrelated)
+    ids_W = checked_ids(token_ids, vocabulary.size, "token_ids")
+    if not ids_W.size:
+        raise ValueError("token_ids is empty; name at least one token that stays.")
+    return change(params, opt_state, tx, vocabulary, ids_W)
+
+
+def removed_share(
+    params: Any,
+    opt_state: Any,
+    token_ids: Sequence[int] | np.ndarray | jax.Array,
+    *,
+    tables: DimensionNumbersLike = AUTO,
+    unrelated: Sequence[str] = (),
+) -> dict[str, jax.Array]:
+    r"""What `take` leaves behind in Ember's feature statistic: :math:`s = \sum_{i\ gone} \nu^{token}_i / \sum_i \nu^{token}_i`.
+
+    Args:
+      params: the parameters before `take`.
+      opt_state: their state, which contains Ember.
+      token_ids: (W,) the ids that stay.
+      tables: as for `resize`.
+      unrelated: as for `resize`.
+
+    Returns:
+      The share of each table that Ember trains, in [0, 1], by its path; float32, of the shape of the table's batch axes, ()
+      without. 0 before the first gradient.
+
+    Raises:
+      TypeError: `token_ids` are no concrete integers.
+      ValueError: Ember trains none of the tables; `token_ids` are out of range; as `resize`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import scale_by_ember, vocab
+      >>> tx, params = scale_by_ember(), {"wte": jnp.ones((3, 2))}
+      >>> _, state = tx.update({"wte": jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])}, tx.init(params))
+      >>> print(vocab.removed_share(params, state, [0, 2])["wte"], vocab.removed_share(params, state, [0, 1])["wte"])
+      0.5 0.0
+
+    References:
+      docs/vocabulary.md
+    """
+    vocabulary, moments = vocabulary_of(params, tables, unrelated), ember_moments(opt_state)
+    ids_W = np.unique(checked_ids(token_ids, vocabulary.size, "token_ids"))
+    trained = {table.name: table.axes for table in vocabulary.leaves if table.axes is not None and table.name in moments}
+    if not trained:
+        raise ValueError(
+            f"opt_state has no state of Ember for these tables, got {shown(opt_state)}; pass what tx.init made of them."
+        )
+    return {name: _share(moments[name].nu_token, ids_W, axes) for name, axes in trained.items()}
+
+
+def _share(nu_token: jax.Array, ids_W: np.ndarray, axes: TableAxes) -> jax.Array:
+    axis = kept_axes(axes).nu_token.index(axes.token[0])
+    every = jnp.sum(nu_token, axis)
+    return jnp.where(every > 0, jnp.sum(jnp.delete(nu_token, ids_W, axis), axis) / jnp.where(every > 0, every, 1), 0.0)
+
+
+def unused(token_counts: Any, *, keep: Sequence[int] | np.ndarray | jax.Array = (), below: float = 1) -> np.ndarray:
+    """The tokens that a text hardly uses, which pruning may take away.
+
+    Args:
+      token_counts: (V,) how often each token is in the text: not negative.
+      keep: ids that stay whatever their count: special tokens, the bytes of a byte-level vocabulary, pieces that merges need.
+      below: a token is unused if its count is less than this.
+
+    Returns:
+      Their ids in increasing order, int64. `np.delete(np.arange(V), unused(...))` are those for `take`.
+
+    Raises:
+      TypeError: counts are no numbers; ids are no integers.
+      ValueError: counts are negative or not finite, or have other than one axis; ids out of range.
+
+    Example:
+      >>> from ember_optax import vocab
+      >>> vocab.unused([5, 0, 0, 1], keep=[1]).tolist()
+      [2]
+
+    References:
+      docs/vocabulary.md
+    """
+    counts_V = np.asarray(token_counts)
+    if counts_V.dtype.kind not in "iuf":
+        raise TypeError(f"token_counts must be numbers, got {shown(token_counts)}; pass np.bincount(ids, minlength=V).")
+    if counts_V.ndim != 1 or not counts_V.size:
+        raise ValueError(f"token_counts must have shape (V,), got {counts_V.shape}; pass np.bincount(ids, minlength=V).")
+    if not np.isfinite(counts_V).all() or (counts_V < 0).any():
+        raise ValueError(f"token_counts must be finite and not negative, got {shown(token_counts)}; count the tokens of a text.")
+    rare_V = counts_V < below
+    rare_V[checked_ids(keep, counts_V.size, "keep")] = False
+    return np.flatnonzero(rare_V)
+
+
+def checked_ids(ids: Any, size: int, argument: str) -> np.ndarray:
+    """Concrete ids of one axis, each in [0, size), as int32; there may be none."""
+    if isinstance(ids, Tracer):
+        raise TypeError(f"{argument} is traced, but decides shapes: pass concrete integers, outside of jax.jit or closed over.")
+    try:
+        ids_W = np.asarray(ids)
+    except (ValueError, TypeError):
+        raise TypeError(f"{argument} must be integers, got {shown(ids)}; pass a list or an array of ids.") from None
+    if ids_W.size and ids_W.dtype.kind not in "iu":
+        hint = "np.flatnonzero turns a mask into ids" if ids_W.dtype.kind == "b" else "pass a list or an array of ids"
+        raise TypeError(f"{argument} must be integers, got {shown(ids)}; {hint}.")
+    if ids_W.ndim != 1:
+        raise ValueError(f"{argument} must have shape (W,), got {ids_W.shape}; pass one id for each token.")
+    if (outside := (ids_W < 0) | (ids_W >= size)).any():
+        raise ValueError(f"{argument} has {ids_W[outside][0]}, but the vocabulary has the ids 0 to {size - 1}.")
+    return ids_W.astype(np.int32)

@@ -1,0 +1,143 @@
+"""A model moved to another tokenizer: tokens that both have keep what is known of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from .._math.row_moves import mean_of_rows, mean_row
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.inputs import shown
+from ._change import Changed, NewRows, change, check_model, mean_rows
+from ._resize import padded_size
+from ._tables import vocabulary_of
+from ._take import checked_ids
+
+Vocabulary = Sequence[str | bytes] | Mapping[str | bytes, int]
+
+
+def transplant(
+    params: Any,
+    opt_state: Any,
+    old_vocabulary: Vocabulary,
+    new_vocabulary: Vocabulary,
+    *,
+    tx: optax.GradientTransformation | None = None,
+    pieces: Callable[[Any], Sequence[int]] | None = None,
+    pad_to_multiple_of: int | None = None,
+    tables: DimensionNumbersLike = AUTO,
+    unrelated: Sequence[str] = (),
+) -> Changed:
+    """Moves a model from one tokenizer's vocabulary to another's, in every table and in the optimizer's state.
+
+    A token (its text) that both have keeps its rows and its state, bit for bit. A new one begins with the mean of the rows of its
+    pieces under the old tokenizer; without pieces, with the mean of all rows. Its state is what `tx.init` gives it. As `resize`
+    and `take` in all that is said there of tables, state, devices, and of what tokens that are gone leave behind.
+
+    Args:
+      params: the parameters, arrays alone.
+      opt_state: the state of `tx`; None without an optimizer.
+      old_vocabulary: the texts of the tokens in the order of their ids, or a mapping from texts to ids, as
+        `tokenizers.Tokenizer.get_vocab()` returns it. A table may have more rows: padding, which is dropped.
+      new_vocabulary: likewise; its ids are those of the result.
+      tx: the transformation whose `init` made `opt_state`.
+      pieces: from a new token's text to old ids: what the old tokenizer makes of it. Texts are given as they stand in
+        `new_vocabulary`; with byte-level vocabularies turn them into plain text first.
+      pad_to_multiple_of: rounds the number of rows up; those of padding begin with the mean of all rows.
+      tables: as for `resize`.
+      unrelated: as for `resize`.
+
+    Returns:
+      `Changed(params, opt_state, new_ids)`.
+
+    Raises:
+      TypeError: tokens that are no texts, ids or pieces that are no integers; as `resize`.
+      ValueError: a text stands twice, ids are not 0, 1, 2, ...; the old vocabulary has more tokens than the tables; a piece that
+        is no old id; as `resize`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import vocab
+      >>> params = {"wte": {"embedding": jnp.array([[1.0], [2.0], [4.0]])}}
+      >>> old, new = ["a", "b", "c"], ["c", "ab", "a"]
+      >>> params, _, new_ids = vocab.transplant(params, None, old, new, pieces=lambda text: map(old.index, text))
+      >>> params["wte"]["embedding"][:, 0].tolist(), new_ids.tolist()
+      ([4.0, 1.5, 1.0], [2, -1, 0])
+
+    References:
+      docs/vocabulary.md
+    """
+    old, new = _ids_of(old_vocabulary, "old_vocabulary"), _ids_of(new_vocabulary, "new_vocabulary")
+    if pieces is not None and not callable(pieces):
+        raise TypeError(f"pieces must be a function from a text to old ids, got {shown(pieces)}; leave it out for the mean row.")
+    check_model(params, opt_state, tx)
+    vocabulary = vocabulary_of(params, tables, unrelated)
+    if len(old) > vocabulary.size:
+        raise ValueError(
+            f"old_vocabulary has {len(old)} tokens, but the tables have {vocabulary.size} rows: pass the vocabulary that they "
+            f"were trained with."
+        )
+    ids_W = np.full(padded_size(len(new), pad_to_multiple_of), -1, np.int32)
+    for text, new_id in new.items():
+        ids_W[new_id] = old.get(text, -1)
+    made_of = {new_id: _pieces(pieces, text, len(old)) for text, new_id in new.items() if pieces and text not in old}
+    return change(params, opt_state, tx, vocabulary, ids_W, _new_rows(made_of, len(ids_W)))
+
+
+def _new_rows(made_of: dict[int, np.ndarray], size: int) -> NewRows:
+    most = max(map(len, made_of.values()), default=0)
+    if not most:
+        return mean_rows
+    ids_WxP = np.full((size, most), -1, np.int32)
+    for new_id, ids in made_of.items():
+        ids_WxP[new_id, : len(ids)] = ids
+
+    def rows(table: jax.Array, axis: int, _: int) -> jax.Array:
+        return mean_of_rows(table, ids_WxP, axis, mean_row(table, axis))
+
+    return rows
+
+
+def _ids_of(vocabulary: Any, argument: str) -> dict[Any, int]:
+    """The id of each text."""
+    if isinstance(vocabulary, str | bytes) or not isinstance(vocabulary, Sequence | Mapping):
+        raise TypeError(
+            f"{argument} must be the texts of the tokens in the order of their ids, or a mapping from texts to ids, got "
+            f"{shown(vocabulary)}; tokenizers.Tokenizer.get_vocab() is one."
+        )
+    if not vocabulary:
+        raise ValueError(f"{argument} is empty; pass the texts of all tokens.")
+    texts = list(vocabulary)
+    if wrong := [text for text in texts if not isinstance(text, str | bytes)]:
+        raise TypeError(f"{argument} must hold texts, got {shown(wrong[0])}; pass what the tokens stand for, not their ids.")
+    if isinstance(vocabulary, Mapping):
+        return _checked_mapping(dict(vocabulary), argument)
+    ids = {text: i for i, text in enumerate(texts)}
+    if len(ids) < len(texts):
+        twice = next(text for i, text in enumerate(texts) if ids[text] != i)
+        raise ValueError(
+            f"{argument} has {twice!r} at {texts.index(twice)} and {ids[twice]}; each token needs a text of its own."
+        )
+    return ids
+
+
+def _checked_mapping(ids: dict[Any, Any], argument: str) -> dict[Any, int]:
+    if wrong := {text: i for text, i in ids.items() if isinstance(i, bool) or not isinstance(i, int | np.integer)}:
+        text, value = next(iter(wrong.items()))
+        raise TypeError(f"{argument} must map texts to ids, got {shown(value)} for {text!r}; pass integers.")
+    if set(ids.values()) != set(range(len(ids))):
+        missing = sorted(set(range(len(ids))) - set(ids.values()))
+        raise ValueError(
+            f"{argument} must have the ids 0 to {len(ids) - 1}, each once, but {missing[:5]} are missing; give gaps a text of "
+            f"their own."
+        )
+    return {text: int(i) for text, i in ids.items()}
+
+
+def _pieces(pieces: Callable[[Any], Sequence[int]], text: Any, size: int) -> np.ndarray:
+    try:
+        return checked_ids(list(pieces(text)), size, f"pieces({text!r})")
+    except TypeError as error:
+        raise TypeError(f"pieces({text!r}) must be old ids, got {shown(pieces(text))}; {error}") from None
