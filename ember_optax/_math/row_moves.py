@@ -117,8 +117,10 @@ def mean_of_rows(array: jax.Array, ids_WxP: np.ndarray, axis: int, without: jax.
 def _lying_like(array: jax.Array, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """`function(*arrays)` in the place of an array of the result's shape, whatever kind of axes its mesh has."""
     sharding = _sharding_of(array)
-    out = sharding if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_auto else None
-    return jax.jit(lambda *arrays: in_auto_mode(function, lambda: spec_like(array), *arrays), out_shardings=out)(*arrays)
+    lying = functools.partial(in_auto_mode, function, lambda: spec_like(array))
+    if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_auto:
+        return jax.jit(lying, out_shardings=sharding)(*arrays)
+    return lying(*arrays)
 
 
 def _sharding_of(array: jax.Array) -> Any:

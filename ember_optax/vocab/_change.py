@@ -130,14 +130,15 @@ def _initial(tx: optax.GradientTransformation, params: Any, numbers: list[int], 
         leaves = jax.tree.leaves(tx.init(params))
         return [leaves[i] for i in numbers]
 
-    shardings = [_auto_sharding(like[i]) for i in numbers]
+    shardings = [_sharding_of(like[i]) for i in numbers]
     with watched_tables():  # `init` warns where it is not watched, and has done so before
         return iter(jax.jit(init, out_shardings=shardings)(params))
 
 
-def _auto_sharding(leaf: Any) -> Any:
+def _sharding_of(leaf: Any) -> NamedSharding | None:
+    """How an array lies on a mesh; None where there is none, and while tracing."""
     sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_auto else None
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -168,8 +169,7 @@ def _check_shares(vocabulary: Vocabulary, leaves: list[Any], size: int) -> None:
 
 def _check_share(name: str, leaf: Any, axis: int, size: int) -> None:
     """Raises where the devices that share the rows of an array could not share so many."""
-    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-    if isinstance(sharding, NamedSharding):
+    if (sharding := _sharding_of(leaf)) is not None:
         shape = np.shape(leaf)
         check_divisible([(name, (*shape[:axis], size, *shape[axis + 1 :]), sharding)])
 

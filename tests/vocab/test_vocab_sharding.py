@@ -1,0 +1,111 @@
+"""On eight devices: the same as on one, in the same places, and no device gathers a table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from layouts import make_mesh
+
+from benchmarks.harness.compiled import collectives
+from ember_optax import ember, state_shardings, token_tables, vocab
+from ember_optax._math import row_moves
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+V, D = 32, 8
+IDS = np.random.default_rng(0).integers(-1, V, 48)
+SPECS = [P("fsdp"), P(("fsdp", "tp")), P(("tp", "fsdp")), P("fsdp", "tp"), P(None, "tp"), P()]
+EACH_TYPE = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
+
+
+def draw(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@EACH_TYPE
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_rows_move_between_devices(spec, axis_type):
+    mesh, table = make_mesh(axis_type), draw((V, D), 0)
+    expected = np.where(IDS[:, None] < 0, 0, np.asarray(table)[IDS])
+    moved = row_moves.moved_rows(jax.device_put(table, NamedSharding(mesh, spec)), IDS, 0)
+    np.testing.assert_array_equal(moved, expected)
+    assert moved.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+    turned = NamedSharding(mesh, P(*(tuple(spec) + (None, None))[:2][::-1]))
+    moved = row_moves.moved_rows(jax.device_put(table.T, turned), IDS, 1)
+    np.testing.assert_array_equal(moved, expected.T)
+    assert moved.sharding.is_equivalent_to(turned, 2)
+
+
+def test_no_device_gathers_a_table():
+    """Parts go from device to device, V / 4 rows at a time."""
+    sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
+    ids = jax.device_put(IDS.astype(np.int32), NamedSharding(sharding.mesh, P("fsdp")))
+    compiled = row_moves._moved.lower(jax.device_put(draw((V, D), 0), sharding), ids, 0, ("fsdp",), sharding).compile()
+    found = collectives(compiled)
+    assert {one.operation for one in found} == {"collective-permute"}
+    assert max(one.elements for one in found) <= V // 4 * D
+
+
+@functools.cache
+def trained():
+    tx = ember(1e-2, optax.adam(1e-2), tables=functools.partial(token_tables, exclude=["of_body/embedding"]))
+    params = {
+        "embed": {"embedding": draw((V, D), 0)},
+        "lm_head": {"kernel": draw((D, V), 1), "bias": draw((V,), 2)},
+        "of_body": {"embedding": draw((V, D), 3)},
+    }
+    grads = jax.tree.map(lambda p: p**3, params)
+    updates, state = tx.update(grads, tx.init(params), params)
+    return tx, optax.apply_updates(params, updates), state
+
+
+CHANGES = {
+    "grow by zeros": functools.partial(vocab.resize, size=40, initializer="zeros"),
+    "grow by means": functools.partial(vocab.resize, size=64),
+    "grow at random": functools.partial(
+        vocab.resize, size=48, initializer="gaussian", key=jax.random.key(0), covariance_scale=1.0
+    ),
+    "cut": functools.partial(vocab.resize, size=16),
+    "take": functools.partial(vocab.take, token_ids=np.random.default_rng(1).permutation(V)[:24]),
+    "transplant": functools.partial(
+        vocab.transplant,
+        old_vocabulary=[str(i) for i in range(V)],
+        new_vocabulary=[str(i) for i in range(10, 50)],
+        pieces=lambda text: [int(letter) for letter in text],
+    ),
+}
+
+
+@EACH_TYPE
+@pytest.mark.parametrize("change", CHANGES)
+def test_as_on_one_device(change, axis_type):
+    tx, params, state = trained()
+    mesh = make_mesh(axis_type)
+    specs = {
+        "embed": {"embedding": P("fsdp", "tp")},
+        "lm_head": {"kernel": P(None, "fsdp"), "bias": P("fsdp")},
+        "of_body": {"embedding": P(("tp", "fsdp"))},
+    }
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    of_state = state_shardings(tx, params, shardings)
+    tables = functools.partial(token_tables, include=["of_body/embedding"])
+    run = functools.partial(CHANGES[change], tx=tx, tables=tables)
+    ours = run(jax.device_put(params, shardings), jax.device_put(state, of_state))
+    theirs = run(params, state)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours[:2], theirs[:2])
+    places = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), ours[:2], (shardings, of_state))
+    assert jax.tree.all(places), places
+
+
+def test_rows_that_devices_cannot_share():
+    tx, params, state = trained()
+    sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
+    put = {**params, "embed": jax.device_put(params["embed"], sharding)}
+    tables = functools.partial(token_tables, include=["of_body/embedding"])
+    with pytest.raises(ValueError, match=r"axis 0 of 'embed/embedding', of size 33, does not divide by the 4 devices.*Pad it"):
+        vocab.resize(put, state, V + 1, tx=tx, tables=tables)
+    assert vocab.resize(put, state, V + 1, tx=tx, tables=tables, pad_to_multiple_of=4).params["embed"]["embedding"].shape[0] == 36
