@@ -34,7 +34,7 @@ def test_rows_move_between_devices(spec, axis_type):
     moved = row_moves.moved_rows(jax.device_put(table, NamedSharding(mesh, spec)), IDS, 0)
     np.testing.assert_array_equal(moved, expected)
     assert moved.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
-    turned = NamedSharding(mesh, P(*(tuple(spec) + (None, None))[:2][::-1]))
+    turned = NamedSharding(mesh, P(*[*spec, None, None][1::-1]))
     moved = row_moves.moved_rows(jax.device_put(table.T, turned), IDS, 1)
     np.testing.assert_array_equal(moved, expected.T)
     assert moved.sharding.is_equivalent_to(turned, 2)
