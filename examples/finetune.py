@@ -1,7 +1,7 @@
 """Fine-tunes a published language model with AdamW and with Ember on the token tables, and compares.
 
 SmolLM2-135M learns to document functions: from a signature of the standard library or an installed package to the first sentence
-of its documentation, judged on packages that it was not trained on. All parameters are trained, or new special tokens alone.
+of its documentation, judged on packages that it was not trained on. All parameters are trained, or new tokens alone.
 `--model small` needs nothing that is downloaded: a small model is trained on the standard library and goes on with what the
 installed packages say of themselves. Same batches, same AdamW for the body in both runs.
 """
@@ -28,9 +28,11 @@ from lm.finetuning import (
     description_lesson,
     docstring_lesson,
     evaluator,
+    prefixed,
     published_model,
-    with_special_tokens,
 )
+from lm.llama import read_llama
+from lm.new_tokens import read_new_tokens, with_new_tokens, with_special_tokens
 from lm.optimizers import make_optimizer
 from lm.option_types import positive_int, seed, whole_number
 from lm.report import STATE_HEADERS, save_curves, save_results, state_cells, text_table
@@ -53,13 +55,21 @@ class LessonConfig(Part):
     model_file: Path | None
     length: int
     special_tokens: int
+    new_tokens: Path | None
+    only_new: bool
     cache_dir: Path
 
     def __post_init__(self):
         if self.model == "small" and self.special_tokens:
             raise UsageError(f"--special-tokens {self.special_tokens} needs --model smollm2: the small model has no prompts")
+        if self.model == "small" and self.new_tokens:
+            raise UsageError(f"--new-tokens {self.new_tokens} needs --model smollm2: the small model's tokens are learnt here")
         if self.model == "small" and self.model_file:
             raise UsageError(f"--model-file {self.model_file} needs --model smollm2: the small model is trained here")
+        if self.new_tokens and self.special_tokens:
+            raise UsageError(f"--new-tokens {self.new_tokens} and --special-tokens {self.special_tokens}: pass one of them")
+        if self.only_new and not self.new_tokens:
+            raise UsageError("--only-new needs --new-tokens: there is nothing new")
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,9 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--length", type=positive_int, default=64, help="tokens of an example")
     tokens = "put so many new tokens before each example and train their rows of the table alone, everything else frozen"
     add("--special-tokens", type=whole_number, default=0, metavar="N", help=tokens)
+    tokens = "a text in each line becomes a token of its own; its row begins as the mean of its pieces' rows"
+    add("--new-tokens", type=Path, metavar="FILE", help=tokens)
+    add("--only-new", action="store_true", help="train the rows of the new tokens alone, everything else frozen")
     add("--cache-dir", type=Path, default=default_cache_dir(), help="where tokenizers and collected texts are kept")
     add = parser.add_argument_group("training").add_argument
     add("--steps", type=positive_int, default=40, help="optimizer steps of each run")
@@ -130,15 +143,15 @@ def read_command_line(arguments: list[str] | None) -> Config:
 def compare(config: Config) -> None:
     """Fine-tunes once with each optimizer, prints the table and writes JSON and picture."""
     folder = config.comparison.folder()
-    lesson, special = make_lesson(config)
+    lesson, alone = make_lesson(config)
     training = config.training
     counts = f"{len(lesson.training.tokens):,} examples, {len(lesson.held_out.tokens):,} held out"
     print(f"{parameter_counts(lesson.params)}, {counts}, {training.steps} steps of {training.batch_size}", flush=True)
     runs = {}
     for name in config.comparison.runs.optimizers:
         tx, of_state = optimizer_and_bytes(name, config.comparison, training.steps, lesson.params)
-        if special is not None:
-            tx = only_rows(name, lesson, special, config)
+        if alone is not None:
+            tx = only_rows(name, lesson, alone, config)
             state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, lesson.params)))
             of_state = {"table_state_bytes": state, "state_bytes": state}
         runs[name] = fine_tune(name, lesson, tx, training) | of_state
@@ -155,14 +168,21 @@ def compare(config: Config) -> None:
 
 
 def make_lesson(config: Config) -> tuple[Lesson, np.ndarray | None]:
-    """Model and examples; with new tokens also their ids."""
+    """Model and examples; and the ids of tokens that are trained alone, if there are any."""
     lesson, training = config.lesson, config.training
     if lesson.model == "small":
         pretraining = TrainingConfig(training.pretraining_steps, 8, lesson.length, training.seed, training.pretraining_steps)
         tx = make_optimizer("adamw", RatesConfig(1e-3, 1e-2, 1e-2), pretraining.steps)
         return description_lesson(SMALL, pretraining, tx, lesson.cache_dir), None
-    made = docstring_lesson(lesson.model_file or published_model(), lesson.length, lesson.cache_dir)
-    return with_special_tokens(made, lesson.special_tokens) if lesson.special_tokens else (made, None)
+    model, ids = read_llama(lesson.model_file or published_model()), np.empty(0, int)
+    if lesson.new_tokens:
+        model, ids = with_new_tokens(model, read_new_tokens(lesson.new_tokens))
+    elif lesson.special_tokens:
+        model, ids = with_special_tokens(model, lesson.special_tokens)
+    made = docstring_lesson(model, lesson.length, lesson.cache_dir)
+    if lesson.special_tokens:
+        made = prefixed(made, ids)
+    return made, ids if lesson.only_new or lesson.special_tokens else None
 
 
 def only_rows(name: str, lesson: Lesson, ids: np.ndarray, config: Config) -> optax.GradientTransformation:

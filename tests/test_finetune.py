@@ -18,6 +18,7 @@ from lm.config import ModelConfig  # isort: skip
 from lm.docstrings import Pair, encode_pairs, pairs_of, split_pairs  # isort: skip
 from lm.errors import UsageError  # isort: skip
 from lm.llama import logits, read_llama  # isort: skip
+from lm.new_tokens import read_new_tokens, with_new_tokens  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH, HIDDEN, HEADS = 16, 32, 4
@@ -137,6 +138,33 @@ def test_special_tokens_alone_are_trained(model_file, few_pairs, tmp_path):
     assert all(rows.size == 0 for rows in jax.tree.leaves(moved["blocks"]))
 
 
+def test_new_tokens_begin_as_their_pieces(model_file, few_pairs, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("number\n\n well\n", encoding="utf-8")
+    config = program.read_command_line([*TINY, "--model-file", str(model_file), "--new-tokens", str(words)])
+    lesson, alone = program.make_lesson(config)
+    table = lesson.params["embed_tokens"]["weight"]
+    assert alone is None and table.shape == (261, WIDTH)
+    old = read_llama(model_file)
+    np.testing.assert_allclose(
+        table[259], old.params["embed_tokens"]["weight"][old.tokenizer.encode("number").ids].mean(0), rtol=1e-5
+    )
+    np.testing.assert_array_equal(table[:259], old.params["embed_tokens"]["weight"])
+    assert (lesson.training.tokens == 259).sum() == len(lesson.training.tokens)  # each answer has the word once
+    only_new = program.read_command_line([*TINY, "--model-file", str(model_file), "--new-tokens", str(words), "--only-new"])
+    assert program.make_lesson(only_new)[1].tolist() == [259, 260]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [(b"", "no text in it"), (b"a\na\n", "'a' is there twice"), (b"\xff", "utf-8"), (b"def", "'def' is a token of")],
+)
+def test_explains_mistakes_in_new_tokens(model_file, tmp_path, content, message):
+    (tmp_path / "words").write_bytes(content)
+    with pytest.raises(UsageError, match=f"--new-tokens.*{message}"):
+        with_new_tokens(read_llama(model_file), read_new_tokens(tmp_path / "words"))
+
+
 @pytest.mark.slow  # trains a model first
 def test_the_small_model(monkeypatch, text, tmp_path, capsys):
     documents = [path.read_text() for path in sorted(text.glob("*.py"))]
@@ -156,6 +184,9 @@ def test_the_small_model(monkeypatch, text, tmp_path, capsys):
         (["--model=small", "--special-tokens=2"], "--special-tokens 2 needs --model smollm2"),
         (["--model=small", "--model-file=a.gguf"], "--model-file a.gguf needs --model smollm2"),
         (["--special-tokens=-1"], "-1 is not a whole number"),
+        (["--model=small", "--new-tokens=a"], "--new-tokens a needs --model smollm2"),
+        (["--special-tokens=2", "--new-tokens=a"], "--new-tokens a and --special-tokens 2: pass one of them"),
+        (["--only-new"], "--only-new needs --new-tokens"),
     ],
 )
 def test_explains_mistakes(tmp_path, capsys, arguments, message):

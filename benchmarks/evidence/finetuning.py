@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from lm.config import ModelConfig, RatesConfig, TrainingConfig
 from lm.finetuning import Lesson, answer_loss, batches, description_lesson, docstring_lesson, evaluator, published_model
+from lm.llama import read_llama
 from lm.optimizers import make_optimizer
 from lm.tokens import default_cache_dir
 
@@ -86,7 +87,7 @@ def _lesson(setting: Setting) -> Lesson:
     """Made once, also for several methods."""
     cache = default_cache_dir()
     if setting.pretraining_steps is None:
-        return docstring_lesson(published_model(), setting.length, cache)
+        return docstring_lesson(read_llama(published_model()), setting.length, cache)
     model = ModelConfig(setting.vocabulary, setting.width, 2, 2, tied=False)
     pretraining = TrainingConfig(setting.pretraining_steps, 8, setting.length, 0, setting.pretraining_steps)
     tx = make_optimizer("adamw", RatesConfig(1e-3, 0.0, 1e-2), setting.pretraining_steps)

@@ -15,7 +15,7 @@ from ._resize import padded_size
 from ._tables import vocabulary_of
 from ._take import checked_ids
 
-Vocabulary = Sequence[str | bytes] | Mapping[str | bytes, int]
+Vocabulary = Sequence[str] | Sequence[bytes] | Mapping[str, int] | Mapping[bytes, int]
 
 
 def transplant(

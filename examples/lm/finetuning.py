@@ -15,8 +15,8 @@ from lm.config import ModelConfig, TrainingConfig
 from lm.devices import make_mesh
 from lm.docstrings import Examples, collect_pairs, encode_pairs, split_pairs
 from lm.errors import UsageError
+from lm.llama import Llama
 from lm.llama import logits as llama_logits
-from lm.llama import read_llama
 from lm.text import read_descriptions, read_documents, split_documents
 from lm.tokens import encode_documents, load_corpus, load_tokenizer
 from lm.training import logits_function, train
@@ -60,9 +60,8 @@ def published_model() -> Path:
     return found[0]
 
 
-def docstring_lesson(model_file: Path, length: int, cache_dir: Path) -> Lesson:
+def docstring_lesson(model: Llama, length: int, cache_dir: Path) -> Lesson:
     """A published model and pairs of a function's signature and the first sentence of its documentation."""
-    model = read_llama(model_file)
     training, held_out = split_pairs(collect_pairs(cache_dir))
     encode = partial(encode_pairs, tokenizer=model.tokenizer, length=length, end=_END)
     logits = partial(llama_logits, model.config)
@@ -81,15 +80,9 @@ def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.G
     return Lesson(base.parameters, logits_function(model), "embed/embedding", *examples)
 
 
-def with_special_tokens(lesson: Lesson, count: int) -> tuple[Lesson, np.ndarray]:
-    """The lesson with new tokens before each example, their rows the mean of the table's; and the ids of these rows."""
-    layer, name = lesson.table.split("/")
-    table_VxD = np.asarray(lesson.params[layer][name])
-    ids = len(table_VxD) + np.arange(count)
-    rows = np.repeat(table_VxD.mean(0, keepdims=True), count, axis=0)
-    params = lesson.params | {layer: lesson.params[layer] | {name: np.concatenate([table_VxD, rows])}}
-    parts = (_prefixed(lesson.training, ids), _prefixed(lesson.held_out, ids))
-    return lesson._replace(params=params, training=parts[0], held_out=parts[1]), ids
+def prefixed(lesson: Lesson, ids: np.ndarray) -> Lesson:
+    """The lesson with these tokens before each example."""
+    return lesson._replace(training=_prefixed(lesson.training, ids), held_out=_prefixed(lesson.held_out, ids))
 
 
 def answer_loss(lesson: Lesson) -> Callable[..., jax.Array]:
