@@ -16,7 +16,10 @@ from benchmarks.measure import collectives, row_sparse_steps, state_memory, step
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "sharding", "row_sparse", "geometry"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "sharding", "row_sparse", "geometry", "vocabulary")),
+]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)

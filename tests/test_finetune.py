@@ -2,14 +2,12 @@
 
 import json
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tokenizers
-from gguf_files import finish
+from gguf_files import tiny_llama
 from programs import call
 
 import finetune as program  # isort: skip
@@ -21,38 +19,14 @@ from lm.llama import logits, read_llama  # isort: skip
 from lm.new_tokens import read_new_tokens, with_new_tokens  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-WIDTH, HIDDEN, HEADS = 16, 32, 4
+WIDTH = 16
 PAIRS = [Pair(f"package{i}", f'def f{i}(a):\n    """', f'Does number {i} well.\n    """') for i in range(40)]
 TINY = ["--steps=3", "--batch-size=2", "--evaluate-every=2", "--evaluation-examples=16", "--length=48"]
 
 
 @pytest.fixture
 def model_file(tmp_path):
-    """A model of the published one's layout whose vocabulary is bytes and two merges."""
-    generator = np.random.default_rng(0)
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|end|>", *alphabet, "de", "def"]
-    path = tmp_path / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS // 2)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges(["d e", "de f"])
-    shapes = {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,), "attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH // 2, WIDTH)}
-    shapes |= {"attn_v": (WIDTH // 2, WIDTH), "attn_output": (WIDTH, WIDTH)}
-    shapes |= {"ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
-    arrays = {"token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,)}
-    arrays |= {f"blk.{i}.{name}": shape for i in range(2) for name, shape in shapes.items()}
-    for name, shape in arrays.items():
-        values = np.ones(shape) if len(shape) == 1 else 0.2 * generator.normal(size=shape)
-        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
-    finish(writer)
-    return path
+    return tiny_llama(tmp_path / "tiny.gguf", WIDTH)
 
 
 @pytest.fixture
