@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import ember_optax
-from ember_optax import geometry, row_sparse
+from ember_optax import geometry, row_sparse, vocab
 
 PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse", "geometry"])
+@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse", "geometry", "vocab"])
 def test_public_names_are_documented_with_an_example(name):
     documentation = inspect.getdoc(getattr(ember_optax, name))
     assert documentation
@@ -22,12 +22,15 @@ def test_public_names_are_documented_with_an_example(name):
     assert "2607.01455" in documentation
 
 
-FUNCTIONS = [name for name in geometry.__all__ if inspect.isfunction(getattr(geometry, name))]
+ROOMS = [
+    (room, name)
+    for room in (geometry, row_sparse, vocab)
+    for name in room.__all__
+    if room is row_sparse or inspect.isfunction(getattr(room, name))
+]
 
 
-@pytest.mark.parametrize(
-    "room, name", [*((row_sparse, name) for name in row_sparse.__all__), *((geometry, name) for name in FUNCTIONS)]
-)
+@pytest.mark.parametrize("room, name", ROOMS)
 def test_public_names_of_rooms_are_documented_with_an_example(room, name):
     documentation = inspect.getdoc(getattr(room, name))
     assert documentation
