@@ -126,7 +126,7 @@ def rays(shares: Mapping[str, Any], *, null: float | None = None, axes: Axes | N
     if null is not None:
         axes.axvline(float(null), color="black", linestyle="--", linewidth=1, label=f"random walk ({float(null):.2f})")
     axes.set(xlabel="share of displacement energy along one direction", ylabel="part of the rows at or below", ylim=(0, 1.02))
-    return _finished(axes, "Rays against their null")
+    return _finished(axes, "Rays against their null", legend="upper left")  # shares are large: nothing is drawn there
 
 
 def row_steps(steps: Mapping[str, Any], token_counts: Any, *, axes: Axes | None = None) -> Axes:
@@ -225,10 +225,10 @@ def _axes(axes: Axes | None, height: float = 4.0) -> Axes:
     return Figure(figsize=(7, height), layout="constrained").subplots() if axes is None else axes
 
 
-def _finished(axes: Axes, title: str) -> Axes:
+def _finished(axes: Axes, title: str, legend: str = "best") -> Axes:
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", framealpha=0.7)
+    axes.legend(fontsize="x-small", framealpha=0.7, loc=legend)
     return axes
 
 
