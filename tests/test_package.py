@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ember_optax
-from ember_optax import geometry, row_sparse
+from ember_optax import geometry, losses, row_sparse
 
 PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
@@ -26,7 +26,12 @@ FUNCTIONS = [name for name in geometry.__all__ if inspect.isfunction(getattr(geo
 
 
 @pytest.mark.parametrize(
-    "room, name", [*((row_sparse, name) for name in row_sparse.__all__), *((geometry, name) for name in FUNCTIONS)]
+    "room, name",
+    [
+        *((row_sparse, name) for name in row_sparse.__all__),
+        *((losses, name) for name in losses.__all__),
+        *((geometry, name) for name in FUNCTIONS),
+    ],
 )
 def test_public_names_of_rooms_are_documented_with_an_example(room, name):
     documentation = inspect.getdoc(getattr(room, name))
