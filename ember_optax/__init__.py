@@ -1,6 +1,7 @@
 """Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
 
 from . import geometry as geometry
+from . import losses as losses
 from . import row_sparse as row_sparse
 from . import vocab as vocab
 from ._optimizer.alias import ember as ember

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ember_optax
-from ember_optax import geometry, row_sparse, vocab
+from ember_optax import geometry, losses, row_sparse, vocab
 
 PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
@@ -24,7 +24,7 @@ def test_public_names_are_documented_with_an_example(name):
 
 ROOMS = [
     (room, name)
-    for room in (geometry, row_sparse, vocab)
+    for room in (geometry, losses, row_sparse, vocab)
     for name in room.__all__
     if room is row_sparse or inspect.isfunction(getattr(room, name))
 ]

@@ -59,6 +59,14 @@ def checked_learning_rate(learning_rate: Any) -> Any:
     return _plain(learning_rate)
 
 
+def checked_number(value: Any, argument: str, fix: str) -> float:
+    """A number that the program is compiled for, as a float, if it is finite and not negative; `fix` says what to pass."""
+    number = _check_non_negative(value, argument, fix)
+    if number is None:
+        raise TypeError(f"{argument} must be a number, got the traced {shown(value)}: it is compiled in; pass {fix}.")
+    return number
+
+
 def checked_feature_mean(feature_mean: Any) -> str:
     """`feature_mean`, if it is one of the two."""
     if not isinstance(feature_mean, str) or feature_mean not in ("all_rows", "active_rows"):

@@ -1,0 +1,200 @@
+"""Cross entropy of a softmax head in chunks of its vocabulary, forward and backward: no array has N x V elements. Arrays only.
+
+Shapes are written for a (V, D) head. The backward pass computes the logits of each chunk again; of the forward pass it
+needs the logsumexp. Products take the operands as they are and add up in float32: operands in float32 would be slower.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .mean_square import compute_dtype
+from .mesh import as_varying, varying_axes
+
+
+class HeadLoss(NamedTuple):
+    """What a loss makes of the logits of a head, and how it goes over the vocabulary; all static."""
+
+    token_axis: int
+    chunk: int
+    soft_cap: float | None
+    z_loss: float
+    label_smoothing: float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: HeadLoss) -> jax.Array:
+    """The loss of each token, (N,) in float32.
+
+        x[n,i]  = hidden[n] . table[i],  x = cap * tanh(x / cap) with a soft cap
+        lse[n]  = log(sum_i exp(x[n,i]))
+        loss[n] = lse[n] - (1 - s) * x[n,label[n]] - s * mean_i x[n,i] + z * lse[n]^2
+
+    Args:
+      hidden_NxD: hidden states.
+      table_VxD: the head, of the same dtype or not: products are of the wider one.
+      labels_N: int32; one that is not in 0 to V - 1 makes the loss and its gradient NaN.
+      loss: everything else.
+    """
+    return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
+
+
+def losses_and_lse(
+    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: HeadLoss
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of each token, and its logsumexp, which is all that the backward pass needs to know besides the arguments."""
+    size, dtype = table_VxD.shape[loss.token_axis], _sum_dtype(hidden_NxD, table_VxD)
+
+    def add(start, count, carry):
+        hidden_NxD, table_VxD, highest_N, sum_N, picked_N, total_N = carry
+        x_NxC = _logits(hidden_NxD, take_chunk(table_VxD, start, count, loss.token_axis), loss)
+        new_N = jnp.maximum(highest_N, jnp.max(x_NxC, 1))
+        sum_N = sum_N * jnp.exp(highest_N - new_N) + jnp.sum(jnp.exp(x_NxC - new_N[:, None]), 1)
+        picked_N = picked_N + jnp.sum(jnp.where(_is_label(labels_N, start, count), x_NxC, 0.0), 1)
+        if loss.label_smoothing:
+            total_N = total_N + jnp.sum(x_NxC, 1)
+        return hidden_NxD, table_VxD, new_N, sum_N, picked_N, total_N
+
+    zeros_N = as_varying(jnp.zeros(labels_N.shape, dtype), varying_axes(hidden_NxD))
+    # A finite start: exp(-inf - -inf) would be NaN for a first chunk of logits that overflowed to -inf.
+    carry = hidden_NxD, table_VxD, zeros_N + jnp.finfo(dtype).min, zeros_N, zeros_N, zeros_N
+    *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, size, loss.chunk)
+    lse_N = highest_N + jnp.log(sum_N)
+    picked_N = jnp.where(_in_vocabulary(labels_N, size), picked_N, jnp.nan)
+    losses_N = lse_N - (1.0 - loss.label_smoothing) * picked_N
+    if loss.label_smoothing:
+        losses_N = losses_N - loss.label_smoothing / size * total_N
+    if loss.z_loss:
+        losses_N = losses_N + loss.z_loss * jnp.square(lse_N)
+    return losses_N, lse_N
+
+
+def logit_gradients(
+    hidden_NxD: jax.Array,
+    chunk_CxD: jax.Array,
+    labels_N: jax.Array,
+    lse_N: jax.Array,
+    cotangents_N: jax.Array,
+    start: Any,
+    size: int,
+    loss: HeadLoss,
+) -> jax.Array:
+    """The gradient with respect to the logits of one chunk (before the cap), in the dtype of the products.
+
+    Args:
+      hidden_NxD: hidden states.
+      chunk_CxD: the rows of the head from `start` on.
+      labels_N: labels.
+      lse_N: logsumexp.
+      cotangents_N: the gradient with respect to the loss of each token.
+      start: the first token of the chunk.
+      size: V.
+      loss: everything else.
+    """
+    x_NxC = _logits(hidden_NxD, chunk_CxD, loss)
+    cotangents_N = jnp.where(_in_vocabulary(labels_N, size), cotangents_N, jnp.nan)
+    factor_N = cotangents_N * (1.0 + 2.0 * loss.z_loss * lse_N) if loss.z_loss else cotangents_N
+    is_label_NxC = _is_label(labels_N, start, x_NxC.shape[1])
+    g_NxC = jnp.exp(x_NxC - lse_N[:, None]) * factor_N[:, None]
+    g_NxC = g_NxC - jnp.where(is_label_NxC, (cotangents_N * (1.0 - loss.label_smoothing))[:, None], 0.0)
+    if loss.label_smoothing:
+        g_NxC = g_NxC - (cotangents_N * (loss.label_smoothing / size))[:, None]
+    if loss.soft_cap is not None:
+        g_NxC = g_NxC * (1.0 - jnp.square(x_NxC / loss.soft_cap))
+    return g_NxC.astype(_product_dtype(hidden_NxD, chunk_CxD))
+
+
+def table_gradient(g_NxC: jax.Array, hidden_NxD: jax.Array, loss: HeadLoss) -> jax.Array:
+    """The gradient of one chunk of the head from that of its logits: (C, D), or (D, C) as the head has it, in float32."""
+    pair = (g_NxC, hidden_NxD) if loss.token_axis == 0 else (hidden_NxD, g_NxC)
+    return _product(*pair, 0, 0)
+
+
+def hidden_gradient(g_NxC: jax.Array, chunk_CxD: jax.Array, loss: HeadLoss) -> jax.Array:
+    """What one chunk adds to the gradient of the hidden states: (N, D) in float32."""
+    return _product(g_NxC, chunk_CxD, 1, loss.token_axis)
+
+
+def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chunk: int) -> Any:
+    """`carry = step(start, count, carry)` for every chunk of a vocabulary: a loop over the whole ones, then what remains.
+
+    Large arrays belong into the carry, which is a barrier: XLA on CPU converts a bfloat16 table to float32 as a whole before the
+    loop, if it can see that each turn converts a part.
+    """
+
+    def body(i, carry):
+        return jax.lax.optimization_barrier(step(i * chunk, chunk, carry))
+
+    whole = size // chunk
+    if whole == 1:
+        carry = body(0, carry)
+    elif whole:
+        carry = jax.lax.fori_loop(0, whole, body, carry)
+    rest = size - whole * chunk
+    return step(whole * chunk, rest, carry) if rest else carry
+
+
+def take_chunk(table_VxD: jax.Array, start: Any, count: int, token_axis: int) -> jax.Array:
+    """`count` rows of a table from `start` on."""
+    return jax.lax.dynamic_slice_in_dim(table_VxD, start, count, token_axis)
+
+
+def put_chunk(table_VxD: jax.Array, chunk_CxD: jax.Array, start: Any, token_axis: int) -> jax.Array:
+    """The table with other rows from `start` on, in its dtype."""
+    return jax.lax.dynamic_update_slice_in_dim(table_VxD, chunk_CxD.astype(table_VxD.dtype), start, token_axis)
+
+
+def _forward(hidden_NxD, table_VxD, labels_N, loss: HeadLoss):
+    losses_N, lse_N = losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)
+    return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N)
+
+
+def _backward(loss: HeadLoss, residuals, cotangents_N):
+    hidden_NxD, table_VxD, labels_N, lse_N = residuals
+    size = table_VxD.shape[loss.token_axis]
+
+    def add(start, count, carry):
+        hidden_NxD, table_VxD, of_hidden_NxD, of_table_VxD = carry
+        chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
+        g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, start, size, loss)
+        of_hidden_NxD = of_hidden_NxD + hidden_gradient(g_NxC, chunk_CxD, loss)
+        of_table_VxD = put_chunk(of_table_VxD, table_gradient(g_NxC, hidden_NxD, loss), start, loss.token_axis)
+        return hidden_NxD, table_VxD, of_hidden_NxD, of_table_VxD
+
+    zeros_NxD = jnp.zeros_like(hidden_NxD, _sum_dtype(hidden_NxD, table_VxD))
+    carry = hidden_NxD, table_VxD, zeros_NxD, jnp.zeros_like(table_VxD)
+    *_, of_hidden_NxD, of_table_VxD = over_chunks(add, carry, size, loss.chunk)
+    return of_hidden_NxD.astype(hidden_NxD.dtype), of_table_VxD, None
+
+
+token_losses.defvjp(_forward, _backward)
+
+
+def _logits(hidden_NxD: jax.Array, chunk_CxD: jax.Array, loss: HeadLoss) -> jax.Array:
+    x_NxC = _product(hidden_NxD, chunk_CxD, 1, 1 - loss.token_axis)
+    return x_NxC if loss.soft_cap is None else loss.soft_cap * jnp.tanh(x_NxC / loss.soft_cap)
+
+
+def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    dtype = _product_dtype(a, b)
+    axes = (((axis_a,), (axis_b,)), ((), ()))
+    return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), axes, preferred_element_type=_sum_dtype(a, b))
+
+
+def _product_dtype(a: jax.Array, b: jax.Array):
+    return jnp.promote_types(a.dtype, b.dtype)
+
+
+def _sum_dtype(a: jax.Array, b: jax.Array):
+    return jnp.promote_types(compute_dtype(a), compute_dtype(b))
+
+
+def _is_label(labels_N: jax.Array, start: Any, count: int) -> jax.Array:
+    return (labels_N - start)[:, None] == jax.lax.broadcasted_iota(labels_N.dtype, (1, count), 1)
+
+
+def _in_vocabulary(labels_N: jax.Array, size: int) -> jax.Array:
+    return (labels_N >= 0) & (labels_N < size)

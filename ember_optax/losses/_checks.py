@@ -1,0 +1,100 @@
+"""What the losses refuse of their arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._math.softmax import HeadLoss
+from .._tree.boxes import unbox
+from .._tree.hyperparameters import checked_number
+from .._tree.inputs import check_array, checked_axis, checked_integer, shown
+from ..row_sparse._slice import refuse_attend
+
+# Rows that are multiplied at once; 1,024 to 4,096 were equally fast within the noise (131072 x 640, 512 tokens, two cores).
+_CHUNK = 2048
+# Logits at once, at most, as long as a chunk has _SMALLEST rows: 128 MiB in float32.
+_LOGITS = 1 << 25
+_SMALLEST = 128
+
+
+def checked_head(table: Any, token_axis: Any) -> tuple[jax.Array, int]:
+    """A head and its token axis, counted from the front."""
+    table = unbox(table)
+    refuse_attend(table)
+    array = _floating(table, "table", "the head's matrix")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"table must be a matrix, (V, D) or (D, V), got shape {array.shape}; pass one head, without a bias.")
+    return array, checked_axis(token_axis, array.shape)
+
+
+def check_hidden(hidden: Any, table_shape: tuple[int, ...], token_axis: int) -> jax.Array:
+    """Hidden states whose last axis has the head's features."""
+    array = _floating(hidden, "hidden", "the hidden states before the head")
+    width = table_shape[1 - token_axis]
+    if array.ndim == 0 or array.shape[-1] != width:
+        other = f", or token_axis={1 - token_axis}" if array.ndim and array.shape[-1] == table_shape[token_axis] else ""
+        raise ValueError(
+            f"hidden must have {width} features in its last axis for a table of shape {table_shape} with "
+            f"token_axis={token_axis}, got shape {array.shape}; pass hidden states of shape (..., {width}){other}."
+        )
+    return array
+
+
+def checked_labels(labels: Any, hidden_shape: tuple[int, ...]) -> jax.Array:
+    """One label for each hidden state."""
+    dtype = getattr(labels, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        what = shown(labels) if dtype is None else f"{dtype} of shape {jnp.shape(labels)}"
+        raise TypeError(f"labels must be an array of integers, got {what}; pass the token ids that are predicted.")
+    if jnp.shape(labels) != hidden_shape[:-1]:
+        raise ValueError(
+            f"labels must have shape {hidden_shape[:-1]}, one for each hidden state of shape {hidden_shape}, got "
+            f"{jnp.shape(labels)}; shift or reshape them."
+        )
+    return jnp.asarray(labels)
+
+
+def checked_where(where: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """A mask of the shape of the labels."""
+    if where is None:
+        return None
+    if getattr(where, "dtype", None) != jnp.bool_:
+        what = f"{where.dtype}" if hasattr(where, "dtype") else shown(where)
+        raise TypeError(f"where must be an array of booleans, got {what}; pass for example labels != -100.")
+    try:
+        return jnp.broadcast_to(where, shape)
+    except ValueError:
+        raise ValueError(
+            f"where has shape {jnp.shape(where)}, which does not broadcast to the labels' {shape}; pass one for each."
+        ) from None
+
+
+def checked_loss(token_axis: int, chunk: Any, soft_cap: Any, z_loss: Any, label_smoothing: Any, tokens: int) -> HeadLoss:
+    """The numbers of a loss, for so many tokens."""
+    if soft_cap is not None:
+        soft_cap = checked_number(soft_cap, "soft_cap", "a number above 0 or None, for example soft_cap=30.0")
+        if not soft_cap > 0.0:
+            raise ValueError(f"soft_cap must be above zero, got {soft_cap!r}; pass None for no cap.")
+    z_loss = checked_number(z_loss, "z_loss", "a number >= 0, for example z_loss=1e-4")
+    label_smoothing = checked_number(label_smoothing, "label_smoothing", "a number in [0, 1], for example label_smoothing=0.1")
+    if label_smoothing > 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share that is spread, say 0.1.")
+    return HeadLoss(token_axis, _checked_chunk(chunk, tokens), soft_cap, z_loss, label_smoothing)
+
+
+def _checked_chunk(chunk: Any, tokens: int) -> int:
+    if chunk is None:
+        return max(_SMALLEST, min(_CHUNK, _LOGITS // max(tokens, 1) // _SMALLEST * _SMALLEST))
+    if (rows := checked_integer(chunk, "chunk", _CHUNK)) < 1:
+        raise ValueError(f"chunk must be at least 1, got {rows}; pass None for the default, or a number like {_CHUNK}.")
+    return rows
+
+
+def _floating(array: Any, argument: str, what: str) -> jax.Array:
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise TypeError(f"{argument} must be an array, got {shown(array)}; pass {what}.")
+    check_array(array, argument, floating=True)
+    if jnp.iscomplexobj(array):
+        raise TypeError(f"{argument} must be real, got {array.dtype}; pass {what}.")
+    return jnp.asarray(array)

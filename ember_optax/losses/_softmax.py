@@ -1,0 +1,91 @@
+"""Softmax cross entropy of a head, from hidden states and not from logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
+from .._math.rows import flat_ids
+from .._math.softmax import HeadLoss, token_losses
+from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_where
+
+
+def softmax_cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    *,
+    token_axis: int = 0,
+    where: jax.Array | None = None,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> jax.Array:
+    r"""Softmax cross entropy of each token, without its logits: the head is multiplied chunk by chunk, and again in the gradient.
+
+    .. math::
+        x_i &= h \cdot table_i, \quad \text{with a soft cap } x_i \leftarrow c \tanh(x_i / c) \\
+        z &= \log \sum_i e^{x_i} \\
+        loss &= z - (1 - s) \, x_{label} - s \, \mathrm{mean}_i\, x_i + w z^2
+
+    For N tokens the largest temporary has N x `chunk` elements in the place of several of N x V; the gradient of the table is
+    V x D, as of any loss. Forward and backward are four products of N x V x D where the usual loss has three. Works under
+    `jax.jit`, `jax.grad`, `jax.vmap`, `jax.checkpoint` and `jax.shard_map`, with any optimizer; not in forward mode (`jax.jvp`).
+
+    Products are of the wider dtype of `hidden` and `table`, and add up in float32: with both in bfloat16 they run at bfloat16's
+    speed. For a float32 table in mixed precision pass `table.astype(jnp.bfloat16)`.
+
+    Args:
+      hidden: hidden states, (..., D), floating.
+      table: the head, (V, D), or (D, V) with `token_axis=1`, floating; without a bias.
+      labels: integers, (...). One that is not in 0 to V - 1 makes its loss NaN.
+      token_axis: the axis of `table` that is the vocabulary.
+      where: booleans that broadcast to `labels`: tokens with False have the loss zero and no gradient, whatever their label and
+        hidden state. None counts all.
+      soft_cap: the largest absolute logit c, as in Gemma 2; None for no cap.
+      z_loss: w, the weight of the squared logsumexp.
+      label_smoothing: s, the share of each label that is spread over all V, as by `optax.losses.smooth_labels`.
+      chunk: rows of the table that are multiplied at once. None is 2,048, and less for more than 16,384 tokens.
+
+    Returns:
+      The losses in float32 (float64 for float64), of the shape of `labels`. Average them over the tokens that count:
+      `losses.sum() / where.sum()`.
+
+    Raises:
+      TypeError: `hidden` or `table` are not floating arrays, `labels` no integers, `where` no booleans, a number is none.
+      ValueError: shapes do not fit; a number is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax.losses import softmax_cross_entropy
+      >>> hidden, table = jnp.ones((2, 3, 8)), jnp.zeros((1000, 8))
+      >>> losses = softmax_cross_entropy(hidden, table, jnp.array([[5, 9, 5], [1, 2, -100]]), where=jnp.arange(3) < 2)
+      >>> print(losses.shape, f"{losses[0, 0]:.4f}", losses[1, 2])
+      (2, 3) 6.9078 0.0
+
+    References:
+      docs/fused_head.md. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009;
+      soft cap: Gemma 2, https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311.
+    """
+    table, token_axis = checked_head(table, token_axis)
+    hidden = check_hidden(hidden, table.shape, token_axis)
+    labels = checked_labels(labels, hidden.shape)
+    where = checked_where(where, labels.shape)
+    loss = checked_loss(token_axis, chunk, soft_cap, z_loss, label_smoothing, tokens=labels.size)
+    of_tokens = functools.partial(_losses, loss=loss)
+    return in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, table, labels, where)
+
+
+def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
+    if where is not None:
+        # Before the loss, too: zero times a hidden state that is not finite is NaN.
+        hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
+    hidden_NxD = hidden.reshape(labels.size, hidden.shape[-1])
+    labels_N = flat_ids(labels, table.shape[loss.token_axis])
+    # Inside `jax.shard_map` a loop carries what differs from device to device; the gradient is then summed over them.
+    axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
+    hidden_NxD, table, labels_N = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table, labels_N))
+    losses = jnp.reshape(token_losses(hidden_NxD, table, labels_N, loss), labels.shape)
+    return losses if where is None else jnp.where(where, losses, jnp.zeros((), losses.dtype))
