@@ -5,7 +5,7 @@ Nothing is shown or saved: `axes.figure.savefig("tokens.png")`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -225,7 +225,7 @@ def _axes(axes: Axes | None, height: float = 4.0) -> Axes:
     return Figure(figsize=(7, height), layout="constrained").subplots() if axes is None else axes
 
 
-def _finished(axes: Axes, title: str, legend: str = "best") -> Axes:
+def _finished(axes: Axes, title: str, legend: Literal["best", "upper left"] = "best") -> Axes:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", framealpha=0.7, loc=legend)
