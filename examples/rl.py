@@ -89,7 +89,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
         default=50,
         help="steps between evaluations on held-out problems; 0: only at the end",
     )
-    add_comparison_options(parser, "rl", body=1e-4, ember=5e-4, adamw=5e-4)
+    add_comparison_options(parser, "rl", body=1e-4, ember=2e-3, adamw=2e-3)
     options = parser.parse_args(arguments)
     try:
         model = model_config(options.width, options.layers, options.heads, tied=options.tied)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks.evidence import page, pictures, plan, pretraining, records, studies, sweep
+from benchmarks.evidence import page, pictures, plan, pretraining, records, studies, sweep, tables
 from benchmarks.evidence.ablations import scale_by_part, scale_by_token_sum
 from benchmarks.evidence.comparison import results
 from benchmarks.evidence.methods import METHODS, make_method, title
@@ -200,6 +200,8 @@ def test_the_page_says_what_the_files_say():
     """It is exactly what the program makes of them, and its first comparison is computed here once more from the lines."""
     document = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert document == page.page(studies.FULL, records.read_all())
+    headline = tables.headline(results(studies.FULL.cells, records.read_all()), studies.FULL)
+    assert headline in (ROOT / "README.md").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in (FOLDER / "pretraining.jsonl").read_text().splitlines()]
     at_best = {}
     for method in studies.HEADLINE:
