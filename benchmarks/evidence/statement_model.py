@@ -1,14 +1,15 @@
 """What one gradient of a published model says: SmolLM2-135M on the beginning of a module of the standard library."""
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from lm.llama import logits, read_llama
+from lm.training import next_token_loss_of
 
 from benchmarks.harness.report import markdown
 from ember_optax import geometry
@@ -25,11 +26,8 @@ def measure_model(path: Path) -> dict[str, float]:
     ids = model.tokenizer.encode(source[:20_000]).ids[: BATCH_SIZE * (LENGTH + 1)]
     batch = jnp.asarray(ids).reshape(BATCH_SIZE, LENGTH + 1)
 
-    def loss_fn(params):
-        of_tokens = logits(model.config, params, batch[:, :-1])
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(of_tokens, batch[:, 1:]))
-
-    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(model.params)
+    loss_fn = next_token_loss_of(functools.partial(logits, model.config))
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(model.params, batch)
     table = _numbers(grads["embed_tokens"]["weight"])
     hidden = [_numbers(grads["blocks"][name]["weight"][block]) for name in _HIDDEN for block in _BLOCKS]
     found = {"loss": float(loss)} | {f"{name}/table": value for name, value in table.items()}

@@ -5,10 +5,10 @@ occur in it (and the special ones), and training goes on three times on the same
 pruned model and its state, and with the pruned model and a fresh state.
 """
 
+import functools
 import json
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import safetensors.numpy
 from lm.finetuning import published_model
 from lm.llama import Llama, logits, read_llama
 from lm.text import read_documents
+from lm.tokens import random_batch
+from lm.training import next_token_loss_of
 from tqdm import tqdm
 
 from benchmarks.harness.report import markdown, save_picture
@@ -30,7 +32,7 @@ from ember_optax import ember, vocab
 BATCH_SIZE, LENGTH = 4, 64
 PRUNED, FRESH, WHOLE = "pruned, with its state", "pruned, fresh state", "not pruned"
 PAGE, PICTURE = ROOT / "docs" / "vocabulary.md", PICTURES / "vocabulary.png"
-_EVALUATED = 16  # windows
+_EVALUATED_BATCHES = 4
 _SPECIAL = 17  # the first ids are texts of no document
 _ADAM_BYTES = 8  # two moments of float32
 _PLACE = re.compile(r"(<!-- SMOLLM2 -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -59,16 +61,16 @@ def measure(path: Path, steps: int) -> dict[str, Any]:
     counts_V = np.bincount(text, minlength=size)
     kept = np.delete(np.arange(size), vocab.unused(counts_V, keep=range(_SPECIAL)))
     tx = ember(3e-4, optax.adamw(3e-5))
-    windows = _windows(text)
+    batches = [random_batch(text, BATCH_SIZE, LENGTH, (0, i)) for i in range(2 * steps)]
+    held_out = [random_batch(text, BATCH_SIZE, LENGTH, (1, i)) for i in range(_EVALUATED_BATCHES)]
     params = jax.tree.map(jnp.asarray, model.params)
-    held_out = np.stack([next(windows) for _ in range(_EVALUATED // BATCH_SIZE)])
-    before = train(model, tx, params, tx.init(params), [next(windows) for _ in range(steps)], "before")
-    batches = [next(windows) for _ in range(steps)]
+    before = train(model, tx, params, tx.init(params), batches[:steps], "before")
+    batches = batches[steps:]
     params, opt_state = before["params"], before["opt_state"]
     share = vocab.removed_share(params, opt_state, kept)["embed_tokens/weight"]
     whole, among_kept = evaluate(model, params, held_out, kept)
     changed = vocab.take(params, opt_state, kept, tx=tx)
-    pruned, _ = evaluate(model, changed.params, changed.new_ids[held_out], None)
+    pruned, _ = evaluate(model, changed.params, [changed.new_ids[batch] for batch in held_out], None)
     renumbered = [changed.new_ids[batch] for batch in batches]
     runs = {
         PRUNED: train(model, tx, changed.params, changed.opt_state, renumbered, PRUNED),
@@ -86,7 +88,7 @@ def measure(path: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def evaluate(model: Llama, params: Any, windows_NxBxT: np.ndarray, kept: np.ndarray | None) -> tuple[float, float]:
+def evaluate(model: Llama, params: Any, batches: list[np.ndarray], kept: np.ndarray | None) -> tuple[float, float]:
     """The loss in nats per token, and what it is when the removed tokens' logits are left out of the softmax."""
 
     @jax.jit
@@ -96,16 +98,13 @@ def evaluate(model: Llama, params: Any, windows_NxBxT: np.ndarray, kept: np.ndar
         among = of_tokens if kept is None else of_tokens[..., kept]
         return [jnp.mean(jax.nn.logsumexp(x, -1) - chosen) for x in (of_tokens, among)]
 
-    found = np.mean([[float(loss) for loss in losses(params, batch)] for batch in windows_NxBxT], axis=0)
+    found = np.mean([[float(loss) for loss in losses(params, batch)] for batch in batches], axis=0)
     return float(found[0]), float(found[1])
 
 
 def train(model: Llama, tx: Any, params: Any, opt_state: Any, batches: list[np.ndarray], name: str) -> dict[str, Any]:
     """Steps on these batches: the loss of each and the root mean square of the table's rows that moved, and where they led."""
-
-    def loss_fn(params, batch):
-        of_tokens = logits(model.config, params, batch[:, :-1])
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(of_tokens, batch[:, 1:]))
+    loss_fn = next_token_loss_of(functools.partial(logits, model.config))
 
     @jax.jit
     def step(params, opt_state, batch):
@@ -165,13 +164,6 @@ def table(results: dict[str, Any]) -> str:
 def _tokens(model: Llama) -> np.ndarray:
     documents = model.tokenizer.encode_batch_fast(read_documents(None), add_special_tokens=False)
     return np.concatenate([document.ids for document in documents])
-
-
-def _windows(text: np.ndarray) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(0)
-    while True:
-        starts = generator.integers(0, len(text) - LENGTH - 1, BATCH_SIZE)
-        yield np.stack([text[start : start + LENGTH + 1] for start in starts])
 
 
 def _sizes(tokens: int, params: Any, opt_state: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -26,6 +27,17 @@ def spec_entries(array: Any) -> tuple[Any, ...]:
 def spec_like(array: Any) -> PartitionSpec:
     """The spec of an array by its type."""
     return spec_of(spec_entries(array))
+
+
+def spec_without(array: Any, axis: int) -> PartitionSpec:
+    """The spec of an array like this one whose `axis` is not split: of a reduction over it that keeps the axis, say."""
+    return spec_of(None if a == axis else entry for a, entry in enumerate(spec_entries(array)))
+
+
+def named_sharding(array: Any) -> NamedSharding | None:
+    """How an array lies on a mesh; None where there is none, and while tracing, where that is left to the compiler."""
+    sharding = None if isinstance(array, Tracer) else getattr(array, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def in_auto_mode(function: Callable[..., Any], out_specs: Callable[[], Any], *arrays: Any) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .mean_square import compute_dtype
-from .mesh import entry_names, in_auto_mode, spec_entries, spec_like, spec_of
+from .mesh import entry_names, in_auto_mode, named_sharding, spec_like, spec_without
 
 
 def moved_rows(array: jax.Array, ids_W: np.ndarray, axis: int) -> jax.Array:
@@ -29,9 +28,8 @@ def moved_rows(array: jax.Array, ids_W: np.ndarray, axis: int) -> jax.Array:
     Returns:
       (..., W, ...), of the given array's dtype.
     """
-    sharding = _sharding_of(array)
     ids_W = np.asarray(ids_W, np.int32)
-    if not isinstance(sharding, NamedSharding):
+    if (sharding := named_sharding(array)) is None:
         return _taken(array, ids_W, axis)
     names = entry_names(sharding.spec[axis]) if axis < len(sharding.spec) else ()
     return _moved(array, jax.device_put(ids_W, NamedSharding(sharding.mesh, PartitionSpec(names or None))), axis, names, sharding)
@@ -95,8 +93,7 @@ def filled_rows(array: jax.Array, rows: jax.Array, is_new_W: np.ndarray, axis: i
 def mean_row(array: jax.Array, axis: int) -> jax.Array:
     """The mean of the rows, with an axis of length one, in float32 (or float64)."""
     mean = functools.partial(jnp.mean, axis=axis, keepdims=True, dtype=compute_dtype(array))
-    entries = [None if a == axis else entry for a, entry in enumerate(spec_entries(array))]
-    return in_auto_mode(mean, lambda: spec_of(entries), array)
+    return in_auto_mode(mean, lambda: spec_without(array, axis), array)
 
 
 def mean_of_rows(array: jax.Array, ids_WxP: np.ndarray, axis: int, without: jax.Array) -> jax.Array:
@@ -116,16 +113,11 @@ def mean_of_rows(array: jax.Array, ids_WxP: np.ndarray, axis: int, without: jax.
 
 def _lying_like(array: jax.Array, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """`function(*arrays)` in the place of an array of the result's shape, whatever kind of axes its mesh has."""
-    sharding = _sharding_of(array)
+    sharding = named_sharding(array)
     lying = functools.partial(in_auto_mode, function, lambda: spec_like(array))
-    if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_auto:
+    if sharding is not None and sharding.mesh.are_all_axes_auto:
         return jax.jit(lying, out_shardings=sharding)(*arrays)
     return lying(*arrays)
-
-
-def _sharding_of(array: jax.Array) -> Any:
-    """How an array lies on devices; None while tracing, where that is left to the compiler."""
-    return None if isinstance(array, Tracer) else getattr(array, "sharding", None)
 
 
 def _like_rows(array: jax.Array, axis: int) -> tuple[int, ...]:

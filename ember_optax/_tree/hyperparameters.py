@@ -76,12 +76,6 @@ def checked_feature_mean(feature_mean: Any) -> str:
     return feature_mean
 
 
-def checked_non_negative(value: Any, argument: str, fix: str) -> Any:
-    """Any other number as a float or an array, if it is finite and not negative; `fix` goes on after "pass"."""
-    _check_non_negative(value, argument, fix)
-    return _plain(value)
-
-
 def checked_flag(value: Any, argument: str) -> bool:
     """A yes or no, if it is one: any text would count as yes."""
     if not isinstance(value, bool | np.bool_):

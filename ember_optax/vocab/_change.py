@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
-from jax.sharding import NamedSharding
 
+from .._math.mesh import named_sharding
 from .._math.row_moves import filled_rows, mean_row, moved_rows
 from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
 from .._state.sharding import check_divisible
@@ -130,15 +129,9 @@ def _initial(tx: optax.GradientTransformation, params: Any, numbers: list[int], 
         leaves = jax.tree.leaves(tx.init(params))
         return [leaves[i] for i in numbers]
 
-    shardings = [_sharding_of(like[i]) for i in numbers]
+    shardings = [named_sharding(like[i]) for i in numbers]
     with watched_tables():  # `init` warns where it is not watched, and has done so before
         return iter(jax.jit(init, out_shardings=shardings)(params))
-
-
-def _sharding_of(leaf: Any) -> NamedSharding | None:
-    """How an array lies on a mesh; None where there is none, and while tracing."""
-    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -169,7 +162,7 @@ def _check_shares(vocabulary: Vocabulary, leaves: list[Any], size: int) -> None:
 
 def _check_share(name: str, leaf: Any, axis: int, size: int) -> None:
     """Raises where the devices that share the rows of an array could not share so many."""
-    if (sharding := _sharding_of(leaf)) is not None:
+    if (sharding := named_sharding(leaf)) is not None:
         shape = np.shape(leaf)
         check_divisible([(name, (*shape[:axis], size, *shape[axis + 1 :]), sharding)])
 

@@ -11,9 +11,9 @@ import optax
 
 from .._math.axes import TableAxes
 from .._math.gaussian_rows import gaussian_rows
-from .._math.mesh import in_auto_mode, spec_entries, spec_of
+from .._math.mesh import in_auto_mode, spec_without
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.hyperparameters import checked_non_negative
+from .._tree.hyperparameters import checked_number
 from .._tree.inputs import checked_integer, shown
 from ._change import Changed, NewRows, change, check_model, mean_rows
 from ._tables import Vocabulary, vocabulary_of
@@ -104,8 +104,7 @@ def _gaussian(vocabulary: Vocabulary, count: int, *, key: jax.Array, covariance_
     def rows(table: jax.Array, axis: int, number: int) -> jax.Array:
         axes = vocabulary.leaves[number].axes or TableAxes((axis,), (), ())
         draw = functools.partial(gaussian_rows, count=count, axes=axes, covariance_scale=covariance_scale)
-        entries = [None if a == axis else entry for a, entry in enumerate(spec_entries(table))]
-        return in_auto_mode(jax.jit(draw), lambda: spec_of(entries), table, jax.random.fold_in(key, number))
+        return in_auto_mode(jax.jit(draw), lambda: spec_without(table, axis), table, jax.random.fold_in(key, number))
 
     return rows
 
@@ -127,7 +126,7 @@ def _checked_initializer(initializer: Any, key: Any, covariance_scale: Any):
     if not isinstance(initializer, str) or initializer not in INITIALIZERS:
         raise ValueError(f"initializer must be one of {INITIALIZERS}, got {shown(initializer)}; pass one of these words.")
     fix = "a number >= 0: 1e-9 is the default, 1 the rows' own covariance"
-    scale = checked_non_negative(covariance_scale, "covariance_scale", fix)
+    scale = checked_number(covariance_scale, "covariance_scale", fix)
     if initializer == "gaussian":
         if key is None:
             raise TypeError('key is missing, but initializer="gaussian" draws random rows: pass jax.random.key(seed).')

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from .._math.axes import TableAxes
 from .._math.moments import kept_axes
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.hyperparameters import checked_non_negative
+from .._tree.hyperparameters import checked_number
 from .._tree.inputs import shown
 from .._tree.state import ember_moments
 from ._change import Changed, change, check_model
@@ -158,7 +158,7 @@ def unused(token_counts: Any, *, keep: Sequence[int] | np.ndarray | jax.Array = 
         raise ValueError(f"token_counts must have shape (V,), got {counts_V.shape}; pass np.bincount(ids, minlength=V).")
     if not np.isfinite(counts_V).all() or (counts_V < 0).any():
         raise ValueError(f"token_counts must be finite and not negative, got {shown(token_counts)}; count the tokens of a text.")
-    rare_V = counts_V < checked_non_negative(below, "below", "a number >= 0: 1 is for tokens that never occur")
+    rare_V = counts_V < checked_number(below, "below", "a number >= 0: 1 is for tokens that never occur")
     rare_V[checked_ids(keep, counts_V.size, "keep")] = False
     return np.flatnonzero(rare_V)
 

@@ -15,14 +15,14 @@ from ._resize import padded_size
 from ._tables import vocabulary_of
 from ._take import checked_ids
 
-Vocabulary = Sequence[str] | Sequence[bytes] | Mapping[str, int] | Mapping[bytes, int]
+Texts = Sequence[str] | Sequence[bytes] | Mapping[str, int] | Mapping[bytes, int]
 
 
 def transplant(
     params: Any,
     opt_state: Any,
-    old_vocabulary: Vocabulary,
-    new_vocabulary: Vocabulary,
+    old_vocabulary: Texts,
+    new_vocabulary: Texts,
     *,
     tx: optax.GradientTransformation | None = None,
     pieces: Callable[[Any], Sequence[int]] | None = None,

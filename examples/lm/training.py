@@ -67,10 +67,14 @@ def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Arra
 
 
 def next_token_loss(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
-    """`loss(params, batch)`: the mean cross-entropy of each next token, in nats; a batch is (B, T + 1)."""
-    logits = logits_function(config)
+    """`loss(params, batch)` of the model of `init_params`, as `next_token_loss_of`."""
+    return next_token_loss_of(logits_function(config))
 
-    def loss_fn(params: dict, batch_BxT: jax.Array) -> jax.Array:
+
+def next_token_loss_of(logits: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
+    """`loss(params, batch)`: the mean cross-entropy of each next token, in nats; a batch is (B, T + 1)."""
+
+    def loss_fn(params: Any, batch_BxT: jax.Array) -> jax.Array:
         logits_BxTxV = logits(params, batch_BxT[:, :-1])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, batch_BxT[:, 1:]))
 
