@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.evidence.comparison import Result
-from benchmarks.evidence.methods import title
+from benchmarks.evidence.methods import METHODS, read_name, title
 from benchmarks.evidence.studies import BASELINE, OURS, TASKS, Study
 from benchmarks.evidence.tables import Results, of_setting
 from benchmarks.harness.report import save_picture
@@ -32,30 +34,32 @@ def _pareto(results: Results, study: Study):
         for result in found:
             if result.losses and math.isfinite(result.losses.mean):
                 deviation = 0 if math.isnan(result.losses.deviation) else result.losses.deviation
-                axis.errorbar(result.table_state_bytes + 1, result.losses.mean, deviation, fmt="o", color=_color(result))
-                axis.annotate(title(result.cell.method), (result.table_state_bytes + 1, result.losses.mean), fontsize=6)
+                axis.errorbar(result.table_state_bytes + 1, result.losses.mean, deviation, **_style(result), linestyle="")
         axis.set(
             xscale="log", xlabel="state of the tables (bytes)", ylabel=TASKS[task].loss, title=_heading(task, study.main[task])
         )
-    return figure
+    return _with_legend(figure)
 
 
 def _rates(results: Results, study: Study):
-    """Loss against the tables' rate, one seed."""
+    """Loss against the tables' rate, one seed; as high as the two that are compared and the best of the others reach."""
     panels = [(task, of_setting(results, task, setting)) for task, setting in study.main.items()]
     figure, axes = _panels([panel for panel in panels if panel[1]])
     for axis, (task, found) in axes:
+        shown = [result.losses.mean for result in found if result.losses]
         for result in found:
             if len(result.sweep) > 1:
                 losses = [record.value for record in result.sweep.values()]
-                width = 2.5 if result.cell.method in (BASELINE, OURS) else 1
-                axis.plot(list(result.sweep), losses, ".-", linewidth=width, label=title(result.cell.method))
-        finite = [result.losses.mean for result in found if result.losses and math.isfinite(result.losses.mean)]
-        if finite:
-            axis.set_ylim(min(finite) - 0.1, max(finite) + 0.5)
+                of_pair = result.cell.method in (BASELINE, OURS)
+                shown += losses if of_pair else []
+                axis.plot(list(result.sweep), losses, **_style(result), markersize=4, linewidth=2.5 if of_pair else 1)
+        shown = [loss for loss in shown if math.isfinite(loss)]
+        if shown:
+            margin = 0.05 * (max(shown) - min(shown)) + 1e-3
+            axis.set_ylim(min(shown) - margin, max(shown) + margin)
         axis.set(xscale="log", xlabel="peak rate of the tables", ylabel=TASKS[task].loss, title=_heading(task, study.main[task]))
-        axis.legend(fontsize=5)
-    return figure
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    return _with_legend(figure)
 
 
 def _scaling(results: Results, study: Study):
@@ -68,7 +72,7 @@ def _scaling(results: Results, study: Study):
         for place, result in enumerate(of_panel):
             difference = result.difference
             if difference and math.isfinite(difference.half):
-                axis.errorbar(place, difference.mean, difference.half, fmt="o", color=_color(result), capsize=4)
+                axis.errorbar(place, difference.mean, difference.half, **_style(result), linestyle="", capsize=4)
         axis.axhline(0, color="gray", linewidth=1)
         axis.set_xticks(range(len(of_panel)), [result.cell.setting for result in of_panel], fontsize=7, rotation=20)
         axis.set(ylabel="Ember - AdamW, 95 % interval", title=label)
@@ -84,8 +88,9 @@ def _rewards(results: Results, study: Study):
         for result in found:
             curves = np.asarray([record.details["rewards"] for record in result.fresh.values()], float)
             mean, deviation, steps = curves.mean(0), curves.std(0), np.linspace(0, 1, curves.shape[1])
-            (line,) = axis.plot(steps, mean, label=f"{title(result.cell.method)}, n = {len(curves)}")
-            axis.fill_between(steps, mean - deviation, mean + deviation, alpha=0.2, color=line.get_color())
+            color = _style(result)["color"]
+            axis.plot(steps, mean, color=color, label=f"{title(result.cell.method)}, n = {len(curves)}")
+            axis.fill_between(steps, mean - deviation, mean + deviation, alpha=0.2, color=color)
         axis.set(xlabel="share of the run", ylabel="reward", title=setting)
         axis.legend(fontsize=7)
     return figure
@@ -105,8 +110,21 @@ def _pairs(axes: Iterable[Axes], panels: list):
         yield axis, panel
 
 
-def _color(result: Result) -> str:
-    return {BASELINE: "tab:blue", OURS: "tab:orange"}.get(result.cell.method, "tab:gray")
+def _style(result: Result) -> dict[str, Any]:
+    """How a method looks in every picture: the two that are compared in strong colours."""
+    method, numbers = read_name(result.cell.method)
+    colors = ("tab:blue", "tab:orange", *plt.get_cmap("tab20b").colors)
+    place = [BASELINE, OURS, *(name for name in METHODS if name not in (BASELINE, OURS))].index(method)
+    marker = "oDsv^<>PX*"[(place + 2 * len(numbers)) % 10]
+    return {"color": colors[place], "marker": marker, "label": title(result.cell.method)}
+
+
+def _with_legend(figure):
+    """One legend for all panels, below them."""
+    if figure:
+        found = dict(pair for axis in figure.axes for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=5, fontsize=8)
+    return figure
 
 
 def _heading(task: str, setting: str) -> str:
