@@ -28,7 +28,7 @@ def draw(results: Results, study: Study, folder: Path) -> list[Path]:
 
 def _pareto(results: Results, study: Study):
     """Quality against the bytes of the tables' state."""
-    panels = [(task, [r for r in of_setting(results, task, setting) if r.losses]) for task, setting in study.main.items()]
+    panels = [(task, [r for r in _trained(results, task, setting) if r.losses]) for task, setting in study.main.items()]
     figure, axes = _panels([panel for panel in panels if panel[1]])
     for axis, (task, found) in axes:
         for result in found:
@@ -43,16 +43,15 @@ def _pareto(results: Results, study: Study):
 
 def _rates(results: Results, study: Study):
     """Loss against the tables' rate, one seed; as high as the two that are compared and the best of the others reach."""
-    panels = [(task, of_setting(results, task, setting)) for task, setting in study.main.items()]
+    panels = [(task, _trained(results, task, setting)) for task, setting in study.main.items()]
     figure, axes = _panels([panel for panel in panels if panel[1]])
     for axis, (task, found) in axes:
         shown = [result.losses.mean for result in found if result.losses]
         for result in found:
-            if len(result.sweep) > 1:
-                losses = [record.value for record in result.sweep.values()]
-                of_pair = result.cell.method in (BASELINE, OURS)
-                shown += losses if of_pair else []
-                axis.plot(list(result.sweep), losses, **_style(result), markersize=4, linewidth=2.5 if of_pair else 1)
+            losses = [record.value for record in result.sweep.values()]
+            of_pair = result.cell.method in (BASELINE, OURS)
+            shown += losses if of_pair else []
+            axis.plot(list(result.sweep), losses, **_style(result), markersize=4, linewidth=2.5 if of_pair else 1)
         shown = [loss for loss in shown if math.isfinite(loss)]
         if shown:
             margin = 0.05 * (max(shown) - min(shown)) + 1e-3
@@ -94,6 +93,11 @@ def _rewards(results: Results, study: Study):
         axis.set(xlabel="share of the run", ylabel="reward", title=setting)
         axis.legend(fontsize=7)
     return figure
+
+
+def _trained(results: Results, task: str, setting: str) -> list[Result]:
+    """Those that train the tables: beside a table that nothing trains they would all look alike."""
+    return [result for result in of_setting(results, task, setting) if result.cell.method != "frozen"]
 
 
 def _panels(panels: list):

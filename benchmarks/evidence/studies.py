@@ -39,6 +39,7 @@ HEADLINE = (BASELINE, OURS)
 _THREE = (*HEADLINE, "rmsprop")
 PARTS = ("token_factor", "feature_factor", "scalar")
 OTHERS = ("adafactor", "factored_rms", "sm3", "lion", "sign", "sgd", "sgd_momentum", "rowwise_adagrad", "ember_active_rows")
+_ACTIVE_ROWS = ("ember_active_rows",)  # in the other settings too, as it was the best of its own
 _ANY_RATE = (1.0,)  # of what is not trained
 # As b2 = 0.999 forgets at 512 tokens a step, and ten times as fast.
 _HALF_LIVES = ("ember half_life=354717", "ember half_life=35472")
@@ -78,6 +79,9 @@ _FULL = [
     *_of("pretraining", ("2.1M, main job",), HEADLINE),
     *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
     *_of("pretraining", ("0.5M, 1200 steps",), (*HEADLINE, "ember b2=0.99", "ember b2=0.9999"), seeds=4),
+    *_of("pretraining", ("2.1M, main job", "0.3M tied", "0.5M, batch 2048", "0.5M, batch 128"), _ACTIVE_ROWS),
+    *_of("finetuning", ("small",), _ACTIVE_ROWS),
+    *_of("reinforcement", ("256 completions",), ("rmsprop", *_ACTIVE_ROWS)),
 ]
 _QUICK = [
     *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),

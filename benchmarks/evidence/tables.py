@@ -19,9 +19,9 @@ def of_setting(results: Results, task: str, setting: str) -> list[Result]:
 
 
 def headline(results: Results, study: Study) -> str:
-    """The baseline and Ember in every setting that has both."""
+    """The baseline and Ember in every setting that has both, task by task."""
     rows = []
-    for task, setting in dict.fromkeys(key[:2] for key in results):
+    for task, setting in sorted(dict.fromkeys(key[:2] for key in results), key=lambda pair: list(TASKS).index(pair[0])):
         theirs, ours = results.get((task, setting, BASELINE)), results.get((task, setting, OURS))
         if theirs and ours and theirs.losses and ours.losses:
             parameters = ours.any.details["table_parameters"]
