@@ -117,7 +117,7 @@ def _pairs(axes: Iterable[Axes], panels: list):
 def _style(result: Result) -> dict[str, Any]:
     """How a method looks in every picture: the two that are compared in strong colours."""
     method, numbers = read_name(result.cell.method)
-    colors = ("tab:blue", "tab:orange", *plt.get_cmap("tab20b").colors)
+    colors = ("tab:blue", "tab:orange", *plt.get_cmap("tab20b")(range(20)))
     place = [BASELINE, OURS, *(name for name in METHODS if name not in (BASELINE, OURS))].index(method)
     marker = "oDsv^<>PX*"[(place + 2 * len(numbers)) % 10]
     return {"color": colors[place], "marker": marker, "label": title(result.cell.method)}
