@@ -10,6 +10,8 @@ from ._state.checkpoint import check_shapes as check_shapes
 from ._state.convert import state_from_adam as state_from_adam
 from ._state.sharding import state_partition_specs as state_partition_specs
 from ._state.sharding import state_shardings as state_shardings
+from ._state.skipped import check_skipped_batches as check_skipped_batches
+from ._state.skipped import skipped_batches as skipped_batches
 from ._tree.describe import describe_token_tables as describe_token_tables
 from ._tree.dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
 from ._tree.finder import token_table_labels as token_table_labels

@@ -23,7 +23,15 @@ from bad_inputs.examples import (
     state,
 )
 from bad_inputs.steps import NO_TREES
-from ember_optax import check_shapes, ember, state_from_adam, state_partition_specs, state_shardings
+from ember_optax import (
+    check_shapes,
+    check_skipped_batches,
+    ember,
+    skipped_batches,
+    state_from_adam,
+    state_partition_specs,
+    state_shardings,
+)
 
 
 def specs(tx=TX, params=PARAMS, param_specs=SPECS, **options):
@@ -288,4 +296,40 @@ GOOD = {
     "a count of Python": moments(count=3),
     "a run that never stepped": from_adam(),
     "metadata of scalars": lambda: check_shapes({"step": 3, "wte": TABLE}, {"step": 0, "wte": jax.eval_shape(lambda: TABLE)}),
+}
+BAD |= {
+    f"skipped_batches of {what}": (
+        lambda value=value: skipped_batches(value),
+        ValueError,
+        r"^opt_state has no ScaleByEmberS.*: pass the state of",
+    )
+    for what, value in {
+        "None": None,
+        "Adam's state": ADAM.init(PARAMS),
+        "parameters": PARAMS,
+        "text": "x",
+        "the transformation": TX,
+    }.items()
+}
+BAD |= {
+    "skipped_batches inside jit": (
+        lambda: jax.jit(skipped_batches)(state(TX)),
+        TypeError,
+        r"^opt_state is traced \(total_notfinite of 'embed/embedding'\).*: call this outside of jax\.jit",
+    ),
+    "check_skipped_batches at most -1": (
+        lambda: check_skipped_batches(state(TX), at_most=-1),
+        ValueError,
+        r"^at_most must not be negative, got -1; 0 allows",
+    ),
+    "check_skipped_batches at most 2.5": (
+        lambda: check_skipped_batches(state(TX), at_most=2.5),  # type: ignore[arg-type]
+        TypeError,
+        r"^at_most must be an integer, got 2.5 of type float; pass a number like 5",
+    ),
+    "check_skipped_batches since a number": (
+        lambda: check_skipped_batches(state(TX), since=3),  # type: ignore[arg-type]
+        TypeError,
+        r"^since must be what an earlier call returned, got 3 of type int; pass that",
+    ),
 }
