@@ -52,7 +52,7 @@ def test_the_grid_is_extended_until_the_best_is_inside(prepared, tmp_path):
     assert sweep.sweep([CELL], tmp_path, math.inf)
     rates = [rate for _, rate, seed in prepared if seed == plan.SWEEP_SEED]
     assert rates == [1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2]
-    found = records.read(tmp_path / "pretraining.jsonl")
+    found = records.read(tmp_path / "pretraining" / "0.5M.jsonl")
     assert plan.best(CELL, found) == (2e-2, True)
     assert [(rate, seed) for _, rate, seed in prepared[len(rates) :]] == [(2e-2, 1), (2e-2, 2), (2e-2, 3)]
     assert list(plan.fresh(CELL, found)) == [1, 2, 3]
@@ -74,12 +74,13 @@ def test_a_sweep_goes_on_where_it_was_stopped(prepared, tmp_path):
     prepared.clear()
     assert not sweep.sweep(cells, tmp_path, -1.0)
     assert prepared == []
-    path = tmp_path / "pretraining.jsonl"
-    lines = (tmp_path / "whole" / "pretraining.jsonl").read_text().splitlines(keepends=True)
+    path = tmp_path / "pretraining" / "0.5M.jsonl"
+    lines = (tmp_path / "whole" / "pretraining" / "0.5M.jsonl").read_text().splitlines(keepends=True)
+    path.parent.mkdir()
     path.write_text("".join(lines[:4]) + lines[4][:30])  # killed while it wrote
     assert sweep.sweep(cells, tmp_path, math.inf)
     assert prepared == whole[4:]
-    assert records.read(path).keys() == records.read(tmp_path / "whole" / "pretraining.jsonl").keys()
+    assert records.read(path).keys() == records.read(tmp_path / "whole" / "pretraining" / "0.5M.jsonl").keys()
 
 
 def test_a_model_that_is_not_installed_is_left_out(prepared, tmp_path, capsys, monkeypatch):
@@ -202,7 +203,7 @@ def test_the_page_says_what_the_files_say():
     assert document == page.page(studies.FULL, records.read_all())
     headline = tables.headline(results(studies.FULL.cells, records.read_all()), studies.FULL)
     assert headline in (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in (FOLDER / "pretraining.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in records.path_of(FOLDER, "pretraining", "0.5M").read_text().splitlines()]
     at_best = {}
     for method in studies.HEADLINE:
         runs = [line for line in lines if (line["setting"], line["method"]) == ("0.5M", method)]

@@ -42,7 +42,7 @@ def page(study: Study, records: dict[str, Records]) -> str:
     parts += ["![Ember minus AdamW over size and batch size](images/evidence_scaling.png)"]
     for task in TASKS:
         parts += _task(found, task)
-    parts += [_ADVICE, tables.best_rates(found)]
+    parts += [_ADVICE, tables.best_rates(found), _FORMS, tables.forms_of_ember(found)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -91,7 +91,14 @@ _ADVICE = """
 
 * **Rate of the tables.** The table below has the best rates as multiples of the body's. Begin there, and try half and twice
   of it.
-* **b2.** The tables above that vary b2 and its half-life in tokens say what it is worth at each batch size: what should
-  stay the same between batch sizes is the half-life in tokens, b2 = 0.5^(tokens in a batch / half-life).
+* **b2.** Keep 0.999. Between 0.99 and 0.9999 it hardly matters in runs of this length, and b2 by half-life in tokens was no
+  better; at 0.9 and below the loss is clearly higher (last table).
+* **Few completions in reinforcement learning.** Try a larger `eps` first (1e-4; it is in units of the gradient, so look at the
+  size of yours). The last table has what it gave, and what b2 by half-life and accumulated gradients did.
 * **When not to.** Where the table of a setting above has Ember higher than AdamW and its interval above zero.
+"""
+
+_FORMS = """
+`feature_mean="active_rows"` is the estimator that the paper came with. One setting does not decide for another: below is where
+it was better and where worse, each at its own best rate, which is the default's or up to five times that.
 """

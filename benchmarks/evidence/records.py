@@ -1,6 +1,7 @@
 """Finished runs as lines of JSON: appended as they come, so that a sweep that is killed loses the run it was at and no other."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,9 +63,17 @@ def read(path: Path) -> Records:
     return records
 
 
+def path_of(folder: Path, task: str, setting: str) -> Path:
+    """The file of a task's setting."""
+    return folder / task / f"{re.sub('[^0-9A-Za-z.]+', '_', setting)}.jsonl"
+
+
 def read_all(folder: Path = FOLDER) -> dict[str, Records]:
     """The finished runs of every task, by its name."""
-    return {path.stem: read(path) for path in sorted(folder.glob("*.jsonl"))}
+    found: dict[str, Records] = {}
+    for path in sorted(folder.glob("*/*.jsonl")):
+        found.setdefault(path.parent.name, {}).update(read(path))
+    return found
 
 
 def append(path: Path, record: Record) -> None:

@@ -33,7 +33,7 @@ def sweep(cells: Iterable[Cell], folder: Path, budget_seconds: float) -> bool:
     end, complete = time.monotonic() + budget_seconds, True
     with tqdm(desc="evidence", unit="run") as bar:
         for cell in cells:
-            path = folder / f"{cell.task}.jsonl"
+            path = records.path_of(folder, cell.task, cell.setting)
             finished = records.read(path)
             try:
                 complete = _complete(cell, path, finished, end, bar) and complete

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from benchmarks.evidence.comparison import Result
 from benchmarks.evidence.methods import title
-from benchmarks.evidence.statistics import Difference, Spread
+from benchmarks.evidence.statistics import Difference, Spread, paired_difference
 from benchmarks.evidence.studies import BASELINE, OURS, TASKS, Study
 from benchmarks.harness.report import markdown
 
@@ -71,6 +71,24 @@ def best_rates(results: Results) -> str:
             multiples = [f"{result.best.rate / result.any.details['body_rate']:.3g}" for result in found if result]
             rows.append((TASKS[task].title, setting, f"{found[0].any.details['body_rate']:g}" if found[0] else "", *multiples))
     return markdown(rows, ("task", "setting", "peak rate of the body", "best of the tables, AdamW", "Ember"), names=2)
+
+
+def forms_of_ember(results: Results) -> str:
+    """The forms of Ember against its defaults in the same setting, each at its own best rate, paired by seed."""
+    rows = []
+    for (task, setting, method), result in results.items():
+        ours = results.get((task, setting, OURS))
+        if (
+            ours
+            and method != OURS
+            and title(method).startswith(f"{title(OURS)},")
+            and (seeds := sorted(result.fresh.keys() & ours.fresh.keys()))
+        ):
+            difference = paired_difference([result.fresh[s].value for s in seeds], [ours.fresh[s].value for s in seeds])
+            form = title(method).removeprefix(f"{title(OURS)}, ")
+            rows.append((form, TASKS[task].title, setting, str(len(seeds)), shown_difference(difference)))
+    headers = ("form", "task", "setting", "n", "form - Ember's defaults, 95 % interval")
+    return markdown(sorted(rows, key=lambda row: row[0]), headers, names=3)
 
 
 def shown_spread(losses: Spread | None) -> str:
