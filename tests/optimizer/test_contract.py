@@ -81,21 +81,6 @@ def test_accepts_extra_arguments(make):
     assert_trees_equal(updates, with_extra)
 
 
-def test_is_traced_once_in_a_hundred_steps(make):
-    params, tx, traces = initial_params(), make(), []
-
-    @jax.jit
-    def step(params, opt_state):
-        traces.append(1)
-        updates, opt_state = tx.update(params, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    opt_state = tx.init(params)
-    for _ in range(100):
-        params, opt_state = step(params, opt_state)
-    assert len(traces) == 1
-
-
 def test_state_keeps_structure_shapes_and_dtypes(make):
     params, tx = initial_params(), make()
     before = tx.init(params)
