@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import ember_optax
 from ember_optax import geometry, losses, row_sparse, vocab
 
+ROOT = Path(__file__).parents[1]
 PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
 
@@ -50,12 +53,39 @@ def test_needs_jax_and_optax_only():
     assert sorted(r.split(">")[0] for r in required) == ["jax", "optax"]
 
 
-def test_importing_starts_no_backend_and_loads_no_model_library():
-    """A user's `jax.distributed.initialize` or device settings must still work after the import."""
+def test_importing_starts_no_backend_and_loads_nothing_else():
+    """A user's `jax.distributed.initialize` or device settings must still work after it, and it costs its own modules alone."""
     program = (
-        "import sys, ember_optax\n"
+        "import sys, re, jax, optax\n"
+        "before, compiled = set(sys.modules), re.compile\n"
+        "re.compile = lambda *a: patterns.append(a) or compiled(*a)\n"
+        "patterns = []\n"
+        "import ember_optax\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
-        "assert not {'flax', 'equinox', 'haiku', 'keras', 'orbax'} & set(sys.modules)\n"
+        "others = {name for name in set(sys.modules) - before if name.split('.')[0] != 'ember_optax'}\n"
+        "assert not others, others\n"
+        "assert len(patterns) <= 4, patterns\n"  # the finder's rules wait for the first path: they take as long as all modules
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_pin_actions_and_may_only_read(workflow):
+    text = workflow.read_text(encoding="utf-8")
+    used = re.findall(r"uses: (.*)", text)
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action) for action in used)
+    assert "\npermissions:\n  contents: read\n" in text
+    assert re.findall(r"([\w-]+): write", text) == (["id-token"] if workflow.name == "release.yml" else [])
+
+
+def test_the_oldest_versions_are_the_lower_bounds_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = dict(r.split(">=") for r in [*project["dependencies"], *project["optional-dependencies"]["flax"]])
+    for document in (ROOT / "CONTRIBUTING.md", ROOT / ".github" / "workflows" / "tests.yml"):
+        pins = dict(re.findall(r"\b(jax|jaxlib|flax|optax)==([\d.]+)", document.read_text(encoding="utf-8")))
+        assert pins == bounds | {"jaxlib": bounds["jax"]}
