@@ -1,0 +1,73 @@
+"""What the site does to pages that also have to read well in the repository: links that leave docs/, long tables, formulas."""
+
+import html
+import re
+from collections.abc import Callable
+
+LONGEST_TABLE = 16
+
+
+def links(markdown: str, repository: str | None) -> str:
+    """Links to files outside of docs/: into the repository, or plain text while it has no address.
+
+    >>> links("[the program](../examples/rl.py)", None)
+    'the program (`examples/rl.py`)'
+    >>> links("[the program](../examples/rl.py)", "https://host/owner/name")
+    '[the program](https://host/owner/name/blob/main/examples/rl.py)'
+    """
+
+    def target(match: re.Match[str]) -> str:
+        text, path = match.groups()
+        if repository:
+            return f"[{text}]({repository}/blob/main/{path})"
+        return f"`{path}`" if path in text else f"{text} (`{path}`)"
+
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+([^)]+)\)", target, markdown)
+
+
+def folded_tables(page: str) -> str:
+    """Tables are wrapped, so that wide ones scroll by themselves; those of many rows lie behind a summary."""
+
+    def folded(match: re.Match[str]) -> str:
+        table = f'<div class="wide-table">{match[0]}</div>'
+        rows = match[0].count("<tr>") - 1
+        if rows <= LONGEST_TABLE:
+            return table
+        headings = [
+            html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<th[^>]*>(.*?)</th>", match[0], re.DOTALL)
+        ]
+        what = html.escape(", ".join(heading for heading in headings if heading.strip()))
+        return f'<details class="note"><summary>A table of {rows} rows: {what}</summary>{table}</details>'
+
+    return re.sub(r"<table>.*?</table>", folded, page, flags=re.DOTALL)
+
+
+def formulas(page: str, to_mathml: Callable[[str, str], str]) -> str:
+    r"""Formulas as MathML, which browsers show without a script: `to_mathml(latex, "inline" or "block")`.
+
+    >>> formulas(r'<span class="arithmatex">\(a &lt; b\)</span>', lambda latex, display: f"<math>{display}: {latex}</math>")
+    '<span class="arithmatex"><math>inline: a < b</math></span>'
+    """
+
+    def converted(match: re.Match[str]) -> str:
+        opening, bracket, latex, closing = match.groups()
+        return opening + to_mathml(html.unescape(latex).strip(), "block" if bracket == "[" else "inline") + closing
+
+    return re.sub(
+        r'(<(?:span|div) class="arithmatex">)\s*\\([(\[])(.*?)\\[)\]]\s*(</(?:span|div)>)', converted, page, flags=re.DOTALL
+    )
+
+
+def colab_badge(repository: str | None, notebook: str) -> str:
+    """A link that opens a notebook of a repository on GitHub in Colab; nothing for a repository elsewhere, or without an address.
+
+    >>> colab_badge(None, "quickstart")
+    ''
+    >>> colab_badge("https://github.com/owner/name", "quickstart")
+    '<p><a href="https://colab.research.google.com/github/owner/name/blob/main/notebooks/quickstart.ipynb">Open in Colab</a></p>'
+    """
+    owner_and_name = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)/?", repository or "")
+    if not owner_and_name:
+        return ""
+    path = f"{owner_and_name[1]}/blob/main/notebooks/{notebook}.ipynb"
+    return f'<p><a href="https://colab.research.google.com/github/{path}">Open in Colab</a></p>'
