@@ -20,8 +20,8 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(DOCS / page for page in PAGES)]
 
 
-def _pages_of_the_site():
-    spec = importlib.util.spec_from_file_location("pages", DOCS / "_site" / "pages.py")
+def _module_of_the_site(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / "_site" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -103,16 +103,21 @@ def test_shown_commands_have_their_options(program, options):
     assert [option for option in options if option not in shown] == []
 
 
-def test_pages_are_made_as_their_examples_say():
-    assert doctest.testmod(_pages_of_the_site()).failed == 0
+@pytest.mark.parametrize("name", ["pages", "docstrings"])
+def test_pages_are_made_as_their_examples_say(name):
+    if name == "docstrings":
+        pytest.importorskip("griffe")  # of the extra `docs`
+    found = doctest.testmod(_module_of_the_site(name))
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_long_tables_lie_behind_a_summary():
     """Each in a frame of its own, and both as they were."""
     head = "<table><tr><th>shape</th><th></th><th>a &lt; b</th></tr>"
     short, long = (f"{head}{'<tr><td>1</td></tr>' * rows}</table>" for rows in (16, 17))
-    made = _pages_of_the_site().folded_tables(f"<p>{short}</p>{long}")
+    made = _module_of_the_site("pages").folded_tables(f"<p>{short}</p>{long}")
     assert made.count("<details") == 1
     assert "<summary>A table of 17 rows: shape, a &lt; b</summary>" in made
     assert made.count('<div class="wide-table"><table>') == 2
+    assert '<div class="wide-table prose">' in _module_of_the_site("pages").folded_tables(short.replace("1", "a" * 41))
     assert short in made and long in made

@@ -28,7 +28,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Links that leave docs/."""
-    return links(markdown, REPOSITORY)
+    return links(markdown, REPOSITORY, depth=page.file.src_uri.count("/"))
 
 
 def on_page_content(html, page, config, files):

@@ -5,15 +5,23 @@ import re
 from collections.abc import Callable
 
 LONGEST_TABLE = 16
+LONGEST_CELL = 40  # characters: columns of sentences need more room than columns of numbers
 
 
-def links(markdown: str, repository: str | None) -> str:
-    """Links to files outside of docs/: into the repository, or plain text while it has no address.
+def links(markdown: str, repository: str | None, depth: int = 0) -> str:
+    """Links to files outside of docs/: into the repository, or plain text while it has no address. And pictures as Markdown's.
+
+    `depth` counts the folders between docs/ and the page.
+
 
     >>> links("[the program](../examples/rl.py)", None)
     'the program (`examples/rl.py`)'
     >>> links("[the program](../examples/rl.py)", "https://host/owner/name")
     '[the program](https://host/owner/name/blob/main/examples/rl.py)'
+    >>> links("[the guide](../geometry.md)", None, depth=1)
+    '[the guide](../geometry.md)'
+    >>> links('<img src="images/a.png" alt="A curve">', None)
+    '![A curve](images/a.png)'
     """
 
     def target(match: re.Match[str]) -> str:
@@ -22,14 +30,16 @@ def links(markdown: str, repository: str | None) -> str:
             return f"[{text}]({repository}/blob/main/{path})"
         return f"`{path}`" if path in text else f"{text} (`{path}`)"
 
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+([^)]+)\)", target, markdown)
+    markdown = re.sub(rf"\[([^\]]+)\]\((?:\.\./){{{depth + 1},}}([^)]+)\)", target, markdown)
+    return re.sub(r'<img src="([^"]+)" alt="([^"]+)">', r"![\2](\1)", markdown)
 
 
 def folded_tables(page: str) -> str:
     """Tables are wrapped, so that wide ones scroll by themselves; those of many rows lie behind a summary."""
 
     def folded(match: re.Match[str]) -> str:
-        table = f'<div class="wide-table">{match[0]}</div>'
+        longest = max(len(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", match[0], re.DOTALL))
+        table = f'<div class="wide-table{" prose" if longest > LONGEST_CELL else ""}">{match[0]}</div>'
         rows = match[0].count("<tr>") - 1
         if rows <= LONGEST_TABLE:
             return table

@@ -78,7 +78,7 @@ def ember(
       >>> print(f"{params['embed']['embedding'][0, 0]:.6f}")
       0.999000
 
-      Tables usually want about ten times the learning rate of the body (README, "Choosing the learning rate"):
+      Tables usually want about ten times the learning rate of the body (docs/choose.md):
 
       >>> tx = ember(1e-2, body=optax.adamw(1e-3))
 
