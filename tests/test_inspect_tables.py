@@ -69,7 +69,10 @@ def test_prints_draws_and_keeps_the_report(inspect_tables, folder, tmp_path):
         (["{folder}/wte.npy", "--token-counts", "nowhere.npy"], "--token-counts nowhere.npy: no such file"),
         (["{folder}/wte.npy", "--token-counts", "{folder}/few.npy"], "float64 of shape (3,), but the table needs 64 numbers"),
         (["{folder}/wte.npy", "--token-counts", "{folder}/negative.npy"], "counts must not be negative"),
-        (["{folder}/wte.npy", "--token-counts", "{folder}/tokenizer.json"], "not a .npy file of numbers"),
+        (
+            ["{folder}/wte.npy", "--token-counts", "{folder}/tokenizer.json"],
+            "tokenizer.json: the file is damaged, or not what its name says",
+        ),
         (["{folder}/wte.npy", "--known-unused", "3,64"], "--known-unused 64: the table wte has the rows 0 to 63"),
         (["{folder}/wte.npy", "--known-unused", "9-3"], "9-3 is not a list of token ids like 3,7,100-110"),
         (["{folder}/wte.npy", "--top", "0"], "0 is not a positive whole number"),

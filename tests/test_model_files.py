@@ -1,7 +1,11 @@
 """Tables of published models read from files, and files that are cut off or lie about what they hold."""
 
+import json
+import signal
 import struct
 import sys
+import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -10,11 +14,16 @@ import numpy as np
 import pytest
 import safetensors.flax
 import tokenizers
-from gguf_files import finish
+from gguf_files import finish, tiny_llama
+from hostile_files import ARCHIVES, HOSTILE, array, entry, npy_of, of_table, tensor, text
+from hostile_files import gguf as gguf_bytes
+from hostile_files import safetensors as safetensors_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+from lm.damage import read_npz  # isort: skip
 from lm.errors import UsageError  # isort: skip
+from lm.llama import read_llama  # isort: skip
 from lm.model_files import read_table  # isort: skip
 
 TABLE = np.arange(12 * 32, dtype=np.float32).reshape(12, 32) / 64
@@ -103,45 +112,119 @@ def test_files_that_are_cut_off(kind, gguf_file, safetensors_file, tmp_path):
             read_table(cut_off)
 
 
-def hostile_gguf(kind, length):
-    """A header whose only entry is an array of `length` elements of a type, and the file ends there."""
-    entry = struct.pack("<Q1sIIQ", 1, b"k", 9, kind, length)
-    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry
+@contextmanager
+def bounded(seconds: int = 20, megabytes: int = 8):
+    """Fails where the code in it takes longer, or more memory at once, than any refusal needs."""
+
+    def late(*_):
+        raise TimeoutError(f"not refused after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(name, tmp_path, monkeypatch):
+    """Refused by name, with what is wrong, in no time and little memory; nothing in them is executed."""
+    monkeypatch.chdir(tmp_path)
+    file_name, write, message = HOSTILE[name]
+    write(tmp_path / file_name)
+    with bounded(), pytest.raises(UsageError, match=message) as raised:
+        read_table(tmp_path / file_name)
+    assert str(raised.value).startswith(f"{tmp_path / file_name}: ")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_the_builders_make_good_files(tmp_path):
+    """What is not hostile in them is read: the refusals are of what each entry of the table changes."""
+    values = np.arange(8, dtype=np.float32)
+    for suffix, content in [
+        (
+            "gguf",
+            gguf_bytes([entry(b"tokenizer.ggml.tokens", 9, array(8, 2, text(b"a") + text(b"b")))], [tensor()], values.tobytes()),
+        ),
+        ("safetensors", safetensors_bytes(of_table(), values.tobytes())),
+        ("npy", npy_of("(2, 4)", data=values.tobytes())),
+    ]:
+        (tmp_path / f"model.{suffix}").write_bytes(content)
+        np.testing.assert_array_equal(read_table(tmp_path / f"model.{suffix}").table, values.reshape(2, 4))
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_hostile_archives(name, tmp_path, monkeypatch):
+    """As the cache of token ids is one."""
+    monkeypatch.chdir(tmp_path)
+    content, message = ARCHIVES[name]
+    (tmp_path / "cache.npz").write_bytes(content)
+    with bounded(), pytest.raises(UsageError, match=message):
+        read_npz(tmp_path / "cache.npz")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_there_are_enough():
+    assert len(HOSTILE) + len(ARCHIVES) >= 100
+
+
+def test_archives_as_numpy_writes_them(tmp_path):
+    arrays = {"a": np.arange(5, dtype=np.uint16), "b": np.asfortranarray(TABLE), "c": np.array(3.0), "d": np.empty((0, 3))}
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    found = read_npz(tmp_path / "arrays.npz")
+    assert list(found) == list(arrays)
+    for name, wanted in arrays.items():
+        np.testing.assert_array_equal(found[name], wanted, strict=True)
+
+
+def test_a_tokenizer_with_ids_beyond_the_table(tmp_path):
+    """Four thousand million texts are not made for twelve rows."""
+    np.save(tmp_path / "model.npy", TABLE)
+    model = {"type": "WordLevel", "vocab": {"zero": 0, "far": 2**32 - 1}, "unk_token": "zero"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with bounded():
+        assert read_table(tmp_path / "model.npy").texts == ["zero", *[""] * 11]
+
+
+_DAMAGED = "the file is damaged, or not what its name says"
 
 
 @pytest.mark.parametrize(
-    "suffix, content",
+    "key, value, message",
     [
-        # A byte array longer than memory, at the end of the file: the reader alone would append nothing, for ever.
-        (".gguf", hostile_gguf(0, 2**62)),
-        (".gguf", hostile_gguf(8, 2**62)),
-        # Arrays of arrays, deeper than any stack.
-        (".gguf", hostile_gguf(9, 1) + struct.pack("<IQ", 9, 1) * 50_000),
-        (".safetensors", struct.pack("<Q", 2**62) + b"{}"),
-        (".safetensors", struct.pack("<Q", 70) + b'{"embed.weight":{"dtype":"F32","shape":[9,9],"data_offsets":[0,324]}}  '),
-        (
-            ".npy",
-            b"\x93NUMPY\x01\x00v\x00"
-            + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 999999), }".ljust(117)
-            + b"\n",
-        ),
-        (
-            ".npy",
-            b"\x93NUMPY\x01\x00v\x00"
-            + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117)
-            + b"\ncos\nsystem\n",
-        ),
+        ("llama.block_count", 3, "no array 'blk.2.attn_norm.weight'"),
+        ("llama.block_count", 2**32 - 1, "no array 'blk.2.attn_norm.weight'"),
+        ("llama.block_count", 1, "more blocks than the 1 that it claims"),
+        ("llama.block_count", 0, "llama.block_count is 0, and has to be a positive number"),
+        ("llama.attention.head_count", 3, _DAMAGED),
+        ("llama.attention.head_count", 2**32 - 1, _DAMAGED),
+        ("llama.attention.head_count_kv", 0, "llama.attention.head_count_kv is 0, and has"),
+        ("llama.rope.freq_base", 0x7FC00000, "llama.rope.freq_base is nan, and has"),
+        ("llama.block_count", None, "llama.block_count is None, and has"),
+        ("general.architecture", None, "a model of architecture None"),
+        ("tokenizer.ggml.tokens", None, "tokenizer.ggml.tokens is missing"),
+        ("tokenizer.ggml.merges", None, "tokenizer.ggml.merges is missing"),
+        ("tokenizer.ggml.token_type", None, "does not hold one number for each of the 259 tokens"),
+        ("blk.1.ffn_up", None, "no array 'blk.1.ffn_up.weight'"),
     ],
-    ids=["bytes without end", "strings without end", "nested", "header without end", "offsets", "larger than memory", "pickle"],
 )
-def test_files_that_lie(tmp_path, suffix, content):
-    (tmp_path / f"model{suffix}").write_bytes(content)
-    with pytest.raises(UsageError, match="the file is damaged, or not what its name says"):
-        read_table(tmp_path / f"model{suffix}")
-
-
-def test_nothing_is_executed(tmp_path):
-    """A pickle inside a .npy file is refused before it is loaded."""
-    np.save(tmp_path / "model.npy", np.array([Path(tmp_path / "trace").touch], dtype=object), allow_pickle=True)
-    with pytest.raises(UsageError, match="Python objects"):
-        read_table(tmp_path / "model.npy")
+def test_hostile_models(key, value, message, tmp_path):
+    """A whole model one of whose entries is changed, or has another name."""
+    path = tiny_llama(tmp_path / "model.gguf")
+    content = path.read_bytes()
+    name = key.encode()
+    assert content.count(name) >= 1
+    if value is None:
+        content = content.replace(name, name[:-1] + b"?", 1)
+    else:
+        place = content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name) + 4
+        content = content[:place] + struct.pack("<I", value) + content[place + 4 :]
+    path.write_bytes(content)
+    with bounded(), pytest.raises(UsageError, match=message) as raised:
+        read_llama(path)
+    assert str(raised.value).startswith(f"{path}: ")

@@ -3,6 +3,7 @@
 The parameters of all blocks are stacked, and the blocks are a loop: thirty of them compile as fast as one.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from lm.damage import damage_named
 from lm.errors import UsageError
-from lm.model_files import GgufFile
+from lm.gguf_file import GgufFile
 
 _SPECIAL = 3  # the format's token type of those that are no text
 # The format's names of a block's arrays, and what kind of matrix or vector they are here.
@@ -58,22 +60,30 @@ def read_llama(path: Path) -> Llama:
     if "output.weight" in file.names:
         raise UsageError(f"{path}: the model has a head of its own; only tied ones are known here")
     config = LlamaConfig(
-        heads=int(file.field("llama.attention.head_count")),
-        key_value_heads=int(file.field("llama.attention.head_count_kv")),
-        rope_base=float(file.field("llama.rope.freq_base")),
-        epsilon=float(file.field("llama.attention.layer_norm_rms_epsilon")),
+        heads=int(file.number("llama.attention.head_count")),
+        key_value_heads=int(file.number("llama.attention.head_count_kv")),
+        rope_base=float(file.number("llama.rope.freq_base")),
+        epsilon=float(file.number("llama.attention.layer_norm_rms_epsilon")),
     )
-    blocks = range(int(file.field("llama.block_count")))
+    blocks = range(int(file.number("llama.block_count")))
+
+    if any(name.startswith(f"blk.{len(blocks)}.") for name in file.names):
+        raise UsageError(f"{path}: more blocks than the {len(blocks)} that it claims to have; get or convert it again")
 
     def stacked(name: str) -> np.ndarray:
         return np.stack([file.array(f"blk.{i}.{name}.weight") for i in blocks])
 
-    params = {
-        "embed_tokens": {"weight": file.array("token_embd.weight")},
-        "blocks": {ours: {"weight": stacked(theirs)} for ours, theirs in _BLOCK.items()},
-        "norm": {"weight": file.array("output_norm.weight")},
-    }
-    return Llama(config, params, _tokenizer(file))
+    def read() -> Llama:
+        params = {
+            "embed_tokens": {"weight": file.array("token_embd.weight")},
+            "blocks": {ours: {"weight": stacked(theirs)} for ours, theirs in _BLOCK.items()},
+            "norm": {"weight": file.array("output_norm.weight")},
+        }
+        # Shapes that do not fit each other are found here, and not where the model is first used.
+        jax.eval_shape(partial(logits, config), params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+        return Llama(config, params, _tokenizer(file))
+
+    return damage_named(path, read)
 
 
 def logits(config: LlamaConfig, params: dict[str, Any], ids_BxT: jax.Array) -> jax.Array:
@@ -124,8 +134,10 @@ def _rotate(x_BxTxHxK: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Arr
 
 
 def _tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
-    tokens, types = file.field("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
+    tokens, types = file.strings("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"tokenizer.ggml.token_type does not hold one number for each of the {len(tokens)} tokens")
+    merges = [tuple(merge.split(" ")) for merge in file.strings("tokenizer.ggml.merges")]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     split = tokenizers.pre_tokenizers
     tokenizer.pre_tokenizer = split.Sequence([split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)])

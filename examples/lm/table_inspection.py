@@ -16,6 +16,7 @@ from tabulate import tabulate
 from ember_optax import EmberDimensionNumbers, geometry
 from ember_optax.integrations import plots
 from lm.config import Part
+from lm.damage import read_npy
 from lm.errors import UsageError
 from lm.model_files import NamedTable
 
@@ -174,13 +175,11 @@ def _by_frequency(table: np.ndarray, counts: np.ndarray) -> list[dict[str, float
 
 def _read_counts(path: Path, rows: int) -> np.ndarray:
     try:
-        counts = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UsageError(f"--token-counts {path}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UsageError(f"--token-counts {path}: not a .npy file of numbers ({str(error)[:100]})") from error
-    if not isinstance(counts, np.ndarray) or counts.shape != (rows,) or counts.dtype.kind not in "iuf":
-        what = f"{counts.dtype} of shape {counts.shape}" if isinstance(counts, np.ndarray) else "an archive"
+        counts = read_npy(path)
+    except UsageError as error:
+        raise UsageError(f"--token-counts {error}") from error
+    if counts.shape != (rows,) or counts.dtype.kind not in "iuf":
+        what = f"{counts.dtype} of shape {counts.shape}"
         raise UsageError(f"--token-counts {path}: {what}, but the table needs {rows} numbers, one for each token")
     if not np.all(counts >= 0):
         raise UsageError(f"--token-counts {path}: counts must not be negative")

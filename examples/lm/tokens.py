@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
+from lm.damage import read_npz
 from lm.devices import report
 from lm.errors import UsageError
 from lm.text import split_documents
@@ -37,7 +37,7 @@ def load_corpus(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
       UsageError: the text has too few distinct byte pairs for that many tokens.
     """
     path = _cache_path(documents, vocabulary_size, cache_dir)
-    if (cached := _read_cache(path)) is not None:
+    if (cached := _read_cache(path, vocabulary_size)) is not None:
         return cached
     report(
         f"training a BPE tokenizer of {vocabulary_size} tokens on {sum(map(len, documents)) / 1e6:.1f} M characters ...",
@@ -102,15 +102,23 @@ def _cache_path(documents: list[str], vocabulary_size: int, cache_dir: Path) -> 
     return cache_dir / f"corpus-{vocabulary_size}-{digest}.npz"
 
 
-def _read_cache(path: Path) -> Corpus | None:
+def _read_cache(path: Path, vocabulary_size: int) -> Corpus | None:
+    if not path.is_file():
+        return None
     try:
-        with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves a file open that it cannot read
-            return Corpus(arrays["training"], arrays["validation"])
-    except FileNotFoundError:
+        arrays = read_npz(path)
+        return Corpus(*(_checked_stream(arrays.get(name), name, vocabulary_size) for name in Corpus._fields))
+    except UsageError as error:
+        report(f"the cache is not used, and made anew: {error}")
         return None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        report(f"the cache {path} is damaged ({error}), making it anew")
-        return None
+
+
+def _checked_stream(ids: np.ndarray | None, name: str, vocabulary_size: int) -> np.ndarray:
+    """Ids beyond the vocabulary would be clipped in silence where a table is read."""
+    if ids is None or ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32) or np.max(ids, initial=0) >= vocabulary_size:
+        what = "nothing" if ids is None else f"{ids.dtype} of shape {ids.shape}"
+        raise UsageError(f"its {name} stream is {what}, not ids below {vocabulary_size}")
+    return ids
 
 
 def _train_tokenizer(documents: list[str], vocabulary_size: int) -> tokenizers.Tokenizer:
