@@ -5,6 +5,7 @@ from . import losses as losses
 from . import row_sparse as row_sparse
 from . import vocab as vocab
 from ._optimizer.alias import ember as ember
+from ._optimizer.stochastic import stochastic_rounding as stochastic_rounding
 from ._optimizer.transform import scale_by_ember as scale_by_ember
 from ._state.checkpoint import check_shapes as check_shapes
 from ._state.convert import state_from_adam as state_from_adam

@@ -1,0 +1,158 @@
+"""`stochastic_rounding`: the last transformation of a chain, for parameters of 16 bits without a copy in float32."""
+
+import functools
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from .._math.mesh import in_auto_mode, spec_like
+from .._math.rounding import bits_at, can_round_to, key_of, places_along, places_of, rounded_update
+from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
+from .._tree.boxes import unbox
+from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.inputs import check_array, check_tree, checked_integer, shown
+from .._tree.tables import Table, tables_of
+from .._tree.token_ids import check_compact, token_ids_by_name
+from .checks import check_params
+
+
+class StochasticRoundingState(NamedTuple):
+    """State of `stochastic_rounding`: the step, int32, of shape ()."""
+
+    count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def stochastic_rounding(
+    seed: jax.typing.ArrayLike, *, dimension_numbers: DimensionNumbersLike = AUTO
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rounds parameters of 16 bits stochastically as they are updated, so that no copy in float32 is needed.
+
+    .. math::
+        u' = SR(p + u) - p, \qquad P(SR(x) = upper) = \frac{x - lower}{upper - lower}
+
+    where lower and upper are the neighbours of x in the parameter's dtype. To the nearest, an update below half of the last place
+    is lost, every time; stochastically it is made with the probability that makes it right on average.
+
+    The last transformation of a chain: the update that it returns, in float32, lands exactly on the rounded sum under
+    `optax.apply_updates`, `nnx.Optimizer` and `row_sparse.apply_updates`. (`eqx.apply_updates` leaves the sum in float32; casting
+    it to the parameter's dtype lands there too.)
+
+    The random bits are a hash of the seed, the step, the parameter's path and the place in the array: no random array exists, and
+    nothing but the step is stored. The same numbers are rounded alike in dense and in row-sparse steps, on any number of devices
+    under `jax.jit`, and after a restart. (Inside `jax.shard_map` places are those in a device's part.)
+
+    Edges: a number that the dtype has stays, so an update of zero moves nothing. A finite sum in the range of the dtype, or less
+    than one unit beyond it, stays finite; a sum that is infinite or NaN is passed on. Numbers below the smallest normal float32
+    are zero to XLA, as everywhere; subnormal numbers of float16 are rounded as all others.
+
+    Args:
+      seed: an integer in 0 to 2^32 - 1.
+      dimension_numbers: which axis of a compact update's table is the vocabulary, as in `scale_by_ember`.
+
+    Returns:
+      A `GradientTransformationExtraArgs`; its state is the number of steps, which counts skipped ones too, as a schedule does.
+      Parameters of 32 bits and more, and those of integers, pass through untouched. `update` needs the parameters, and takes
+      `token_ids`; the updates of equal ids are added up, as by `row_sparse.apply_updates`.
+
+    Raises:
+      TypeError: `seed` is no integer; at update, a parameter has 8 bits or fewer.
+      ValueError: `seed` is out of range; at update, without the parameters, or a parameter has another shape than its update.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember, stochastic_rounding
+      >>> params = {"embedding": jnp.ones((1000, 64), jnp.bfloat16)}
+      >>> tx = optax.chain(ember(1e-3), stochastic_rounding(seed=0))
+      >>> grads = {"embedding": jnp.ones((1000, 64), jnp.bfloat16)}
+      >>> updates, opt_state = tx.update(grads, tx.init(params), params)
+      >>> new = optax.apply_updates(params, updates)["embedding"]  # 0.99609375 is the next number below 1
+      >>> print(new.dtype, f"{new.astype(jnp.float32).mean():.4f}")
+      bfloat16 0.9990
+
+    References:
+      docs/fused_head.md. Ember, https://arxiv.org/abs/2607.01455; Gupta et al., "Deep Learning with Limited Numerical Precision",
+      https://arxiv.org/abs/1502.02551; Zamirai et al., "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
+    """
+    check_declaration(dimension_numbers, "dimension_numbers")
+    word = _checked_seed(seed)
+
+    def init_fn(params):
+        check_tree(params, "params", may_be_empty=True)
+        return StochasticRoundingState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        del extra_args
+        check_tree(updates, "updates", may_be_empty=True)
+        if not isinstance(state, StochasticRoundingState):
+            raise TypeError(f"state must be the one that init or the last update returned, got {shown(state)}.")
+        if params is None:
+            raise ValueError(
+                "stochastic_rounding needs the parameters, whose sums with the updates it rounds: call "
+                "update(updates, state, params)."
+            )
+        check_tree(params, "params", may_be_empty=True)
+        ids = token_ids_by_name(token_ids)
+        found = tables_of(updates, dimension_numbers, "with ids", token_ids=ids, params=params)
+        leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
+        for table in found.tables:
+            check_array(table.box, f"the update of {table.name!r}")
+        check_params(found, leaves)
+        of_leaf = [
+            _rounded_leaf(table, unbox(param), key_of(word, state.count, zlib.crc32(table.name.encode())))
+            for table, param in zip(found.tables, leaves, strict=True)
+        ]
+        return found.rebuild(of_leaf), StochasticRoundingState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _checked_seed(seed: Any) -> Any:
+    """A seed as an integer or, under `optax.inject_hyperparams`, an array of one."""
+    if isinstance(seed, jax.Array):
+        if seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
+            raise TypeError(f"seed must be one integer, got an array of shape {seed.shape} and dtype {seed.dtype}; pass seed=0.")
+        if isinstance(seed, Tracer):
+            return seed
+    if not 0 <= (number := checked_integer(seed, "seed")) < 1 << 32:
+        raise ValueError(f"seed must be in 0 to 2^32 - 1, got {number}; pass seed=0, for example.")
+    return np.uint32(number)
+
+
+def _rounded_leaf(table: Table, param: Any, key: jax.Array) -> Any:
+    p = jnp.asarray(param)
+    if not jnp.issubdtype(p.dtype, jnp.floating) or p.dtype.itemsize >= 4:
+        return table.array
+    if not can_round_to(p.dtype):
+        raise TypeError(
+            f"parameter {table.name!r} of shape {p.shape} has dtype {p.dtype}; stochastic_rounding rounds to bfloat16 and "
+            f"float16: keep this leaf out with optax.masked."
+        )
+    update = jnp.asarray(table.array)
+    if table.ids is None or table.axes is None:
+        return in_auto_mode(_round_all, functools.partial(spec_like, update), update, p, key)
+    check_compact(table.name, update.shape, table.ids, p.shape, table.axes)
+    of_rows = functools.partial(_round_rows, token_axis=table.axes.token[0])
+    return in_auto_mode(of_rows, functools.partial(spec_like, update), update, p, table.ids, key)
+
+
+def _round_all(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:
+    return rounded_update(update, param, bits_at(key, places_of(param.shape)))
+
+
+def _round_rows(compact: jax.Array, table: jax.Array, ids: jax.Array, key: jax.Array, *, token_axis: int) -> jax.Array:
+    """Rows as in the whole table. Their sums stand where an id stands first, zeros everywhere else."""
+    size = table.shape[token_axis]
+    ids_N = flat_ids(ids, size)
+    summed_NxF, first_N = sum_duplicates(rows_first(compact, token_axis, ids.ndim), ids_N, size)
+    others = [axis for axis in range(table.ndim) if axis != token_axis]
+    places = [(axis, places_along(place, table.shape[axis], summed_NxF.ndim)) for place, axis in enumerate(others, start=1)]
+    bits = bits_at(key, sorted([(token_axis, like_rows(ids_N, summed_NxF)), *places], key=lambda of_axis: of_axis[0]))
+    rows_NxF = rounded_update(summed_NxF, take_rows(table, ids_N, token_axis), bits)
+    rows_NxF = jnp.where(like_rows(first_N, rows_NxF), rows_NxF, jnp.zeros((), rows_NxF.dtype))
+    return rows_back(rows_NxF, compact.shape, token_axis, ids.ndim)
