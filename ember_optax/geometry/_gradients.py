@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from .._math.mean_square import compute_dtype, mean_square
 from .._math.mesh import in_auto_mode
+from .._math.weighted_rows import Rows, rows_of
 from .._tree.inputs import shown
-from ._measured import Rows, checked_table, known_to_hold, measured, rows_of, to_vector, token_spec
+from ._measured import checked_table, known_to_hold, measured, to_vector, token_spec
 from ._spectrum import singular_values
 from ._streaming import Streaming
 

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._measured import Rows, measured, share, unit
+from .._math.mean_cosine import mean_cosine_of
+from .._math.weighted_rows import Rows, share
+from ._measured import measured
 from ._spectrum import Principal, gram, principal, weighted
 
 
@@ -116,18 +118,6 @@ def iso_score(table: Any, *, token_axis: int = 0, centered: bool = True, weights
       https://arxiv.org/abs/2305.19358; docs/geometry.md
     """
     return measured(iso_score_of, table, token_axis, centered, weights)
-
-
-def mean_cosine_of(rows: Rows) -> jax.Array:
-    """`mean_cosine_similarity` of rows."""
-    is_zero_V1 = jnp.all(rows.x == 0, rows.features, keepdims=True)
-    p_V1 = share(rows._replace(weight=jnp.where(is_zero_V1, 0, rows.weight)))
-    mean_1D = jnp.sum(p_V1 * unit(rows.x, rows.features), rows.token)
-    alone = jnp.sum(jnp.square(p_V1))
-    pairs = 1 - alone
-    # One row leaves no pair, but p^2 may round to something else than one.
-    single = jnp.sum(p_V1 > 0) < 2
-    return jnp.where(single, jnp.nan, (jnp.sum(jnp.square(mean_1D)) - alone) / jnp.where(single, 1, pairs))
 
 
 def _partition_isotropy(rows: Rows) -> jax.Array:

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._measured import Rows, measured, share, square_norms, to_vector
+from .._math.weighted_rows import Rows, share, square_norms
+from ._measured import measured, to_vector
 
 
 def row_norms(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._measured import Rows, measured, sum_of_squares
+from .._math.weighted_rows import Rows, sum_of_squares
+from ._measured import measured
 
 _PRECISION = jax.lax.Precision.HIGHEST
 # Below this part of the largest, float32 eigenvectors of a Gram matrix mix singular values. Largest errors in units of sigma_1

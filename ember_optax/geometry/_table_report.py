@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from .._math.axes import TableAxes
+from .._math.mean_cosine import mean_cosine_of
 from .._math.moments import Moments, kept_axes
+from .._math.weighted_rows import Rows, centered_rows, rows_of, share
 from .._tree.state import ScaleByEmberState
 from ._gradients import active_of
-from ._isotropy import iso_score_of, mean_cosine_of, partition_isotropy_of
-from ._measured import Rows, centered_rows, rows_of, share
+from ._isotropy import iso_score_of, partition_isotropy_of
 from ._norms import norms_of
 from ._row_step import StepRule, TableState, ratio_and_median, row_steps
 from ._spectrum import effective_rank_of, principal, singular_values, stable_rank_of

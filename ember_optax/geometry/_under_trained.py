@@ -10,9 +10,10 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from .._math.mesh import in_auto_mode
+from .._math.weighted_rows import Rows, centered_rows, rows_of, unit
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, shown
-from ._measured import Rows, centered_rows, checked_table, rows_of, to_vector, unit
+from ._measured import checked_table, to_vector
 from ._norms import norms_of
 from ._spectrum import principal
 

@@ -1,0 +1,68 @@
+"""The mean cosine between two rows of a table, in closed form, and its gradient, finite for rows of zeros."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from .weighted_rows import Rows, rows_of, share, unit
+
+
+def mean_cosine_of(rows: Rows) -> jax.Array:
+    """The mean of cos(x_i, x_j) over pairs of different rows, each with the product of its weights; rows of zeros left out."""
+    mean_1D, p_V1 = _mean_unit_row(rows)
+    return _over_pairs(mean_1D, p_V1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def differentiable_mean_cosine(table: jax.Array, weights: jax.Array | None, token: int) -> jax.Array:
+    r"""`mean_cosine_of` the rows of a table, with its gradient in closed form; the weights count as constants.
+
+    .. math::
+        \frac{\partial}{\partial x_i} = \frac{2 p_i}{1 - \sum_k p_k^2} \cdot \frac{s - (s \cdot u_i) u_i}{\|x_i\|},
+        \qquad u_i = x_i / \|x_i\|, \quad s = \textstyle\sum_k p_k u_k
+
+    Zero for a row of zeros, whose direction does not exist. Nothing of the table's size is kept but the table: of the forms that
+    JAX would differentiate by itself, some are NaN there, and those in blocks would keep the table once for each block.
+    """
+    return _forward(table, weights, token)[0]
+
+
+def _forward(table: jax.Array, weights: jax.Array | None, token: int) -> tuple[jax.Array, tuple]:
+    rows = rows_of(table, token, weights=weights)
+    mean_1D, p_V1 = _mean_unit_row(rows)
+    return _over_pairs(mean_1D, p_V1), (table, weights, mean_1D, p_V1)
+
+
+def _backward(token: int, kept: tuple, of_value: jax.Array) -> tuple:
+    table, weights, mean_1D, p_V1 = kept
+    rows = rows_of(table, token, weights=weights)
+    u, norm_V1 = unit(rows.x, rows.features), _norms(rows)
+    along_V1 = jnp.sum(u * mean_1D, rows.features, keepdims=True)
+    factor_V1 = 2 * p_V1 / (1 - jnp.sum(jnp.square(p_V1))) / jnp.where(norm_V1 == 0, 1, norm_V1)
+    gradient = of_value * jnp.where(norm_V1 == 0, 0, factor_V1) * (mean_1D - along_V1 * u)
+    return gradient.astype(table.dtype), None if weights is None else jnp.zeros_like(weights)
+
+
+differentiable_mean_cosine.defvjp(_forward, _backward)
+
+
+def _mean_unit_row(rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean of the unit rows, with a token axis of length one, and the share of each row."""
+    is_zero_V1 = jnp.all(rows.x == 0, rows.features, keepdims=True)
+    p_V1 = share(rows._replace(weight=jnp.where(is_zero_V1, 0, rows.weight)))
+    return jnp.sum(p_V1 * unit(rows.x, rows.features), rows.token, keepdims=True), p_V1
+
+
+def _over_pairs(mean_1D: jax.Array, p_V1: jax.Array) -> jax.Array:
+    alone = jnp.sum(jnp.square(p_V1))
+    # One row leaves no pair, but p^2 may round to something else than one.
+    single = jnp.sum(p_V1 > 0) < 2
+    return jnp.where(single, jnp.nan, (jnp.sum(jnp.square(mean_1D)) - alone) / jnp.where(single, 1, 1 - alone))
+
+
+def _norms(rows: Rows) -> jax.Array:
+    """In units of the largest number of each row, as in `unit`: squares of small numbers vanish."""
+    largest_V1 = jnp.max(jnp.abs(rows.x), rows.features, keepdims=True)
+    scaled = rows.x / jnp.where(largest_V1 == 0, 1, largest_V1)
+    return largest_V1 * jnp.sqrt(jnp.sum(jnp.square(scaled), rows.features, keepdims=True))
