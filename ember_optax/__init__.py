@@ -2,6 +2,7 @@
 
 from . import geometry as geometry
 from . import losses as losses
+from . import regularizers as regularizers
 from . import row_sparse as row_sparse
 from . import vocab as vocab
 from ._optimizer.alias import ember as ember

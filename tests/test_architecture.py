@@ -11,7 +11,13 @@ from ember_optax._math.moments import Moments
 
 PACKAGE = Path(__file__).parents[1] / "ember_optax"
 # A room imports from its own level only within itself, and else from lower levels.
-LEVELS = [{"_math"}, {"_tree"}, {"_optimizer", "geometry"}, {"_state", "row_sparse"}, {"vocab", "losses", "integrations"}]
+LEVELS = [
+    {"_math"},
+    {"_tree"},
+    {"_optimizer", "geometry"},
+    {"_state", "row_sparse"},
+    {"vocab", "losses", "regularizers", "integrations"},
+]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # What each room may import besides the standard library and its own package. Libraries with boxes: only their adapters.

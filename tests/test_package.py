@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import ember_optax
-from ember_optax import geometry, losses, row_sparse, vocab
+from ember_optax import geometry, losses, regularizers, row_sparse, vocab
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse", "geometry", "vocab"])
+@pytest.mark.parametrize("name", [*PUBLIC, "row_sparse", "geometry", "vocab", "regularizers"])
 def test_public_names_are_documented_with_an_example(name):
     documentation = inspect.getdoc(getattr(ember_optax, name))
     assert documentation
@@ -27,7 +27,7 @@ def test_public_names_are_documented_with_an_example(name):
 
 ROOMS = [
     (room, name)
-    for room in (geometry, losses, row_sparse, vocab)
+    for room in (geometry, losses, regularizers, row_sparse, vocab)
     for name in room.__all__
     if room is row_sparse or inspect.isfunction(getattr(room, name))
 ]

@@ -5,13 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from .weighted_rows import Rows, rows_of, share, unit
+from .weighted_rows import Rows, norms, rows_of, share, unit
 
 
 def mean_cosine_of(rows: Rows) -> jax.Array:
     """The mean of cos(x_i, x_j) over pairs of different rows, each with the product of its weights; rows of zeros left out."""
     mean_1D, p_V1 = _mean_unit_row(rows)
-    return _over_pairs(mean_1D, p_V1)
+    value, defined = _over_pairs(mean_1D, p_V1)
+    return jnp.where(defined, value, jnp.nan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -22,25 +23,30 @@ def differentiable_mean_cosine(table: jax.Array, weights: jax.Array | None, toke
         \frac{\partial}{\partial x_i} = \frac{2 p_i}{1 - \sum_k p_k^2} \cdot \frac{s - (s \cdot u_i) u_i}{\|x_i\|},
         \qquad u_i = x_i / \|x_i\|, \quad s = \textstyle\sum_k p_k u_k
 
-    Zero for a row of zeros, whose direction does not exist. Nothing of the table's size is kept but the table: of the forms that
-    JAX would differentiate by itself, some are NaN there, and those in blocks would keep the table once for each block.
+    Zero for a row of zeros, whose direction does not exist; value and gradient are zero without two rows left. Nothing of the
+    table's size is kept but the table: of the forms that JAX would differentiate by itself, some are NaN at zero, and those in
+    blocks would keep the table once for each block.
     """
     return _forward(table, weights, token)[0]
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _forward(table: jax.Array, weights: jax.Array | None, token: int) -> tuple[jax.Array, tuple]:
     rows = rows_of(table, token, weights=weights)
     mean_1D, p_V1 = _mean_unit_row(rows)
-    return _over_pairs(mean_1D, p_V1), (table, weights, mean_1D, p_V1)
+    value, defined = _over_pairs(mean_1D, p_V1)
+    return jnp.where(defined, value, 0), (table, weights, mean_1D, p_V1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _backward(token: int, kept: tuple, of_value: jax.Array) -> tuple:
     table, weights, mean_1D, p_V1 = kept
     rows = rows_of(table, token, weights=weights)
-    u, norm_V1 = unit(rows.x, rows.features), _norms(rows)
+    u, norm_V1 = unit(rows.x, rows.features), norms(rows.x, rows.features)
     along_V1 = jnp.sum(u * mean_1D, rows.features, keepdims=True)
-    factor_V1 = 2 * p_V1 / (1 - jnp.sum(jnp.square(p_V1))) / jnp.where(norm_V1 == 0, 1, norm_V1)
-    gradient = of_value * jnp.where(norm_V1 == 0, 0, factor_V1) * (mean_1D - along_V1 * u)
+    _, defined = _over_pairs(mean_1D, p_V1)
+    factor_V1 = 2 * p_V1 / (1 - jnp.where(defined, jnp.sum(jnp.square(p_V1)), 0)) / jnp.where(norm_V1 == 0, 1, norm_V1)
+    gradient = of_value * jnp.where((norm_V1 != 0) & defined, factor_V1 * (mean_1D - along_V1 * u), 0)
     return gradient.astype(table.dtype), None if weights is None else jnp.zeros_like(weights)
 
 
@@ -54,15 +60,9 @@ def _mean_unit_row(rows: Rows) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(p_V1 * unit(rows.x, rows.features), rows.token, keepdims=True), p_V1
 
 
-def _over_pairs(mean_1D: jax.Array, p_V1: jax.Array) -> jax.Array:
+def _over_pairs(mean_1D: jax.Array, p_V1: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean over pairs, and whether there is one: not where less than two rows have a share."""
     alone = jnp.sum(jnp.square(p_V1))
     # One row leaves no pair, but p^2 may round to something else than one.
-    single = jnp.sum(p_V1 > 0) < 2
-    return jnp.where(single, jnp.nan, (jnp.sum(jnp.square(mean_1D)) - alone) / jnp.where(single, 1, 1 - alone))
-
-
-def _norms(rows: Rows) -> jax.Array:
-    """In units of the largest number of each row, as in `unit`: squares of small numbers vanish."""
-    largest_V1 = jnp.max(jnp.abs(rows.x), rows.features, keepdims=True)
-    scaled = rows.x / jnp.where(largest_V1 == 0, 1, largest_V1)
-    return largest_V1 * jnp.sqrt(jnp.sum(jnp.square(scaled), rows.features, keepdims=True))
+    defined = jnp.sum(p_V1 > 0) > 1
+    return (jnp.sum(jnp.square(mean_1D)) - alone) / jnp.where(defined, 1 - alone, 1), defined

@@ -66,6 +66,13 @@ def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere) * math.prod(x.shape[axis] for axis in axes)
 
 
+def norms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Norms along axes, kept with length one, also of numbers whose squares leave float32."""
+    largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
+    scaled = x / jnp.where(largest == 0, 1, largest)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(scaled), axes, keepdims=True))
+
+
 def unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """An array over its norm along axes; zeros stay zeros."""
     # In units of the largest number, because squares of small and of large ones leave float32.

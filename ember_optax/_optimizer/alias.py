@@ -9,8 +9,6 @@ import jax
 import optax
 
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.describe import no_table_message, unused_patterns_message
-from .._tree.finder import FinderOptions
 from .._tree.hyperparameters import checked_learning_rate
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
@@ -18,7 +16,7 @@ from .._tree.state import ember_states
 from .._tree.suspects import suspect_warnings
 from .._tree.tables import TableTree, is_observed, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
-from .checks import check_given, check_params, check_transformation
+from .checks import check_found, check_given, check_params, check_transformation
 from .transform import FeatureMean, scale_tables
 
 
@@ -154,13 +152,8 @@ def _check_arrays(found: TableTree, what: str) -> None:
 
 def _check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: bool) -> None:
     """Raises where nothing was found or a pattern was in vain; warns of what may be a table and is not trained as one."""
-    options = FinderOptions() if isinstance(tables, str) else FinderOptions.of(tables)
-    # In an incomplete tree, of an `optax.partition` say, the tables may be elsewhere.
-    if complete and options is not None and (message := unused_patterns_message(found, options)):
-        raise ValueError(message)
-    if complete and all(table.axes is None for table in found.tables):
-        # Without a table everything would silently go to the body.
-        raise ValueError(no_table_message(found))
+    # Without a table everything would silently go to the body.
+    options = check_found(found, tables, complete=complete)
     for message in suspect_warnings(found, options) if options is not None and not is_observed() else ():
         warnings.warn(message, stacklevel=3)
 

@@ -13,6 +13,9 @@ from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
 from .._math.moments import Moments, moment_shapes
 from .._tree.boxes import unbox
+from .._tree.declared import DimensionNumbersLike
+from .._tree.describe import no_table_message, unused_patterns_message
+from .._tree.finder import FinderOptions
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Table, TableTree
 from .._tree.token_ids import check_compact
@@ -55,6 +58,17 @@ def check_leaf(table: Table) -> TableAxes:
             f"every leaf as one: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
         )
     return table.axes
+
+
+def check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: bool) -> FinderOptions | None:
+    """Raises where nothing was found or a pattern was in vain; the options of the finder, None where it was not asked."""
+    options = FinderOptions() if isinstance(tables, str) else FinderOptions.of(tables)
+    # In an incomplete tree, of an `optax.partition` say, the tables may be elsewhere.
+    if complete and options is not None and (message := unused_patterns_message(found, options)):
+        raise ValueError(message)
+    if complete and all(table.axes is None for table in found.tables):
+        raise ValueError(no_table_message(found))
+    return options
 
 
 def check_params(found: TableTree, leaves: Sequence[Any]) -> None:

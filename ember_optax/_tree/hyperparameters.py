@@ -67,6 +67,21 @@ def checked_number(value: Any, argument: str, fix: str) -> float:
     return number
 
 
+def checked_coefficient(value: Any, argument: str, fix: str) -> Any:
+    """A finite number of either sign, as a float or an array; a traced one has no value yet."""
+    number = _scalar(value, argument, fix)
+    if number is not None and not abs(number) <= _LARGEST:
+        raise ValueError(f"{argument} must be finite, got {value!r}; pass {fix}.")
+    return _plain(value)
+
+
+def checked_positive(value: Any, argument: str, fix: str) -> Any:
+    """A finite number above zero, as a float or an array; a traced one has no value yet."""
+    if (number := _check_non_negative(value, argument, fix)) is not None and not number > 0.0:
+        raise ValueError(f"{argument} must be above zero, got {value!r}; pass {fix}.")
+    return _plain(value)
+
+
 def checked_feature_mean(feature_mean: Any) -> str:
     """`feature_mean`, if it is one of the two."""
     if not isinstance(feature_mean, str) or feature_mean not in ("all_rows", "active_rows"):

@@ -81,6 +81,14 @@ def checked_integer(value: Any, argument: str, example: int = 0) -> int:
     raise TypeError(f"{argument} must be an integer, got {shown(value)}; pass a number like {example}.")
 
 
+def checked_key(key: Any) -> jax.Array:
+    """A key of `jax.random`, of either kind."""
+    is_key = hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)
+    if not is_key:
+        raise TypeError(f"key must be a key of jax.random, got {shown(key)}: pass jax.random.key(seed).")
+    return key
+
+
 def _is_leaf(tree: Any) -> bool:
     return is_box(tree) or jax.tree.structure(tree).num_nodes == 1 == jax.tree.structure(tree).num_leaves
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,7 +13,7 @@ from .._math.gaussian_rows import gaussian_rows
 from .._math.mesh import in_auto_mode, spec_without
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_number
-from .._tree.inputs import checked_integer, shown
+from .._tree.inputs import checked_integer, checked_key, shown
 from ._change import Changed, NewRows, change, check_model, mean_rows
 from ._tables import Vocabulary, vocabulary_of
 
@@ -130,15 +129,8 @@ def _checked_initializer(initializer: Any, key: Any, covariance_scale: Any):
     if initializer == "gaussian":
         if key is None:
             raise TypeError('key is missing, but initializer="gaussian" draws random rows: pass jax.random.key(seed).')
-        return functools.partial(_gaussian, key=_checked_key(key), covariance_scale=scale)
+        return functools.partial(_gaussian, key=checked_key(key), covariance_scale=scale)
     if key is not None:
         raise TypeError(f"key is given, but initializer={initializer!r} draws nothing: leave it out, or pass 'gaussian'.")
     rows = mean_rows if initializer == "mean" else None
     return lambda *_: rows
-
-
-def _checked_key(key: Any) -> jax.Array:
-    is_key = hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)
-    if not is_key:
-        raise TypeError(f"key must be a key of jax.random, got {shown(key)}: pass jax.random.key(seed).")
-    return key

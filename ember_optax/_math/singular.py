@@ -1,0 +1,74 @@
+"""The largest singular value of a table by power iteration, in the table's own layout."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from .axes import TableAxes
+from .mean_square import compute_dtype
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def power_iteration(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes, iterations: int) -> jax.Array:
+    """`v <- W^T W v / |W^T W v|` so many times, from a vector; from a fixed one where it is zero. Zero for a table of zeros.
+
+    Of stacked tables each has a vector of its own. Each iteration reads the table twice.
+    """
+    x = table_VxD.astype(compute_dtype(table_VxD))
+    # In units of the largest number: the fourth power of a table of 1e-10 would vanish.
+    largest = jnp.max(jnp.abs(x), _tokens_and_features(axes), keepdims=True)
+    x = x / jnp.where(largest == 0, 1, largest)
+    vector = jnp.where(_norm(vector_D, x.shape, axes) > 0, vector_D, start_vector(x.shape, axes)).astype(x.dtype)
+
+    def iterate(_, vector):
+        vector = _times_transposed(x, _times(x, vector, axes), axes)
+        norm = _norm(vector, x.shape, axes)
+        return vector / jnp.where(norm == 0, 1, norm)
+
+    return iterate(0, vector) if iterations == 1 else jax.lax.fori_loop(0, iterations, iterate, vector)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def square_along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> jax.Array:
+    """`|W v|^2`, of the shape of the batch axes: with the first right singular vector the square of the spectral norm."""
+    x = table_VxD.astype(compute_dtype(table_VxD))
+    along = _times(x, vector_D.astype(x.dtype), axes)
+    kept = sorted(axes.batch + axes.token)
+    return jnp.sum(jnp.square(along), tuple(place for place, axis in enumerate(kept) if axis in axes.token))
+
+
+def start_vector(shape: tuple[int, ...], axes: TableAxes) -> jax.Array:
+    """A unit vector over the features that is the same in every program, in the layout of a table's feature statistic."""
+    sizes = [shape[axis] for axis in axes.feature]
+    drawn = jax.random.normal(jax.random.key(0), sizes)
+    kept = sorted(axes.batch + axes.feature)
+    layout = [shape[axis] if axis in axes.feature else 1 for axis in kept]
+    return jnp.broadcast_to((drawn / math.sqrt(max(1, math.prod(sizes)))).reshape(layout), [shape[axis] for axis in kept])
+
+
+def _times(x: jax.Array, vector: jax.Array, axes: TableAxes) -> jax.Array:
+    """`W v`, over batch and tokens."""
+    return _product(x, vector, axes.batch + axes.feature, axes.batch + axes.token)
+
+
+def _times_transposed(x: jax.Array, vector: jax.Array, axes: TableAxes) -> jax.Array:
+    """`W^T u`, over batch and features."""
+    return _product(x, vector, axes.batch + axes.token, axes.batch + axes.feature)
+
+
+def _product(x: jax.Array, vector: jax.Array, of_vector: tuple[int, ...], kept: tuple[int, ...]) -> jax.Array:
+    # By labels and not by a transposition: a (D, V) head would be copied.
+    return jnp.einsum(x, range(x.ndim), vector, sorted(of_vector), sorted(kept), precision="highest")
+
+
+def _norm(vector: jax.Array, shape: tuple[int, ...], axes: TableAxes) -> jax.Array:
+    """Of each table of a stack, with features of length one."""
+    kept = sorted(axes.batch + axes.feature)
+    features = tuple(place for place, axis in enumerate(kept) if axis in axes.feature)
+    return jnp.sqrt(jnp.sum(jnp.square(vector), features, keepdims=True))
+
+
+def _tokens_and_features(axes: TableAxes) -> tuple[int, ...]:
+    return tuple(sorted(axes.token + axes.feature))

@@ -1,0 +1,228 @@
+"""Weights from token counts: of each token's loss, and of the updates of each row."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._math.frequency import added_counts, weights_of_counts
+from .._math.mean_square import compute_dtype
+from .._math.mesh import in_auto_mode, spec_like
+from .._math.rows import flat_ids, rows_back, rows_first, take_rows
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.hyperparameters import checked_coefficient, checked_number, checked_positive
+from .._tree.inputs import check_array, shown
+from .._tree.tables import Table
+from ..geometry._measured import known_to_hold
+from ..row_sparse._checks import checked_ids
+from ._tables import Rule, expanded, on_tables
+
+_POWER = "a number, for example power=0.5; 0 weighs all tokens alike, a negative one favours frequent tokens"
+_SMOOTHING = "a number above 0, for example smoothing=1.0"
+
+
+def frequency_weights(
+    token_counts: Any, power: jax.typing.ArrayLike = 0.5, *, smoothing: jax.typing.ArrayLike = 1.0
+) -> jax.Array:
+    r"""A weight for each token from how often it occurs, to be multiplied with its loss or with the updates of its row.
+
+    .. math:: w_i = (c_i + a)^{-p} \Big/ \frac{\sum_j c_j (c_j + a)^{-p}}{\sum_j c_j}
+
+    so that the mean weight over the text is one, and the loss keeps its scale. With p = 1 every token that occurs has nearly the
+    same share of the loss; 0 changes nothing; a negative power favours frequent tokens. The loss with these weights is another
+    objective: its minimum is no longer the text's distribution, so a validation loss without them rises. Works in
+    row-sparse steps. O(V).
+
+        weights = regularizers.frequency_weights(counts, 0.25)
+        loss = jnp.mean(weights[labels] * losses)
+
+    Args:
+      token_counts: (V,) numbers that are not negative: of a corpus, or streamed (`updated_counts`).
+      power: p, of either sign; may be traced.
+      smoothing: a, above zero, in tokens: a token that never occurred has the weight of one that occurred a times.
+
+    Returns:
+      (V,) float32, all ones before the first count.
+
+    Raises:
+      TypeError: an argument is no number, or no array of numbers.
+      ValueError: `token_counts` is no vector; `power` is not finite; `smoothing` is not above zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import regularizers
+      >>> print(regularizers.frequency_weights(jnp.array([0, 3, 15]), 0.5) * 7)
+      [24. 12.  6.]
+
+    References:
+      Cui et al., "Class-balanced loss", https://arxiv.org/abs/1901.05555 (weights from counts between inverse frequency and
+      none); Mikolov et al., https://arxiv.org/abs/1310.4546 (the root of the frequency, by leaving out); docs/regularizers.md
+    """
+    counts_V = checked_counts(token_counts, "token_counts")
+    number, added = _checked_power(power, smoothing)
+    return in_auto_mode(lambda c: weights_of_counts(c, number, added, 0), lambda: spec_like(counts_V), counts_V)
+
+
+def updated_counts(counts: Any, ids: Any, decay: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    r"""Token counts after one more batch: a pure function to stream them with.
+
+    .. math:: c_i \leftarrow d\, c_i + \#\{n : ids_n = i\}
+
+    Args:
+      counts: (V,) floats; `jnp.zeros(V)` to begin with. float32 counts exactly to 16,777,216.
+      ids: integers of any shape; those below zero and from V on are padding.
+      decay: d in [0, 1]: 1 counts for ever, 0.99 forgets half in 69 batches; may be traced.
+
+    Returns:
+      (V,), of the dtype and sharding of `counts`.
+
+    Raises:
+      TypeError: counts are no floats, ids no integers, `decay` no number.
+      ValueError: `counts` is no vector, `decay` is not in [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import regularizers
+      >>> print(regularizers.updated_counts(jnp.array([4.0, 0.0, 2.0]), jnp.array([[1, 1, -1]]), 0.5))
+      [2. 2. 1.]
+
+    References:
+      docs/regularizers.md
+    """
+    array = checked_counts(counts, "counts")
+    check_array(counts, "counts", floating=True)
+    decay = _checked_decay(decay)
+    ids = checked_ids(ids)
+    return in_auto_mode(added_counts, lambda: spec_like(array), array, ids, decay)
+
+
+class FrequencyState(NamedTuple):
+    """State of `scale_by_frequency` with streamed counts: for each table its token counts, (V,) float32."""
+
+    token_counts: Any
+
+
+def scale_by_frequency(
+    power: jax.typing.ArrayLike = 0.5,
+    *,
+    token_counts: Any = None,
+    smoothing: jax.typing.ArrayLike = 1.0,
+    decay: float = 1.0,
+    tables: DimensionNumbersLike = AUTO,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies the updates of each row of the tables by a weight from how often its token occurs.
+
+    .. math:: u_{ij} \leftarrow w_i\, u_{ij}
+
+    with the weights of `frequency_weights`. It belongs behind `scale_by_ember` (`optax.chain(ember(1e-2),
+    scale_by_frequency(...))`): before it, the second moment of the row would take the weight out again. A positive power gives
+    rare rows larger steps, a negative one smaller ones.
+
+    Args:
+      power: as for `frequency_weights`.
+      token_counts: (V,) of a corpus; None to stream them: then every `update` takes `token_counts=`, (V,) of its batch, for
+        example `jnp.bincount(ids.reshape(-1), length=V)`.
+      smoothing: as for `frequency_weights`.
+      decay: of streamed counts, in [0, 1], as for `updated_counts`.
+      tables: which leaves are tables, as in `ember`; all others pass unchanged. They need one vocabulary.
+
+    Returns:
+      A `GradientTransformationExtraArgs`; dense and row-sparse. Its state is `FrequencyState` with streamed counts, V numbers for
+      each table, else empty.
+
+    Raises:
+      TypeError: `power`, `smoothing` or `decay` is no number, `token_counts` are none; at update, a state of something else.
+      ValueError: a number out of range; at init, no table is found; at update, no `token_counts` to stream, or of another size
+        than a table's vocabulary.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import regularizers
+      >>> params = {"wte": {"embedding": jnp.ones((3, 2))}}
+      >>> tx = regularizers.scale_by_frequency(0.5, token_counts=jnp.array([0, 3, 15]))
+      >>> updates, _ = tx.update(params, tx.init(params))
+      >>> print(updates["wte"]["embedding"][:, 0] * 7)
+      [24. 12.  6.]
+
+    References:
+      As `frequency_weights`; Yu et al., https://arxiv.org/abs/2109.03127 (a part of the gradient of rare rows, gated);
+      docs/regularizers.md
+    """
+    number, added = _checked_power(power, smoothing)
+    decay = checked_number(decay, "decay", "a number in [0, 1], for example decay=0.999")
+    if decay > 1.0:
+        raise ValueError(f"decay must be in [0, 1], got {decay!r}; pass 1.0 to count for ever.")
+    fixed = None if token_counts is None else checked_counts(token_counts, "token_counts")
+    if fixed is not None and decay != 1.0:
+        raise ValueError(f"decay={decay!r} is of streamed counts, but token_counts are given once; leave one of the two out.")
+
+    def given(table: Table, extra_args: dict[str, Any]) -> jax.Array:
+        found = extra_args.get("token_counts") if fixed is None else fixed
+        if found is None:
+            raise ValueError(
+                "scale_by_frequency streams counts: call update(updates, state, params, token_counts=counts) with those of the "
+                "batch, (V,), or give it token_counts once where it is made."
+            )
+        counts_V, axes = checked_counts(found, "token_counts"), table.axes
+        assert axes is not None
+        if not axes.token or counts_V.shape[0] != table.shape[axes.token[0]]:
+            raise ValueError(
+                f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token "
+                f"axes {axes.token}; count every token of its vocabulary, or leave it out of `tables`."
+            )
+        return counts_V
+
+    def step(table: Table, update, param, kept, counts_V):
+        del param
+        axes = table.axes
+        assert axes is not None
+        counts = jnp.expand_dims(counts_V, [axis for axis in range(len(table.shape)) if axis not in axes.token])
+        if kept is not None:
+            counts = expanded(kept, table, "nu_token") * jnp.float32(decay) + counts.astype(jnp.float32)
+            kept = counts.reshape(kept.shape)
+        weights = weights_of_counts(counts, number, added, axes.token[0])
+        return _weighted(table, update, weights), kept
+
+    rule = Rule("scale_by_frequency", step, keeps=None if fixed is not None else "nu_token", given=given)
+    return on_tables(rule, tables, None if fixed is not None else FrequencyState)
+
+
+def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
+    """Rows times weights with the table's rank; compact rows times those of their ids."""
+    dtype = compute_dtype(update)
+    if table.ids is None:
+        return (update.astype(dtype) * weights.astype(dtype)).astype(update.dtype)
+    assert table.axes is not None
+    (token,) = table.axes.token
+    ids_N = flat_ids(table.ids, table.shape[token])
+    of_rows = take_rows(weights, ids_N, token).astype(dtype)
+    rows_NxF = rows_first(update, token, table.ids.ndim)
+    scaled = (rows_NxF.astype(dtype) * of_rows).astype(update.dtype)
+    return rows_back(scaled, update.shape, token, table.ids.ndim)
+
+
+def checked_counts(token_counts: Any, argument: str) -> jax.Array:
+    """One number for each token."""
+    check_array(token_counts, argument)
+    counts = jnp.asarray(token_counts)
+    if counts.ndim != 1 or not counts.size or jnp.iscomplexobj(counts):
+        raise ValueError(
+            f"{argument} must be real numbers of shape (V,), one for each token, got {counts.dtype} of shape {counts.shape}; "
+            f"pass jnp.bincount(ids.reshape(-1), length=V)."
+        )
+    if not known_to_hold(counts, lambda c: (c >= 0) & jnp.isfinite(c)):
+        raise ValueError(f"{argument} must be finite and not negative, got {shown(counts)}; count tokens.")
+    return counts
+
+
+def _checked_power(power: Any, smoothing: Any) -> tuple[Any, Any]:
+    return checked_coefficient(power, "power", _POWER), checked_positive(smoothing, "smoothing", _SMOOTHING)
+
+
+def _checked_decay(decay: Any) -> Any:
+    fix = "a number in [0, 1], for example decay=0.99"
+    decay = checked_coefficient(decay, "decay", fix)
+    if known_to_hold(jnp.asarray(decay), lambda d: (d >= 0) & (d <= 1)):
+        return decay
+    raise ValueError(f"decay must be in [0, 1], got {decay!r}; pass {fix}.")

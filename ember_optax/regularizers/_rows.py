@@ -1,0 +1,169 @@
+"""Transformations of rows: without a common shift, and none with too large a step."""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._math.mean_square import compute_dtype
+from .._math.rows import rows_back, rows_first
+from .._math.weighted_rows import norms
+from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.hyperparameters import checked_coefficient, checked_positive
+from .._tree.inputs import shown
+from .._tree.tables import Table
+from ._tables import Rule, on_tables
+
+
+def center_rows(
+    what: Literal["updates", "table"] = "updates", *, tables: DimensionNumbersLike = AUTO
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes the mean over the tokens out of updates, or moves tables so that their mean row is zero after the step.
+
+    .. math::
+        u_{ij} &\leftarrow u_{ij} - \mathrm{mean}_i\, u_{ij} \quad\text{("updates")} \\
+        u_{ij} &\leftarrow u_{ij} - \mathrm{mean}_i\, (W + u)_{ij} \quad\text{("table")}
+
+    A softmax does not see what all rows of a head have in common: every logit moves alike. So for a head the loss stays what it
+    was, to rounding, while the logits and the table's common direction stop drifting. For an input table, and for a tied one, the
+    mean row is part of what the model sees, and the loss changes: name the head alone with `tables`. All rows count
+    alike, rows of padding too, and these move then. No coefficient: there is nothing between to tune, and no other sign.
+
+    Behind the learning rate with "table"; anywhere with "updates", but before `scale_by_ember` every row has a gradient then.
+    One more read of the updates (and of the table); on a mesh D numbers are summed over the devices.
+
+    Args:
+      what: "updates" or "table".
+      tables: which leaves are tables, as in `ember`; all others pass unchanged. Each table of a stack has a mean of its own.
+
+    Returns:
+      A `GradientTransformationExtraArgs` without state. With "table", `update` needs the parameters. Row-sparse updates are
+      refused: every row moves.
+
+    Raises:
+      ValueError: `what` is none of the two words; at init, no table is found; at update, compact updates.
+
+    Example:
+      >>> import functools
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember, regularizers, token_tables
+      >>> params = {"wte": {"embedding": jnp.ones((4, 2))}, "lm_head": {"kernel": jnp.ones((2, 4))}}
+      >>> head = functools.partial(token_tables, exclude=["wte/embedding"])
+      >>> tx = optax.chain(ember(1e-2), regularizers.center_rows("table", tables=head))
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["lm_head"]["kernel"][0])
+      [0. 0. 0. 0.]
+
+    References:
+      Stollenwerk et al., "Output embedding centering", https://arxiv.org/abs/2601.02031 (the head's table, after each step); of
+      gradients of hidden matrices: Yong et al., "Gradient centralization", https://arxiv.org/abs/2004.01461; docs/regularizers.md
+    """
+    if not isinstance(what, str) or what not in ("updates", "table"):
+        raise ValueError(f"what must be 'updates' or 'table', got {shown(what)}; pass one of the two words.")
+
+    def step(table: Table, update, param, kept, given):
+        del given
+        assert table.axes is not None
+        dtype = compute_dtype(update)
+        wide = update.astype(dtype)
+        after = wide if param is None else wide + param.astype(dtype)
+        return (wide - jnp.mean(after, table.axes.token, keepdims=True)).astype(update.dtype), kept
+
+    rule = Rule(
+        "center_rows",
+        step,
+        needs_params="It centres what they will be." if what == "table" else None,
+        needs_all_rows="the mean moves every row.",
+    )
+    return on_tables(rule, tables)
+
+
+def cap_row_steps(
+    max_rms: optax.ScalarOrSchedule | None = None, *, tables: DimensionNumbersLike = AUTO
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes the update of a row smaller where its root mean square is above a cap; None, the default, is no cap.
+
+    .. math:: u_i \leftarrow u_i \min(1, \; m / \mathrm{rms}_j\, u_{ij})
+
+    For the first step of a token after a long silence, which with Ember is up to :math:`1 / \sqrt{1 - b_2}` learning rates
+    (31.6 for b2 = 0.999), where that of a token seen all the time is about 1. That is a property of the method and no error: see
+    docs/regularizers.md for what a cap did to the loss before using one.
+
+    In units of the learning rate between `scale_by_ember` and the rate, in a chain of one's own: `optax.chain(scale_by_ember(),
+    cap_row_steps(3.0), optax.scale_by_learning_rate(1e-2))`; behind `ember(rate)` it is in units of the
+    parameters, `cap_row_steps(lambda step: 3.0 * rate(step))`. One more read
+    of the updates; nothing of the table's size is kept, and on a mesh V numbers are summed over the devices that share the
+    features.
+
+    Args:
+      max_rms: m, the cap, above zero; or a schedule of it; may be traced.
+      tables: which leaves are tables, as in `ember`; all others pass unchanged.
+
+    Returns:
+      A `GradientTransformationExtraArgs`, dense and row-sparse, whose only state is the step of a schedule. Rows below the cap
+      pass bit for bit.
+
+    Raises:
+      TypeError: `max_rms` is no number.
+      ValueError: `max_rms` is not above zero; at init, no table is found.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import regularizers
+      >>> params = {"wte": {"embedding": jnp.ones((3, 2))}}
+      >>> tx = regularizers.cap_row_steps(3.0)
+      >>> updates, _ = tx.update({"wte": {"embedding": jnp.array([[1.0, -1.0], [31.0, 31.0], [0.0, 0.0]])}}, tx.init(params))
+      >>> print(updates["wte"]["embedding"].round(1))
+      [[ 1. -1.]
+       [ 3.  3.]
+       [ 0.  0.]]
+
+    References:
+      The step: Ember, https://arxiv.org/abs/2607.01455; a clip by root mean square, of a whole matrix: Shazeer and Stern,
+      "Adafactor", https://arxiv.org/abs/1804.04235; docs/regularizers.md
+    """
+    fix = "a number above 0, a schedule or None, for example max_rms=3.0"
+    fixed = max_rms if max_rms is None or callable(max_rms) else checked_positive(max_rms, "max_rms", fix)
+
+    def step(table: Table, update, param, kept, cap):
+        del param
+        if cap is None:
+            return update, kept
+        assert table.axes is not None
+        if table.ids is None:
+            return _capped(update, table.axes.feature, cap), kept
+        (token,), rank = table.axes.token, table.ids.ndim
+        rows_NxF = rows_first(update, token, rank)
+        capped = _capped(rows_NxF, tuple(range(1, rows_NxF.ndim)), cap)
+        return rows_back(capped, update.shape, token, rank), kept
+
+    rule = Rule("cap_row_steps", step, given=lambda _, extra_args: extra_args.get("max_rms_now", fixed))
+    capping = on_tables(rule, tables)
+    return _scheduled(capping, max_rms) if callable(max_rms) else capping
+
+
+def _scheduled(capping: optax.GradientTransformationExtraArgs, schedule: Any) -> optax.GradientTransformationExtraArgs:
+    """The cap of each step from a schedule; the state counts the steps."""
+
+    def init_fn(params):
+        capping.init(params)  # checks the tables
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if not isinstance(state, optax.ScaleByScheduleState):
+            raise TypeError(f"state must be what init or the last update of this cap_row_steps returned, got {shown(state)}.")
+        cap = checked_coefficient(schedule(state.count), "max_rms(step)", "a schedule that returns one number")
+        updates, _ = capping.update(updates, optax.EmptyState(), params, max_rms_now=cap, **extra_args)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _capped(update: jax.Array, features: tuple[int, ...], cap: Any) -> jax.Array:
+    wide = update.astype(compute_dtype(update))
+    rms = norms(wide, features) / math.sqrt(math.prod(update.shape[axis] for axis in features))
+    limit = jnp.asarray(cap, wide.dtype)
+    return jnp.where(rms > limit, (wide * (limit / jnp.where(rms > limit, rms, 1))).astype(update.dtype), update)

@@ -1,0 +1,156 @@
+"""The one prologue of the transformations: which leaves are tables, what is kept of each, and what has no rows to work on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._math.mesh import in_auto_mode, spec_like, varying_axes
+from .._math.moments import init_moments, kept_axes
+from .._optimizer.checks import check_found, check_given, check_leaf, check_params
+from .._tree.boxes import rebox, rebox_axes, unbox
+from .._tree.declared import DimensionNumbersLike, check_declaration
+from .._tree.inputs import check_tree, shown
+from .._tree.paths import is_complete
+from .._tree.tables import Table, TableTree, tables_at_init, tables_of
+from .._tree.token_ids import check_compact, token_ids_by_name
+
+
+class Rule(NamedTuple):
+    """What a transformation does with one table, and what it needs.
+
+    Attributes:
+      name: of the transformation, for messages.
+      step: `step(table, update, param, kept, given)` gives the update and what is kept; both arrays of the table's layout.
+      keeps: the field of Ember's state whose shape the kept vector has; None where nothing is kept.
+      needs_params: why it reads the parameters; None where it does not.
+      needs_all_rows: why it cannot work on the rows of a batch alone; None where it can.
+      given: reads what the extra arguments of `update` hold for a table; None where nothing is.
+    """
+
+    name: str
+    step: Callable[..., tuple[jax.Array, Any]]
+    keeps: str | None = None
+    needs_params: str | None = None
+    needs_all_rows: str | None = None
+    given: Callable[[Table, dict[str, Any]], Any] | None = None
+
+
+def on_tables(
+    rule: Rule, tables: DimensionNumbersLike, state_of: Callable[[Any], Any] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of the tables that `tables` finds in a tree; all other updates pass unchanged.
+
+    `state_of` makes the state from a tree of kept vectors, and is a named tuple of one field.
+    """
+    check_declaration(tables, "tables")
+
+    def find(tree: Any, **options: Any) -> TableTree:
+        return tables_of(tree, tables, "found", argument="tables", what="the parameters are", **options)
+
+    def init_fn(params):
+        check_tree(params, "params")
+        found = tables_at_init(find, params)
+        check_found(found, tables, complete=is_complete(params))
+        return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(map(_first, found.tables)))
+
+    def _first(table: Table) -> Any:
+        if table.axes is None or rule.keeps is None:
+            return optax.MaskedNode()
+        axes = check_leaf(table)
+        vector = getattr(init_moments(table.array, axes), rule.keeps)
+        return rebox_axes(table.box, vector, getattr(kept_axes(axes), rule.keeps))
+
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        check_tree(updates, "updates", may_be_empty=True)
+        check_tree(params, "params", may_be_empty=True, may_be_missing=True)
+        ids = token_ids_by_name(token_ids)
+        check_given(params, with_ids=bool(ids))
+        if rule.needs_params and params is None:
+            raise ValueError(f"{rule.name} needs the parameters: call update(updates, state, params). {rule.needs_params}")
+        found = find(updates, token_ids=ids, params=params)
+        weights = _weights(found, params) if rule.needs_params else [None] * len(found.tables)
+        boxes = _kept(found, state, state_of, rule.name)
+        stepped = [_stepped(rule, *each, extra_args) for each in zip(found.tables, weights, boxes, strict=True)]
+        updates = found.rebuild(update for update, _ in stepped)
+        return updates, state if state_of is None else state_of(found.treedef.unflatten(kept for _, kept in stepped))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _weights(found: TableTree, params: Any) -> list[Any]:
+    leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
+    check_params(found, leaves)
+    return leaves
+
+
+def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
+    """What the state keeps of each leaf, in its box."""
+    if state_of is None:
+        return [None] * len(found.tables)
+    if not isinstance(state, state_of):
+        raise TypeError(
+            f"state must be the {state_of.__name__} that init or the last update of this {name} returned, got {shown(state)}."
+        )
+    try:
+        return found.treedef.flatten_up_to(state[0])
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"the updates have the tables {found.names}, but the state of {name} is of other parameters; pass the state that "
+            f"belongs to these updates."
+        ) from None
+
+
+def _stepped(rule: Rule, table: Table, weight: Any, box: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+    if table.axes is None:
+        return table.array, box
+    axes = check_leaf(table)
+    update = jnp.asarray(table.array)
+    _check_rows(rule, table, update)
+    kept = None if box is None else unbox(box)
+    if kept is not None and jnp.shape(kept) != _shape(table, rule):
+        raise ValueError(
+            f"the state of {rule.name} for {table.name!r} has shape {jnp.shape(kept)}, but a table of shape {table.shape} needs "
+            f"{_shape(table, rule)}; pass the state that init made of these parameters."
+        )
+    param = None if weight is None else jnp.asarray(unbox(weight))
+    given = rule.given(table, extra_args) if rule.given else None
+
+    def step(update, ids, param, kept, given):
+        return rule.step(table._replace(axes=axes, ids=ids), update, param, kept, given)
+
+    def specs():
+        return spec_like(update), None if kept is None else spec_like(kept)
+
+    update, kept = in_auto_mode(step, specs, update, table.ids, param, kept, given)
+    return update, None if kept is None else rebox(box, kept)
+
+
+def _shape(table: Table, rule: Rule) -> tuple[int, ...]:
+    assert table.axes is not None
+    assert rule.keeps is not None
+    return tuple(table.shape[axis] for axis in getattr(kept_axes(table.axes), rule.keeps))
+
+
+def _check_rows(rule: Rule, table: Table, update: jax.Array) -> None:
+    if table.ids is not None and rule.needs_all_rows:
+        raise ValueError(
+            f"{rule.name} cannot take the row-sparse update of {table.name!r}: {rule.needs_all_rows} Give its update dense, with "
+            f"None for its ids, or leave it out: tables=functools.partial(token_tables, exclude=[{table.name!r}])."
+        )
+    if table.ids is not None and table.axes is not None:
+        check_compact(table.name, update.shape, table.ids, table.shape, table.axes)
+    if split := varying_axes(update):
+        raise ValueError(
+            f"the update of {table.name!r} differs along the mesh axes {sorted(split)}: inside jax.shard_map {rule.name} would "
+            f"take one device's part for the table. Call it under jax.jit, where arrays are whole."
+        )
+
+
+def expanded(vector: jax.Array, table: Table, field: str) -> jax.Array:
+    """A kept vector with the rank of its table: axes of length one for those that it has not."""
+    assert table.axes is not None
+    kept = getattr(kept_axes(table.axes), field)
+    return jnp.expand_dims(vector, [axis for axis in range(len(table.shape)) if axis not in kept])

@@ -1,0 +1,97 @@
+"""Loss terms: what they take, and their sum over the tables of a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._math.axes import TableAxes
+from .._optimizer.checks import check_found, check_leaf
+from .._tree.boxes import is_box, unbox
+from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.hyperparameters import checked_coefficient
+from .._tree.inputs import check_tree, shown
+from .._tree.tables import Table, tables_of
+from ..geometry._measured import checked_table
+from ..row_sparse._refusals import whole_table_error
+from ..row_sparse._slice import RowSlice
+
+COEFFICIENT = "a number of either sign, for example coefficient=0.1"
+
+
+def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: DimensionNumbersLike = AUTO) -> jax.Array:
+    r"""The sum of a loss term over the token tables of a model.
+
+    .. math:: \sum_{W \in tables} term(W)
+
+    Args:
+      term: called as `term(table, token_axis=axis)`; `functools.partial` gives it its other arguments.
+      params: the parameters.
+      tables: which ones are tables, as in `ember`: "auto" for what `token_tables` finds. Each table of a stack counts by itself.
+
+    Returns:
+      A scalar, to be added to a loss of `params`.
+
+    Raises:
+      TypeError: `term` is no function; a table is not floating.
+      ValueError: no table is found; and what the term raises.
+
+    Example:
+      >>> import functools
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import regularizers
+      >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "lm_head": {"kernel": jnp.eye(4, 8)}}
+      >>> term = functools.partial(regularizers.anisotropy, coefficient=0.1)
+      >>> print(regularizers.over_tables(term, params))  # 0.1 times 1 of the embedding, 0 of the head
+      0.1
+
+    References:
+      docs/regularizers.md
+    """
+    if not callable(term):
+        raise TypeError(f"term must be a function of a table, got {shown(term)}; pass for example regularizers.anisotropy.")
+    check_declaration(tables, "tables")
+    check_tree(params, "params")
+    # A bare `RowSlice` is a pytree of its rows and ids: in its place the finder sees the table that it stands for.
+    found = tables_of(_whole(params), tables, "found", argument="tables", what="the parameters are")
+    check_found(found, tables, complete=True)
+    boxes = jax.tree.leaves(params, is_leaf=lambda node: is_box(node) or isinstance(node, RowSlice))
+    values = [
+        _of_table(term, table, unbox(box)) for table, box in zip(found.tables, boxes, strict=True) if table.axes is not None
+    ]
+    return jnp.sum(jnp.stack(values))
+
+
+def _whole(params: Any) -> Any:
+    def whole(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, RowSlice) else leaf
+
+    return jax.tree.map(whole, params, is_leaf=lambda node: isinstance(node, RowSlice))
+
+
+def _of_table(term: Callable[..., jax.Array], table: Table, array: Any) -> jax.Array:
+    if isinstance(array, RowSlice):
+        return term(array, token_axis=array.token_axis)
+    axes = check_leaf(table)
+    token = axes.token[0] - sum(axis < axes.token[0] for axis in axes.batch)
+
+    def of_one(array):
+        return term(array, token_axis=token)
+
+    for axis in reversed(axes.batch):
+        of_one = jax.vmap(of_one, in_axes=axis - sum(b < axis for b in axes.batch))
+    return jnp.sum(of_one(array))
+
+
+def checked_whole_table(table: Any, token_axis: Any, reason: str) -> tuple[jax.Array, TableAxes]:
+    """A table of which all rows exist, and its axes."""
+    if isinstance(table, RowSlice):
+        raise whole_table_error(table, reason)
+    array, token = checked_table(table, token_axis)
+    return array, TableAxes((token,), tuple(axis for axis in range(array.ndim) if axis != token), ())
+
+
+def times(coefficient: Any, value: jax.Array) -> jax.Array:
+    """A checked coefficient times a term."""
+    return jnp.asarray(checked_coefficient(coefficient, "coefficient", COEFFICIENT), value.dtype) * value

@@ -1,0 +1,203 @@
+"""Loss terms against float64: values, gradients, layouts, dtypes, rows of zeros."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import regularizer_oracle as oracle
+
+from ember_optax import EmberDimensionNumbers, geometry, regularizers, row_sparse
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+LAYOUTS = pytest.mark.parametrize("token_axis", [0, 1])
+V, D = 12, 5
+X = np.random.default_rng(0).normal(size=(V, D)) + 0.4
+COUNTS = np.random.default_rng(1).permutation(V) - 1  # distinct, two without an occurrence
+COUNTS = np.maximum(COUNTS, 0)
+TABLE = jnp.asarray(X, jnp.float32)
+
+
+def laid_out(table, token_axis):
+    return table if token_axis == 0 else table.T
+
+
+@LAYOUTS
+@pytest.mark.parametrize("coefficient", [1.0, -0.3])
+@pytest.mark.parametrize("weights", [None, COUNTS], ids=["alike", "by counts"])
+def test_anisotropy_is_the_mean_cosine(token_axis, coefficient, weights):
+    term = functools.partial(regularizers.anisotropy, coefficient=coefficient, token_axis=token_axis, weights=weights)
+    value, gradient = jax.jit(jax.value_and_grad(term))(laid_out(TABLE, token_axis))
+    np.testing.assert_allclose(value, coefficient * oracle.mean_cosine(X, weights), rtol=1e-5)
+    expected = coefficient * oracle.anisotropy_gradient(X, weights)
+    np.testing.assert_allclose(laid_out(gradient, token_axis), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_anisotropy_is_that_of_geometry():
+    np.testing.assert_allclose(regularizers.anisotropy(TABLE), geometry.mean_cosine_similarity(TABLE), rtol=1e-6)
+
+
+def test_anisotropy_of_rows_of_zeros():
+    """They have no direction: no part in the value, and a gradient of zero, where JAX's own would be NaN."""
+    with_zeros = jnp.concatenate([jnp.zeros((2, D)), TABLE, jnp.zeros((1, D))])
+    value, gradient = jax.value_and_grad(regularizers.anisotropy)(with_zeros)
+    expected, of_rest = jax.value_and_grad(regularizers.anisotropy)(TABLE)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[2:-1], of_rest, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(gradient[jnp.array([0, 1, -1])], 0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_anisotropy_does_not_depend_on_the_scale(scale):
+    value, gradient = jax.value_and_grad(regularizers.anisotropy)(TABLE * scale)
+    np.testing.assert_allclose(value, oracle.mean_cosine(X), rtol=1e-5)
+    np.testing.assert_allclose(gradient * scale, oracle.anisotropy_gradient(X), rtol=1e-4, atol=1e-6)
+
+
+TERMS = {
+    "anisotropy": regularizers.anisotropy,
+    "spectral_penalty": regularizers.spectral_penalty,
+    "frequency_alignment": functools.partial(
+        regularizers.frequency_alignment, sample=regularizers.sampled_tokens(COUNTS, jax.random.key(0), 5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_bfloat16_is_computed_in_float32(name):
+    narrow = TABLE.astype(jnp.bfloat16)
+    value, gradient = jax.value_and_grad(TERMS[name])(narrow)
+    expected, wide = jax.value_and_grad(TERMS[name])(narrow.astype(jnp.float32))
+    assert value.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), wide, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("table", [jnp.zeros((V, D)), jnp.ones((V, D))], ids=["zeros", "equal rows"])
+def test_gradients_are_finite_where_nothing_is_defined(name, table):
+    assert np.isfinite(jax.grad(TERMS[name])(table)).all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_over_the_tables_of_a_model(name, strict_promotion):
+    """Both layouts, a stack of tables each by itself, and nothing else."""
+    stack = jnp.stack([TABLE, 2 * TABLE[::-1]])
+    params = {"wte": TABLE, "lm_head": {"kernel": TABLE.T}, "stack": stack, "dense": TABLE}
+    tables = {
+        "wte": EmberDimensionNumbers(),
+        "lm_head": EmberDimensionNumbers(1),
+        "stack": EmberDimensionNumbers(1, (0,)),
+        "dense": None,
+    }
+    value, gradient = jax.value_and_grad(lambda p: regularizers.over_tables(TERMS[name], p, tables=tables))(params)
+    np.testing.assert_allclose(value, sum(TERMS[name](t) for t in (TABLE, TABLE, *stack)), rtol=1e-5)
+    np.testing.assert_allclose(gradient["lm_head"]["kernel"].T, gradient["wte"], rtol=1e-5, atol=1e-6)
+    assert not gradient["dense"].any()
+
+
+@LAYOUTS
+def test_the_singular_vector_is_that_of_the_svd(token_axis):
+    """One iteration a step from the last vector arrives where many do."""
+    u, sigma, vt = np.linalg.svd(X)
+    v = None
+    for _ in range(40):
+        v = regularizers.singular_vector(laid_out(TABLE, token_axis), v, token_axis=token_axis)
+    np.testing.assert_allclose(np.abs(v), np.abs(vt[0]), atol=1e-5)
+    value, gradient = jax.value_and_grad(regularizers.spectral_penalty)(
+        laid_out(TABLE, token_axis), 2.0, v, token_axis=token_axis
+    )
+    np.testing.assert_allclose(value, sigma[0] ** 2, rtol=1e-5)
+    expected = 2 * sigma[0] * np.outer(u[:, 0], vt[0])
+    np.testing.assert_allclose(laid_out(gradient, token_axis), expected, atol=1e-4)
+
+
+def test_the_spectral_norm_without_a_carried_vector():
+    """Twenty iterations: never too large, and close where the gap is small, as in a table of noise."""
+    noise = np.random.default_rng(2).normal(size=(400, 30))
+    found = np.sqrt(2 * regularizers.spectral_penalty(jnp.asarray(noise, jnp.float32)))
+    largest = np.linalg.norm(noise, 2)
+    assert 0.97 * largest < found <= largest * (1 + 1e-6)
+
+
+def test_features_of_several_axes():
+    """(V, L, P), as in Gemma 3n: all but the tokens are features."""
+    folded = jnp.asarray(X[:, :4].reshape(V, 2, 2), jnp.float32)
+    for term in TERMS.values():
+        np.testing.assert_allclose(term(folded), term(folded.reshape(V, 4)), rtol=1e-5)
+    assert regularizers.singular_vector(folded).shape == (2, 2)
+
+
+@LAYOUTS
+def test_alignment_is_the_energy_coefficient(token_axis):
+    sample = regularizers.sampled_tokens(COUNTS, jax.random.key(3), 5)
+    term = functools.partial(regularizers.frequency_alignment, sample=sample, coefficient=-2.0, token_axis=token_axis)
+
+    def exact(x):
+        return -2.0 * oracle.energy_coefficient(x[np.asarray(sample.rare)], x[np.asarray(sample.frequent)])
+
+    value, gradient = jax.value_and_grad(term)(laid_out(TABLE, token_axis))
+    np.testing.assert_allclose(value, exact(X), rtol=1e-5)
+    np.testing.assert_allclose(laid_out(gradient, token_axis), oracle.differences(exact, X), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale, shift", [(1e-22, 0), (1e22, 0), (1.0, 1e3)])
+def test_alignment_does_not_depend_on_scale_and_shift(scale, shift):
+    sample = regularizers.sampled_tokens(COUNTS, jax.random.key(3), 5)
+    found = regularizers.frequency_alignment(scale * TABLE + shift, sample)
+    np.testing.assert_allclose(found, regularizers.frequency_alignment(TABLE, sample), rtol=2e-3)
+
+
+def test_samples_are_of_the_two_halves():
+    """Ten tokens occur: the five rarest and the five most frequent, each at most once; what is missing is -1."""
+    order = np.argsort(COUNTS)
+    rare, frequent = set(order[2:7]), set(order[7:])
+    seen = np.zeros(V)
+    for step in range(30):
+        sample = regularizers.sampled_tokens(COUNTS, jax.random.key(step), 3)
+        assert set(map(int, sample.rare)) <= rare and len(set(map(int, sample.rare))) == 3
+        assert set(map(int, sample.frequent)) <= frequent and len(set(map(int, sample.frequent))) == 3
+        seen[np.concatenate(sample)] += 1
+    assert (seen[COUNTS > 0] > 5).all()
+    few = regularizers.sampled_tokens(np.where(COUNTS > 7, COUNTS, 0), jax.random.key(0), 3)  # three tokens
+    assert set(map(int, few.rare)) == {-1, *np.flatnonzero((COUNTS == 8) | (COUNTS == 9)).tolist()}
+    assert sorted(map(int, few.frequent)) == [-1, -1, int(np.argmax(COUNTS))]
+    assert regularizers.frequency_alignment(TABLE, few) == 0  # one frequent token makes no distribution
+    assert (np.concatenate(regularizers.sampled_tokens(np.zeros(V), jax.random.key(0), 3)) == -1).all()
+
+
+def test_alignment_in_row_sparse_steps():
+    """The sampled ids are declared, and the compact gradient is the dense one."""
+    sample = regularizers.sampled_tokens(COUNTS, jax.random.key(3), 4)
+    ids = jnp.concatenate(sample)
+
+    def loss(params):
+        return regularizers.over_tables(lambda t, token_axis: regularizers.frequency_alignment(t, sample), params)
+
+    params = {"wte": TABLE}
+    value, grads, token_ids = row_sparse.value_and_grad(loss)(params, {"wte": ids})
+    expected, dense = jax.value_and_grad(loss)(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    found = row_sparse.apply_updates({"wte": jnp.zeros((V, D))}, grads, token_ids)
+    np.testing.assert_allclose(found["wte"], dense["wte"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 0.0, -0.7])
+def test_frequency_weights(power):
+    np.testing.assert_allclose(regularizers.frequency_weights(COUNTS, power), oracle.frequency_weights(COUNTS, power), rtol=1e-5)
+    np.testing.assert_array_equal(regularizers.frequency_weights(np.zeros(3), power), 1)
+
+
+def test_frequency_weights_do_not_overflow():
+    weights = regularizers.frequency_weights(np.array([0.0, 1e30]), 4.0, smoothing=1e-9)
+    assert np.isfinite(weights[1]) and weights[1] == 1
+
+
+def test_counts_are_streamed():
+    ids, counts = np.random.default_rng(4).integers(-2, V + 3, (6, 7)), np.zeros(V)
+    streamed = jnp.zeros(V)
+    for batch in ids:
+        streamed = jax.jit(regularizers.updated_counts)(streamed, jnp.asarray(batch), 0.5)
+        counts = 0.5 * counts + np.bincount(batch[(batch >= 0) & (batch < V)], minlength=V)
+    np.testing.assert_allclose(streamed, counts, rtol=1e-6)
