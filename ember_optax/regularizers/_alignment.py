@@ -63,6 +63,8 @@ def sampled_tokens(token_counts: Any, key: jax.Array, samples: int = 256) -> Rar
     key = checked_key(key)
 
     def draw(counts_V, key):
+        # Counts are a constant of most programs, and XLA takes seconds to sort a constant while it compiles.
+        counts_V = jax.lax.optimization_barrier(counts_V)
         occurs_V = counts_V > 0
         rank_V = jnp.argsort(jnp.argsort(jnp.where(occurs_V, counts_V, 0), stable=True))
         middle = counts_V.size - jnp.sum(occurs_V) / 2

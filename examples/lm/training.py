@@ -66,17 +66,20 @@ def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Arra
     return logits
 
 
-def next_token_loss(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
+def next_token_loss(config: ModelConfig, weights_V: Any = None) -> Callable[[dict, jax.Array], jax.Array]:
     """`loss(params, batch)` of the model of `init_params`, as `next_token_loss_of`."""
-    return next_token_loss_of(logits_function(config))
+    return next_token_loss_of(logits_function(config), weights_V)
 
 
-def next_token_loss_of(logits: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
-    """`loss(params, batch)`: the mean cross-entropy of each next token, in nats; a batch is (B, T + 1)."""
+def next_token_loss_of(
+    logits: Callable[[Any, jax.Array], jax.Array], weights_V: Any = None
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """`loss(params, batch)`: the mean cross-entropy of each next token, in nats, times its weight; a batch is (B, T + 1)."""
 
     def loss_fn(params: Any, batch_BxT: jax.Array) -> jax.Array:
         logits_BxTxV = logits(params, batch_BxT[:, :-1])
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, batch_BxT[:, 1:]))
+        losses_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, batch_BxT[:, 1:])
+        return jnp.mean(losses_BxT if weights_V is None else jnp.asarray(weights_V)[batch_BxT[:, 1:]] * losses_BxT)
 
     return loss_fn
 
