@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ember_optax
-from ember_optax import geometry, losses, row_sparse, vocab
+from ember_optax import geometry, losses, regularizers, row_sparse, vocab
 from ember_optax.integrations import linen, nnx, plots
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def public_names():
     """As users write them: those of the face, of the rooms, and what the modules of `integrations` define."""
     face = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
     names = {f"ember_optax.{name}" for name in face}
-    names |= {f"{room.__name__}.{name}" for room in (geometry, losses, row_sparse, vocab) for name in room.__all__}
+    names |= {f"{room.__name__}.{name}" for room in (geometry, losses, regularizers, row_sparse, vocab) for name in room.__all__}
     for module in (linen, nnx, plots):
         defined = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         names |= {f"{module.__name__}.{name}" for name in defined if not name.startswith("_")}
@@ -46,7 +46,7 @@ def test_every_public_name_is_in_the_reference_once():
 
 def test_every_room_of_the_face_was_looked_at():
     rooms = {name for name, value in vars(ember_optax).items() if inspect.ismodule(value) and not name.startswith("_")}
-    assert rooms - {"integrations"} == {"geometry", "losses", "row_sparse", "vocab"}
+    assert rooms - {"integrations"} == {"geometry", "losses", "regularizers", "row_sparse", "vocab"}
 
 
 def test_every_page_is_in_the_navigation():
