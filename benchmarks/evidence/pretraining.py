@@ -55,6 +55,8 @@ SETTINGS = {
     "2.1M, main job": Setting(8192, 128, 4, 4, tied=False, batch=8, length=128, steps=300, body_rate=1e-3),
     "4.2M": _SMALL._replace(vocabulary=16384, width=128, heads=4),
     "12.6M": _SMALL._replace(vocabulary=32768, width=192, heads=4, steps=150),
+    "124M, GPT-2 small": Setting(50_257, 768, 12, 12, tied=True, batch=16, length=512, steps=2000, body_rate=6e-4),
+    "GPT-2 toy": Setting(1024, 48, 12, 12, tied=True, batch=4, length=32, steps=30, body_rate=1e-3),
     "quick": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=60, length=32),
     "quick, batch 64": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=240, length=32, batch=2),
     "quick, larger": _SMALL._replace(vocabulary=2048, width=48, layers=1, steps=60, length=32),

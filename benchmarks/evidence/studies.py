@@ -98,6 +98,18 @@ FULL = Study(
         "reinforcement": ("8 completions", "64 completions", "256 completions"),
     },
 )
+# For one GPU; the toy shows that everything of it runs.
+_GPT2 = ("124M, GPT-2 small",)
+GPT2 = Study(
+    _of("pretraining", _GPT2, HEADLINE, seeds=2), dict.fromkeys(TASKS, *_GPT2), _GPT2, {"pretraining": _GPT2, "reinforcement": ()}
+)
+_TOY = ("GPT-2 toy",)
+GPT2_TOY = Study(
+    _of("pretraining", _TOY, HEADLINE, seeds=2, rates=(2e-2, 5e-2)),
+    dict.fromkeys(TASKS, *_TOY),
+    _TOY,
+    {"pretraining": _TOY, "reinforcement": ()},
+)
 QUICK = Study(
     _QUICK,
     dict.fromkeys(TASKS, "quick"),
