@@ -9,6 +9,8 @@ from ._optimizer.alias import ember as ember
 from ._optimizer.stochastic import stochastic_rounding as stochastic_rounding
 from ._optimizer.transform import scale_by_ember as scale_by_ember
 from ._state.checkpoint import check_shapes as check_shapes
+from ._state.checksums import checksums as checksums
+from ._state.checksums import verify_checksums as verify_checksums
 from ._state.convert import state_from_adam as state_from_adam
 from ._state.sharding import state_partition_specs as state_partition_specs
 from ._state.sharding import state_shardings as state_shardings

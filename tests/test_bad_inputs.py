@@ -3,12 +3,24 @@
 import re
 
 import pytest
-from bad_inputs import declarations, geometry, hyperparameters, lookups, losses, rounding, row_sparse, states, steps, vocabulary
+from bad_inputs import (
+    checkpoints,
+    declarations,
+    geometry,
+    hyperparameters,
+    lookups,
+    losses,
+    rounding,
+    row_sparse,
+    states,
+    steps,
+    vocabulary,
+)
 from bad_inputs.examples import trainable, whole_model
 
 from ember_optax import ember
 
-AREAS = (hyperparameters, declarations, steps, states, lookups, row_sparse, losses, rounding, geometry, vocabulary)
+AREAS = (hyperparameters, declarations, steps, states, lookups, row_sparse, losses, rounding, geometry, vocabulary, checkpoints)
 BAD = {f"{area.__name__.split('.')[-1]}: {name}": bad for area in AREAS for name, bad in area.BAD.items()}
 GOOD = {f"{area.__name__.split('.')[-1]}: {name}": accepted for area in AREAS for name, accepted in area.GOOD.items()}
 

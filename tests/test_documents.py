@@ -12,6 +12,7 @@ import nbclient
 import nbformat
 import pytest
 
+from benchmarks.drills import bit_flips, kill_drill, restarts
 from benchmarks.measure import collectives, row_sparse_steps, state_memory, step_times
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,24 @@ def test_sharding_tables_are_those_of_the_benchmark():
     measured = collectives.measure((96, 40))
     assert {layout: set(row) for layout, row in measured.items()} == {layout: set(row) for layout, row in results.items()}
     assert measured["P('fsdp', None)"]["Ember"]["state bytes per device"] == 4 * (96 // 2 + 40 + 2 + 1)
+
+
+def test_drills_shown_are_those_that_were_run():
+    """And none of them failed: the numbers that the documents promise."""
+    document = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    flips, kills, restarts_found = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("bit_flips", "kill_drill", "restarts")
+    )
+    for table in (bit_flips.table(flips), kill_drill.table(kills), restarts.table(restarts_found)):
+        assert table in document
+    for drawn in ("every bit alike", "every file alike"):
+        assert flips[drawn]["bits flipped"] == 300
+        assert flips[drawn]["restored wrong"] == 0
+    for drill in kills.values():
+        assert (drill["finished checkpoints lost"], drill["most steps lost"]) == (0, 1)
+        assert drill["bit-identical to the uninterrupted run"]
+    assert max(value for of in restarts_found.values() for values in of.values() for value in values.values()) < 1e-6
 
 
 def test_memory_table_is_that_of_the_benchmark():

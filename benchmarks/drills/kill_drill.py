@@ -3,23 +3,33 @@
 Every run is `examples/pretrain.py` with a checkpoint after every step. While a checkpoint is being written, the process (or
 all of several) is killed after a random time, and started again with `--resume`. Checked: no finished checkpoint is lost, so
 that at most the step in flight is; and at the end losses, parameters and optimizer state are bit for bit those of the run
-that was never killed.
+that was never killed. Each start of the program is one round; its kills are added to those of earlier rounds in the results.
 """
 
 import json
+import os
 import random
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from benchmarks.drills.runs import Layout, final_state, losses, pretrain, start
-from benchmarks.harness.results import RESULTS, load, parser, save
+from benchmarks.harness.report import markdown
+from benchmarks.harness.results import RESULTS, ROOT, load, parser, save
+
+# Compiled, traced and saved in a fraction of the main job's time, so that a kill costs seconds; the same program otherwise.
+_SMALL = ["--vocabulary-size", "500", "--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "4"]
+_SMALL += ["--data", str(ROOT / "ember_optax")]
+# Kills come within the time that a checkpoint of the model takes, or soon after it.
+_LONGEST_DELAY = {"small": 0.1, "main job": 1.0}
 
 
 class Kill(NamedTuple):
@@ -36,41 +46,76 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--kills", type=int, default=25, help="how often to kill")
     arguments.add_argument("--processes", type=int, default=1, help="processes of the run; all are killed at once")
-    arguments.add_argument("--seed", type=int, default=0, help="seed of the delays")
+    arguments.add_argument("--model", choices=_LONGEST_DELAY, default="small", help="the main job's model, or a small one")
     arguments.add_argument("--output", type=Path, default=RESULTS / "kill_drill.json", help="results")
     options = arguments.parse_args()
-    layout = Layout(options.processes, 2, f"fsdp={2 * options.processes}")
-    steps = 4 * options.kills + 10
-    model = ["--steps", str(steps), "--sequence-length", "32", "--checkpoint-every", "1"]
-    delays = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        pretrain(layout, whole, model)
-        kills = []
-        for _ in tqdm(range(options.kills), desc="kills", unit="kill"):
-            finished, in_flight, delay = start_and_kill(layout, killed, model, delays)
-            kills.append(Kill(finished, in_flight, newest(killed), delay))
-        pretrain(layout, killed, [*model, "--resume"])
-        same = np.array_equal(losses(whole), losses(killed)) and equal(
-            final_state(whole / "ember", steps), final_state(killed / "ember", steps)
-        )
-    result = {
-        "kills": len(kills),
-        "processes": options.processes,
-        "checkpoint in flight survived": sum(kill.found >= kill.in_flight for kill in kills),
-        "finished checkpoints lost": sum(kill.found < kill.finished for kill in kills),
-        "most steps lost": max(kill.in_flight - kill.found for kill in kills),
-        "bit-identical to the uninterrupted run": same,
-    }
     results = load(options.output)
-    results[f"processes: {options.processes}"] = result | {"each": [kill._asdict() for kill in kills]}
+    name = f"{options.model}, processes: {options.processes}"
+    before = results.get(name, {"rounds": 0, "each": []})
+    delays = random.Random(f"{name}, {before['rounds']}")
+    kills, same = one_round(options.kills, options.processes, options.model, delays)
+    each = [*map(Kill._make, before["each"]), *kills]
+    result = {
+        "model": options.model,
+        "processes": options.processes,
+        "rounds": before["rounds"] + 1,
+        "kills": len(each),
+        "while a checkpoint was being written": sum(kill.finished < kill.in_flight for kill in each),
+        "finished checkpoints lost": sum(kill.found < kill.finished for kill in each),
+        "most steps lost": max(kill.in_flight - kill.found for kill in each),
+        "bit-identical to the uninterrupted run": same and before.get("bit-identical to the uninterrupted run", True),
+    }
+    results[name] = result | {"each": each}
     save(options.output, results)
     print(json.dumps(result, indent=1))
     if not same or result["finished checkpoints lost"] or result["most steps lost"] > 1:
         raise SystemExit("the drill failed")
 
 
-def start_and_kill(layout: Layout, folder: Path, model: list[str], delays: random.Random) -> tuple[int, int, float]:
+def one_round(count: int, processes: int, model: str, delays: random.Random) -> tuple[list[Kill], bool]:
+    """So many kills of one run; and whether what came out at its end is what the uninterrupted run made."""
+    layout = Layout(processes, 2, f"fsdp={2 * processes}")
+    steps = 5 * count + 10
+    options = ["--steps", str(steps), "--sequence-length", "32", "--checkpoint-every", "1", *(_SMALL if model == "small" else [])]
+    with tempfile.TemporaryDirectory() as folder, compiled_once(Path(folder) / "compiled"):
+        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        pretrain(layout, whole, options)
+        kills = []
+        for _ in tqdm(range(count), desc="kills", unit="kill"):
+            finished, in_flight, delay = start_and_kill(layout, killed, options, delays, _LONGEST_DELAY[model])
+            kills.append(Kill(finished, in_flight, newest(killed), round(delay, 4)))
+        pretrain(layout, killed, [*options, "--resume"])
+        arrays = [final_state(run / "ember", steps) for run in (whole, killed)]
+        return kills, np.array_equal(losses(whole), losses(killed)) and equal(*arrays)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One line for each model and number of processes."""
+    rows = [
+        (
+            f"{of['model']}, {of['processes']}",
+            str(of["kills"]),
+            str(of["while a checkpoint was being written"]),
+            str(of["finished checkpoints lost"]),
+            str(of["most steps lost"]),
+            "yes" if of["bit-identical to the uninterrupted run"] else "no",
+        )
+        for of in results.values()
+    ]
+    headers = (
+        "model, processes",
+        "kills",
+        "in a write",
+        "finished checkpoints lost",
+        "most steps lost",
+        "bit-identical to the run never killed",
+    )
+    return markdown(rows, headers)
+
+
+def start_and_kill(
+    layout: Layout, folder: Path, model: list[str], delays: random.Random, longest: float
+) -> tuple[int, int, float]:
     """Lets a run go on for a few checkpoints, kills it while it writes one; newest finished one, the one in flight, the delay."""
     target = newest(folder) + delays.randint(2, 4)
     processes = start(layout, folder, [*model, "--resume"])
@@ -78,8 +123,8 @@ def start_and_kill(layout: Layout, folder: Path, model: list[str], delays: rando
         while (in_flight := being_written(folder)) < target:
             if any(process.poll() is not None for process in processes):
                 raise RuntimeError(f"a process ended by itself: {[process.communicate()[0] for process in processes]}")
-            time.sleep(0.001)
-        delay = delays.uniform(0.0, 1.0)
+            time.sleep(0.002)
+        delay = delays.uniform(0.0, longest)
         time.sleep(delay)
         finished, in_flight = newest(folder), max(in_flight, being_written(folder))
     finally:
@@ -104,6 +149,21 @@ def being_written(folder: Path) -> int:
 def equal(ours, theirs) -> bool:
     """Whether two trees of arrays are the same bit for bit."""
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, theirs)))
+
+
+@contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Processes started in here keep their compiled programs in a folder: compiling is most of a small run's time."""
+    settings = {"COMPILATION_CACHE_DIR": str(folder), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    settings |= {"PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    names = {f"JAX_{name}": value for name, value in settings.items()}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _entries(folder: Path) -> list[Path]:

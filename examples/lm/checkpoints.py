@@ -1,13 +1,14 @@
 """Checkpoints from which a run goes on, on any number of devices and processes."""
 
 import copy
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from ember_optax import checksums, verify_checksums
 from lm.config import CheckpointConfig
 from lm.errors import UsageError
 
@@ -24,7 +25,8 @@ class Checkpoints:
     """The checkpoints of one run in a folder of its own; the newest two are kept.
 
     Orbax writes into a temporary folder and renames it, in the background, so that a process that is killed leaves the earlier
-    ones. Settings and a checksum of the arrays are saved too: what is restored is what was saved, for the same run.
+    ones. Settings, a checksum of each array and one of all the rest are saved too: what is restored is what was saved, for the
+    same run, also where single bits of the files were lost.
 
     Raises:
       UsageError: the folder holds checkpoints and the configuration does not say `resume`.
@@ -42,7 +44,8 @@ class Checkpoints:
         if checkpoint.step in self._manager.all_steps():
             return
         history = copy.deepcopy(checkpoint.history)  # written in the background, while the caller's grows
-        progress = {"history": history, "settings": self._settings, "checksum": int(checksum(checkpoint.state))}
+        progress = {"history": history, "settings": self._settings, "checksums": checksums(checkpoint.state)}
+        progress |= {"digest": _digest(progress)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(checkpoint.state), progress=ocp.args.JsonSave(progress))
         self._manager.save(checkpoint.step, args=items)
 
@@ -57,14 +60,17 @@ class Checkpoints:
             return None
         try:
             progress = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
-            history, checksum_then = progress["history"], progress["checksum"]
+            if progress.pop("digest") != _digest(progress):
+                raise ValueError("its history or settings are not those that were saved")
             self._check_settings(progress["settings"])
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))["state"]
-        except (KeyError, ValueError, OSError) as error:  # whatever Orbax makes of files that are not there or cut off
-            raise self._damaged(step, str(error).partition("\n")[0][:200]) from error
-        if int(checksum(state)) != checksum_then:
-            raise self._damaged(step, "its arrays have another checksum than when they were saved")
-        return Checkpoint(step, state, history)
+            verify_checksums(state, progress["checksums"])
+        except UsageError:
+            raise
+        except Exception as error:  # what Orbax makes of files that are not there, cut off or changed: assertions and names, too
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            raise self._damaged(step, reason) from error
+        return Checkpoint(step, state, progress["history"])
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         for name, value in self._settings.items():
@@ -88,17 +94,6 @@ class Checkpoints:
             self._manager.close()
 
 
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """A uint32 that depends on every bit and its place, and not on the layout: the sum is exact, modulo 2^32."""
-
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-        # Odd factors are invertible modulo 2^32: no change of a single element goes unseen.
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-    total = jnp.uint32(0)
-    for leaf in jax.tree.leaves(tree):
-        total = 31 * total + of_leaf(leaf)
-    return total
+def _digest(progress: dict[str, Any]) -> str:
+    """Of what JSON gives back exactly as it took it: numbers too, which are written with all their digits."""
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""Whether the arrays that a checkpoint gives back are those that were saved."""
+
+import hashlib
+import numbers
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .._math.checksum import checksum
+from .._math.mesh import named_sharding
+from .._tree.inputs import check_array, shown
+from .._tree.paths import check_distinct, full_path_name
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A checksum of each array's bits, to save beside the arrays and to verify when they are restored.
+
+        sum over all places i of mix(bits_i ^ key_i) mod 2^32, and of the same times another key, combined with dtype and shape
+
+    A change of one number of an array, in any of its bits, is always found; every other change, such as two numbers that change
+    places or a restored array of another step, with probability 1 - 2^-58. It protects against faults, not against forgers.
+
+    The sums are made where the data lies, on any mesh and in any number of processes, all of which must call this; what is sent
+    between devices is two numbers for each array. They do not depend on the layout: a checkpoint that is restored on other
+    devices has the same checksums. Blocks until they are computed.
+
+    Args:
+      tree: a tree of arrays of any shapes and of any dtypes of numbers, random keys included, for example
+        `{"params": params, "opt_state": opt_state}`. NumPy's arrays and Python's numbers count too.
+
+    Returns:
+      A dictionary from the path of each array to an integer from 0 to 2^64 - 1, which JSON can hold.
+
+    Raises:
+      TypeError: called under a transformation such as `jax.jit`; a leaf is no array of numbers.
+      ValueError: two leaves have the same path, or there is no array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import checksums
+      >>> saved = checksums({"embed": jnp.ones((4, 2)), "step": jnp.int32(3)})
+      >>> saved["step"] == checksums({"step": jnp.int32(3)})["step"]
+      True
+      >>> saved["embed"] == checksums({"embed": jnp.ones((4, 2)).at[1, 0].set(1.0001)})["embed"]
+      False
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = [full_path_name(path) for path, _ in paths_and_leaves]
+    if not names:
+        raise ValueError(f"tree has no array in it, got {shown(tree)}: pass what a checkpoint holds.")
+    check_distinct(names)
+    arrays = [_as_array(leaf, name) for name, (_, leaf) in zip(names, paths_and_leaves, strict=True)]
+    sums = jax.device_get([_checksum(array) for array, _ in arrays])
+    return {
+        name: (int(low) | int(high) << 32) ^ _number_of(kind)
+        for name, (low, high), (_, kind) in zip(names, sums, arrays, strict=True)
+    }
+
+
+def verify_checksums(tree: Any, saved: Mapping[str, int]) -> None:
+    """Raises unless a tree has the checksums that it had when it was saved.
+
+    Args:
+      tree: what was restored, as `checksums` takes it. Its containers may have become others, as long as the paths are the same.
+      saved: what `checksums` returned before it was saved.
+
+    Raises:
+      TypeError: `saved` is no dictionary from paths to integers; the tree is refused by `checksums`.
+      ValueError: arrays are not those that were saved, or are in one of both only; the message names their paths.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import checksums, verify_checksums
+      >>> saved = checksums({"embed": jnp.ones((4, 2)), "step": jnp.int32(3)})
+      >>> verify_checksums({"embed": jnp.ones((4, 2)), "step": jnp.int32(4)}, saved)
+      Traceback (most recent call last):
+      ...
+      ValueError: what was restored is not what was saved: 'step' has other bits. Restore another checkpoint.
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+    if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):
+        raise TypeError(
+            f"saved must be the dictionary that `checksums` returned, got {shown(saved)}; pass it from the checkpoint."
+        )
+    for name, value in saved.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"saved has {shown(value)} for {name!r}, not an integer; pass what `checksums` returned.")
+    found = checksums(tree)
+    other = [f"{name!r} has other bits" for name, value in found.items() if saved.get(name, value) != value]
+    missing = [f"{name!r} is not there" for name in saved if name not in found]
+    surplus = [f"{name!r} was not saved" for name in found if name not in saved]
+    if faults := other + missing + surplus:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise ValueError(f"what was restored is not what was saved: {'; '.join(faults[:4])}{more}. Restore another checkpoint.")
+
+
+def _checksum(array: jax.Array | np.ndarray) -> jax.Array:
+    sharding = named_sharding(array)
+    # The array's own mesh, which need not be the one in use.
+    with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):  # pyright: ignore[reportArgumentType]
+        return checksum(array, sharding)
+
+
+def _as_array(leaf: Any, name: str) -> tuple[jax.Array | np.ndarray, str]:
+    """What the compiled sum takes, and the dtype and shape that the leaf had."""
+    if isinstance(leaf, Tracer):
+        raise TypeError(f"{name!r} is traced, and has no bits yet: call this outside of jax.jit and other transformations.")
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name!r} is {shown(leaf)}, a shape without values: pass the arrays.")
+    if isinstance(leaf, jax.Array):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = jax.random.key_data(leaf) if is_key else leaf
+        return array, f"{leaf.dtype} {leaf.shape}"
+    check_array(leaf, repr(name))
+    array = np.asarray(leaf)
+    array = array.astype(array.dtype.newbyteorder("="))
+    kind = f"{array.dtype} {array.shape}"
+    if array.dtype.itemsize > 16 or array.dtype == np.longdouble:
+        raise TypeError(f"{name!r} of shape {array.shape} has dtype {array.dtype}, which JAX does not know: convert it.")
+    # JAX would round what has eight bytes to four, unless that is switched off.
+    parts = {"complex128": np.float64, "float64": np.uint32, "int64": np.uint32, "uint64": np.uint32}
+    while (part := parts.get(array.dtype.name)) is not None:
+        array = np.ascontiguousarray(array)[..., None].view(part)
+    return array, kind
+
+
+def _number_of(kind: str) -> int:
+    return int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=8).digest(), "little")
