@@ -217,6 +217,21 @@ def test_the_page_says_what_the_files_say():
     assert f"[{interval.low:+.4f}, {interval.high:+.4f}]" in document
 
 
+def test_the_readme_counts_what_the_files_count():
+    """Its sentence under the first table: settings where the interval is below zero, above, or has zero inside."""
+    found = results(studies.FULL.cells, records.read_all())
+    ours = [(task, r.difference) for (task, _, method), r in found.items() if method == "ember" and r.difference]
+    words = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    pretraining_settings = [difference for task, difference in ours if task == "pretraining"]
+    better = sum(difference.verdict == "lower" for difference in pretraining_settings)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{words[better]} of {words[len(pretraining_settings)]} settings of pretraining" in readme
+    worse = [difference for _, difference in ours if difference.verdict == "higher"]
+    assert len(worse) == 1
+    assert f"worse by {worse[0].mean:.3f} of the answers" in readme
+    assert f"The {'twelve' if len(ours) == 12 else len(ours)} comparisons" in readme
+
+
 def test_the_page_of_a_few_runs(prepared, tmp_path):
     """Also where hardly anything is finished."""
     study = studies.QUICK._replace(cells=[CELL._replace(setting="quick", method=m) for m in ("adamw", "ember")])
