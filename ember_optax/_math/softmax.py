@@ -23,6 +23,7 @@ class HeadLoss(NamedTuple):
     soft_cap: float | None
     z_loss: float
     label_smoothing: float
+    dtype: Any = None  # to which rows of the head are cast before they are multiplied; None for none
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -50,10 +51,10 @@ def losses_and_lse(
 
     def add(start, count, carry):
         hidden_NxD, table_VxD, highest_N, sum_N, picked_N, total_N = carry
-        x_NxC = _logits(hidden_NxD, take_chunk(table_VxD, start, count, loss.token_axis), loss)
+        x_NxC = _logits(hidden_NxD, chunk_of(table_VxD, start, count, loss), loss)
         new_N = jnp.maximum(highest_N, jnp.max(x_NxC, 1))
         sum_N = sum_N * jnp.exp(highest_N - new_N) + jnp.sum(jnp.exp(x_NxC - new_N[:, None]), 1)
-        picked_N = picked_N + jnp.sum(jnp.where(_is_label(labels_N, start, count), x_NxC, 0.0), 1)
+        picked_N = picked_N + jnp.sum(jnp.where(_is_label(labels_N, tokens_from(start, count)), x_NxC, 0.0), 1)
         if loss.label_smoothing:
             total_N = total_N + jnp.sum(x_NxC, 1)
         return hidden_NxD, table_VxD, new_N, sum_N, picked_N, total_N
@@ -78,7 +79,7 @@ def logit_gradients(
     labels_N: jax.Array,
     lse_N: jax.Array,
     cotangents_N: jax.Array,
-    start: Any,
+    tokens_C: jax.Array,
     size: int,
     loss: HeadLoss,
 ) -> jax.Array:
@@ -86,18 +87,18 @@ def logit_gradients(
 
     Args:
       hidden_NxD: hidden states.
-      chunk_CxD: the rows of the head from `start` on.
+      chunk_CxD: some rows of the head.
       labels_N: labels.
       lse_N: logsumexp.
       cotangents_N: the gradient with respect to the loss of each token.
-      start: the first token of the chunk.
+      tokens_C: which they are, int32.
       size: V.
       loss: everything else.
     """
     x_NxC = _logits(hidden_NxD, chunk_CxD, loss)
     cotangents_N = jnp.where(_in_vocabulary(labels_N, size), cotangents_N, jnp.nan)
     factor_N = cotangents_N * (1.0 + 2.0 * loss.z_loss * lse_N) if loss.z_loss else cotangents_N
-    is_label_NxC = _is_label(labels_N, start, x_NxC.shape[1])
+    is_label_NxC = _is_label(labels_N, tokens_C)
     g_NxC = jnp.exp(x_NxC - lse_N[:, None]) * factor_N[:, None]
     g_NxC = g_NxC - jnp.where(is_label_NxC, (cotangents_N * (1.0 - loss.label_smoothing))[:, None], 0.0)
     if loss.label_smoothing:
@@ -137,6 +138,17 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
     return step(whole * chunk, rest, carry) if rest else carry
 
 
+def tokens_from(start: Any, count: int) -> jax.Array:
+    """`count` tokens from `start` on."""
+    return start + jax.lax.iota(jnp.int32, count)
+
+
+def chunk_of(table_VxD: jax.Array, start: Any, count: int, loss: HeadLoss) -> jax.Array:
+    """`count` rows of a head from `start` on, as they are multiplied."""
+    chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
+    return chunk_CxD if loss.dtype is None else chunk_CxD.astype(loss.dtype)
+
+
 def take_chunk(table_VxD: jax.Array, start: Any, count: int, token_axis: int) -> jax.Array:
     """`count` rows of a table from `start` on."""
     return jax.lax.dynamic_slice_in_dim(table_VxD, start, count, token_axis)
@@ -152,22 +164,37 @@ def _forward(hidden_NxD, table_VxD, labels_N, loss: HeadLoss):
     return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N)
 
 
-def _backward(loss: HeadLoss, residuals, cotangents_N):
+def gradients_over_chunks(
+    loss: HeadLoss, residuals: Any, cotangents_N: jax.Array, total: Any, add: Callable[[Any, jax.Array, Any, int], Any]
+) -> tuple[jax.Array, Any]:
+    """The gradient of the hidden states, and what becomes of `total` by `add(total, of_chunk_CxD, start, count)` for every chunk.
+
+    `of_chunk_CxD` is the gradient of these rows of the head, in float32.
+    """
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
     size = table_VxD.shape[loss.token_axis]
 
-    def add(start, count, carry):
-        hidden_NxD, table_VxD, of_hidden_NxD, of_table_VxD = carry
-        chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
-        g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, start, size, loss)
+    def step(start, count, carry):
+        hidden_NxD, table_VxD, of_hidden_NxD, total = carry
+        chunk_CxD = chunk_of(table_VxD, start, count, loss)
+        tokens_C = tokens_from(start, count)
+        g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, tokens_C, size, loss)
         of_hidden_NxD = of_hidden_NxD + hidden_gradient(g_NxC, chunk_CxD, loss)
-        of_table_VxD = put_chunk(of_table_VxD, table_gradient(g_NxC, hidden_NxD, loss), start, loss.token_axis)
-        return hidden_NxD, table_VxD, of_hidden_NxD, of_table_VxD
+        total = add(total, table_gradient(g_NxC, hidden_NxD, loss), start, count)
+        return hidden_NxD, table_VxD, of_hidden_NxD, total
 
     zeros_NxD = jnp.zeros_like(hidden_NxD, _sum_dtype(hidden_NxD, table_VxD))
-    carry = hidden_NxD, table_VxD, zeros_NxD, jnp.zeros_like(table_VxD)
-    *_, of_hidden_NxD, of_table_VxD = over_chunks(add, carry, size, loss.chunk)
-    return of_hidden_NxD.astype(hidden_NxD.dtype), of_table_VxD, None
+    *_, of_hidden_NxD, total = over_chunks(step, (hidden_NxD, table_VxD, zeros_NxD, total), size, loss.chunk)
+    return of_hidden_NxD.astype(hidden_NxD.dtype), total
+
+
+def _backward(loss: HeadLoss, residuals, cotangents_N):
+    def put(table_VxD, of_chunk_CxD, start, count):
+        del count
+        return put_chunk(table_VxD, of_chunk_CxD, start, loss.token_axis)
+
+    of_hidden_NxD, of_table_VxD = gradients_over_chunks(loss, residuals, cotangents_N, jnp.zeros_like(residuals[1]), put)
+    return of_hidden_NxD, of_table_VxD, None
 
 
 token_losses.defvjp(_forward, _backward)
@@ -192,8 +219,8 @@ def _sum_dtype(a: jax.Array, b: jax.Array):
     return jnp.promote_types(compute_dtype(a), compute_dtype(b))
 
 
-def _is_label(labels_N: jax.Array, start: Any, count: int) -> jax.Array:
-    return (labels_N - start)[:, None] == jax.lax.broadcasted_iota(labels_N.dtype, (1, count), 1)
+def _is_label(labels_N: jax.Array, tokens_C: jax.Array) -> jax.Array:
+    return labels_N[:, None] == tokens_C[None, :]
 
 
 def _in_vocabulary(labels_N: jax.Array, size: int) -> jax.Array:

@@ -54,18 +54,28 @@ def ember_step(
     Returns:
       The update in the gradient's dtype, not yet times the learning rate, and the state after the step.
     """
-    old = expand_moments(moments, axes)
     g_VxD, token_V1, feature_1D = batch_statistics(g_VxD, axes)
-    if active_rows:
-        feature_1D = over_active_rows(feature_1D, jnp.mean(token_V1 > 0, axes.token, keepdims=True, dtype=jnp.float32), axes)
-    finite_11 = all_finite(old, token_V1, feature_1D, axes)
-    new = next_moments(old, token_V1, feature_1D, finite_11, rate)
-    mean_11 = mean_moment(new, axes, active_rows=active_rows)
+    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, rate, axes=axes, active_rows=active_rows)
     update = precondition(g_VxD, new.nu_token, new.nu_feature, mean_11, bias_correction(new.count, rate), eps)
     if table_VxD is not None:
         update = update + decay_term(table_VxD, weight_decay).astype(update.dtype)
     update = jnp.where(finite_11, update, jnp.zeros((), update.dtype))
     return update.astype(g_VxD.dtype), squeeze_moments(new, axes)
+
+
+def after_batch(
+    moments: Moments, token_V1: jax.Array, feature_1D: jax.Array, rate: DecayRate, *, axes: TableAxes, active_rows: bool
+) -> tuple[jax.Array, Moments, jax.Array]:
+    """What follows from the two statistics of a batch: whether it counts, the state after it, and the mean of the profile.
+
+    The state has the table's rank (`expand_moments`).
+    """
+    old = expand_moments(moments, axes)
+    if active_rows:
+        feature_1D = over_active_rows(feature_1D, jnp.mean(token_V1 > 0, axes.token, keepdims=True, dtype=jnp.float32), axes)
+    finite_11 = all_finite(old, token_V1, feature_1D, axes)
+    new = next_moments(old, token_V1, feature_1D, finite_11, rate)
+    return finite_11, new, mean_moment(new, axes, active_rows=active_rows)
 
 
 def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._math.head_step import apply_head_step
 from .._math.mesh import in_auto_mode, spec_like
-from .._math.rows import flat_ids, rows_first, sum_duplicates, take_rows
+from .._math.row_writes import add_rows
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.heads import HeadLeaf, HeadUpdate
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
@@ -69,8 +71,10 @@ def _apply(table: Table, update: Any) -> Any:
     if update is None:
         return table.array
     check_array(table.box, f"parameter {table.name!r}")
-    check_array(update, f"the update of {table.name!r}")
     p = jnp.asarray(table.array)
+    if isinstance(update, HeadLeaf):
+        return _apply_head(table, p, update)
+    check_array(update, f"the update of {table.name!r}")
     if jnp.iscomplexobj(update) and not jnp.iscomplexobj(p):
         raise TypeError(
             f"the update of {table.name!r} is complex, of dtype {update.dtype}, but the parameter is {p.dtype}: "
@@ -80,8 +84,25 @@ def _apply(table: Table, update: Any) -> Any:
         _check_dense(table.name, p, update)
         return jnp.asarray(p + update).astype(p.dtype)
     check_compact(table.name, jnp.shape(update), table.ids, p.shape, table.axes)
-    add_rows = functools.partial(_add_rows, token_axis=table.axes.token[0])
-    return in_auto_mode(add_rows, functools.partial(spec_like, p), p, jnp.asarray(update), table.ids)
+    add = functools.partial(add_rows, token_axis=table.axes.token[0])
+    return in_auto_mode(add, functools.partial(spec_like, p), p, jnp.asarray(update), table.ids)
+
+
+def _apply_head(table: Table, p: jax.Array, update: HeadLeaf) -> jax.Array:
+    if not isinstance(update, HeadUpdate):
+        raise TypeError(
+            f"the update of {table.name!r} is still a gradient: train a fused head with ember or scale_by_ember. Other "
+            f"optimizers need its gradient as an array; for them leave {table.name!r} out of `heads`."
+        )
+    if update.shape != p.shape or table.ids is not None:
+        raise ValueError(
+            f"the update of {table.name!r} is that of a fused head of shape {update.shape}, without token_ids; the "
+            f"parameter has shape {p.shape}. Pass the parameters, updates and token_ids of one row_sparse.value_and_grad."
+        )
+    gradient = update.gradient
+    # Of the table at which the gradient was taken, XLA would keep a copy while it writes over it.
+    source = None if gradient.table is table.array or gradient.table is p else gradient.table
+    return apply_head_step(p, source, gradient.tap, gradient.touched, update.step, loss=gradient.loss)
 
 
 def _check_dense(name: str, param: Any, update: Any) -> None:
@@ -90,54 +111,3 @@ def _check_dense(name: str, param: Any, update: Any) -> None:
             f"the update of {name!r} has shape {jnp.shape(update)}, but the parameter has {jnp.shape(param)}: if it is compact, "
             f"give token_ids of {name!r}, those that tx.update got."
         )
-
-
-def _add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
-    """Adds compact updates to rows of a table, in place where it is donated.
-
-    Scatters into 16 bits copy nothing on TPU and GPU, where those of the bits as integers would copy the table. On a CPU it is
-    the other way round, but for one copy: there XLA (jax 0.10.2) scatters bfloat16 by way of float32 copies of the whole table.
-    docs/speed.md has the figures.
-    """
-    size = table.shape[token_axis]
-    ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
-    add, add_once, add_bits = (
-        functools.partial(form, ids_N=ids_N, token_axis=token_axis) for form in (_scatter_add, _add_once, _add_once_as_bits)
-    )
-    wider = jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype
-    if wider or table.dtype == jnp.bfloat16:
-        return jax.lax.platform_dependent(table, rows_NxF, cpu=add_bits, default=add_once if wider else add)
-    return add(table, rows_NxF)
-
-
-def _scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """Updates of the table's dtype: those of equal ids are added one after the other."""
-    return table.at[_at(ids_N, token_axis)].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
-
-
-def _add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """Updates of another dtype: those of equal ids are added up, to their own dtype, and then as in `optax.apply_updates`."""
-    once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
-    return table.at[_at(once_N, token_axis)].set(new, mode="drop", unique_indices=True)
-
-
-def _add_once_as_bits(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """`_add_once` by a scatter of integers, for a CPU."""
-    once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
-    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[table.dtype.itemsize]
-    in_bits = jax.lax.bitcast_convert_type(table, bits)
-    in_bits = in_bits.at[_at(once_N, token_axis)].set(jax.lax.bitcast_convert_type(new, bits), mode="drop", unique_indices=True)
-    return jax.lax.bitcast_convert_type(in_bits, table.dtype)
-
-
-def _new_rows(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
-    """The rows with their updates, and their ids, each once: the places of an id that stands again have one beyond the table."""
-    size = table.shape[token_axis]
-    summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
-    new_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)
-    once_N = jnp.where(first_N, ids_N, size + jnp.arange(ids_N.size, dtype=ids_N.dtype))
-    return once_N, jnp.moveaxis(new_NxF, 0, token_axis)
-
-
-def _at(ids_N: jax.Array, token_axis: int) -> tuple[Any, ...]:
-    return (slice(None),) * token_axis + (ids_N,)

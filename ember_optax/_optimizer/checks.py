@@ -16,6 +16,7 @@ from .._tree.boxes import unbox
 from .._tree.declared import DimensionNumbersLike
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
+from .._tree.heads import HeadGradient
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Table, TableTree
 from .._tree.token_ids import check_compact
@@ -149,6 +150,22 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
             )
     if table.ids is not None:
         check_compact(table.name, g.shape, table.ids, table.shape, axes)
+
+
+def check_head(table: Table, gradient: Any, axes: TableAxes) -> None:
+    """Raises where the gradient of a fused head meets a transformation that is not for it."""
+    if not isinstance(gradient, HeadGradient):
+        raise TypeError(f"the gradient of {table.name!r} is an update already: put one scale_by_ember into the chain.")
+    if axes.token != (gradient.loss.token_axis,) or axes.batch:
+        raise ValueError(
+            f"the fused head {table.name!r} of shape {table.shape} has its vocabulary in axis {gradient.loss.token_axis}, but "
+            f"the optimizer takes {axes.token} for it: declare the same dimension numbers in value_and_grad and in the optimizer."
+        )
+    if axes.token_mesh or axes.feature_mesh:
+        raise ValueError(
+            f"the fused head {table.name!r} cannot be split by jax.shard_map, which token_mesh_axes or feature_mesh_axes say: "
+            f"use jax.jit with automatic mesh axes, or leave it out of `heads`."
+        )
 
 
 def _check_split(table: Table, g: jax.Array, axes: TableAxes) -> None:

@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from .._math.axes import TableAxes
+from .._math.head_step import ember_head_step
 from .._math.mesh import in_auto_mode, spec_like
 from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_axes
 from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.heads import HeadLeaf, HeadUpdate
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
 from .._tree.state import ScaleByEmberState
 from .._tree.tables import Table, TableTree, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
-from .checks import check_bound, check_given, check_gradient, check_leaf, check_state, mesh_names
+from .checks import check_bound, check_given, check_gradient, check_head, check_leaf, check_state, mesh_names
 
 FeatureMean = Literal["all_rows", "active_rows"]
 
@@ -167,9 +169,11 @@ def scale_tables(
 
 def _step_table(
     table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
-) -> tuple[jax.Array, Moments]:
+) -> tuple[Any, Moments]:
     """The update of one table, dense or compact, and its state in the boxes that it came in."""
     check_array(table.box, f"the gradient of {table.name!r}")
+    if isinstance(table.array, HeadLeaf):
+        return _step_head(table, boxes, axes=axes, rate=rate, eps=eps, weight_decay=weight_decay, active_rows=active_rows)
     g, moments = jnp.asarray(table.array), Moments(*map(unbox, boxes))
     if weight is not None:
         check_array(weight, f"parameter {table.name!r}")
@@ -182,6 +186,19 @@ def _step_table(
         specs = functools.partial(jax.tree.map, spec_like, (g, moments))
         update, moments = in_auto_mode(row_step, specs, g, table.ids, moments, rate, eps, weight_decay, param)
     return update, Moments(*map(rebox, boxes, moments))
+
+
+def _step_head(
+    table: Table, boxes: Moments, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
+) -> tuple[HeadUpdate, Moments]:
+    """The same for the gradient of a fused head; the decay reads the table where the update is applied."""
+    gradient, moments = table.array, Moments(*map(unbox, boxes))
+    check_head(table, gradient, axes)
+    check_gradient(table, gradient.table, moments, axes)
+    step, moments = ember_head_step(
+        gradient.tap, gradient.factor, moments, rate, eps, weight_decay, axes=axes, active_rows=active_rows
+    )
+    return HeadUpdate(gradient, step), Moments(*map(rebox, boxes, moments))
 
 
 def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:

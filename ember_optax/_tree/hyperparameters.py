@@ -59,6 +59,14 @@ def checked_learning_rate(learning_rate: Any) -> Any:
     return _plain(learning_rate)
 
 
+def checked_max_norm(max_norm: Any) -> Any:
+    """`max_norm` as a float or an array, if it is finite and above zero."""
+    fix = "a number above 0, for example max_norm=1.0"
+    if (value := _check_non_negative(max_norm, "max_norm", fix)) == 0.0:
+        raise ValueError(f"max_norm must be above zero, got {value}; pass {fix}.")
+    return _plain(max_norm)
+
+
 def checked_number(value: Any, argument: str, fix: str) -> float:
     """A number that the program is compiled for, as a float, if it is finite and not negative; `fix` says what to pass."""
     number = _check_non_negative(value, argument, fix)

@@ -9,7 +9,7 @@ from .._math.softmax import HeadLoss
 from .._tree.boxes import unbox
 from .._tree.hyperparameters import checked_number
 from .._tree.inputs import check_array, checked_axis, checked_integer, shown
-from ..row_sparse._slice import refuse_attend
+from ..row_sparse._slice import head_of
 
 # Rows that are multiplied at once; 1,024 to 4,096 were equally fast within the noise (131072 x 640, 512 tokens, two cores).
 _CHUNK = 2048
@@ -18,14 +18,14 @@ _LOGITS = 1 << 25
 _SMALLEST = 128
 
 
-def checked_head(table: Any, token_axis: Any) -> tuple[jax.Array, int]:
-    """A head and its token axis, counted from the front."""
+def checked_head(table: Any, token_axis: Any) -> tuple[jax.Array, int, Any]:
+    """A head, its token axis counted from the front, and the fused head that it is; None for an array."""
     table = unbox(table)
-    refuse_attend(table)
-    array = _floating(table, "table", "the head's matrix")
+    head = head_of(table)
+    array = _floating(table if head is None else head.table, "table", "the head's matrix")
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"table must be a matrix, (V, D) or (D, V), got shape {array.shape}; pass one head, without a bias.")
-    return array, checked_axis(token_axis, array.shape)
+    return array, checked_axis(token_axis, array.shape), head
 
 
 def check_hidden(hidden: Any, table_shape: tuple[int, ...], token_axis: int) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
 from .._math.rows import flat_ids
 from .._math.softmax import HeadLoss, token_losses
+from .._tree.boxes import unbox
 from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_where
 
 
@@ -69,23 +70,33 @@ def softmax_cross_entropy(
       docs/fused_head.md. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009;
       soft cap: Gemma 2, https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311.
     """
-    table, token_axis = checked_head(table, token_axis)
-    hidden = check_hidden(hidden, table.shape, token_axis)
+    array, token_axis, head = checked_head(table, token_axis)
+    hidden = check_hidden(hidden, array.shape, token_axis)
     labels = checked_labels(labels, hidden.shape)
     where = checked_where(where, labels.shape)
     loss = checked_loss(token_axis, chunk, soft_cap, z_loss, label_smoothing, tokens=labels.size)
+    if head is not None:
+        hidden_NxD, labels_N = _flat(hidden, array, labels, where, loss)
+        return _shaped(head.losses(hidden_NxD, labels_N, loss, unbox(table).dtype), labels, where)
     of_tokens = functools.partial(_losses, loss=loss)
-    return in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, table, labels, where)
+    return in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, array, labels, where)
 
 
 def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
-    if where is not None:
-        # Before the loss, too: zero times a hidden state that is not finite is NaN.
-        hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
-    hidden_NxD = hidden.reshape(labels.size, hidden.shape[-1])
-    labels_N = flat_ids(labels, table.shape[loss.token_axis])
+    hidden_NxD, labels_N = _flat(hidden, table, labels, where, loss)
     # Inside `jax.shard_map` a loop carries what differs from device to device; the gradient is then summed over them.
     axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
     hidden_NxD, table, labels_N = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table, labels_N))
-    losses = jnp.reshape(token_losses(hidden_NxD, table, labels_N, loss), labels.shape)
+    return _shaped(token_losses(hidden_NxD, table, labels_N, loss), labels, where)
+
+
+def _flat(hidden, table, labels, where, loss: HeadLoss) -> tuple[jax.Array, jax.Array]:
+    if where is not None:
+        # Before the loss, too: zero times a hidden state that is not finite is NaN.
+        hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
+    return hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, table.shape[loss.token_axis])
+
+
+def _shaped(losses_N: jax.Array, labels, where) -> jax.Array:
+    losses = jnp.reshape(losses_N, labels.shape)
     return losses if where is None else jnp.where(where, losses, jnp.zeros((), losses.dtype))

@@ -15,14 +15,17 @@ References:
 """
 
 from .._optimizer.apply import apply_updates
-from ._gradients import mean_over_micro_batches, sum_over_duplicates, value_and_grad
+from ._clip import clip_by_global_norm
+from ._gradients import value_and_grad
 from ._mask import train_only_rows
 from ._shards import local_token_ids
 from ._slice import RowSlice, lookup
+from ._sums import mean_over_micro_batches, sum_over_duplicates
 
 __all__ = [
     "RowSlice",
     "apply_updates",
+    "clip_by_global_norm",
     "local_token_ids",
     "lookup",
     "mean_over_micro_batches",

@@ -1,23 +1,27 @@
 """From a loss to compact gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._math.rows import flat_ids, rows_first, sum_duplicates
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, read_tree, tables_of
-from .._tree.token_ids import check_rows_first, token_ids_by_name
+from .._tree.tables import Table, TableTree, read_tree, tables_of
+from .._tree.token_ids import token_ids_by_name
+from ._heads import Head, calls_of, check_head_table, checked_heads, head_gradient, tap_of
 from ._slice import RowSlice, slice_rows
 
 
 def value_and_grad(
-    loss_fn: Callable[..., Any], has_aux: bool = False, *, dimension_numbers: DimensionNumbersLike = AUTO
+    loss_fn: Callable[..., Any],
+    has_aux: bool = False,
+    *,
+    heads: str | Sequence[str] = (),
+    dimension_numbers: DimensionNumbersLike = AUTO,
 ) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
     """`jax.value_and_grad` whose gradients of token tables are compact: the V x D gradient of a table never exists.
 
@@ -28,6 +32,8 @@ def value_and_grad(
     Args:
       loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, with `has_aux` a pair of it and anything else.
       has_aux: as in `jax.value_and_grad`.
+      heads: paths of heads whose gradient is never an array either: the loss calls `losses.softmax_cross_entropy` with each of
+        them, once. Tied tables with ids besides are both. See docs/fused_head.md.
       dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
 
     Returns:
@@ -70,29 +76,68 @@ def value_and_grad(
 
     def value_and_compact_grad(params, token_ids, /, *args, **kwargs):
         check_tree(params, "params")
-        ids = token_ids_by_name(token_ids)
-        found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
-        for table in found.tables:
-            check_array(table.box, f"parameter {table.name!r}", floating=True)
+        found = _compact_tables(params, token_ids, heads, dimension_numbers)
+        of_heads = [table for table in found.tables if table.name in checked_heads(heads, found.names)]
         sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None and t.axes}
-        compact = [sliced[table.name][1] if table.name in sliced else table.array for table in found.tables]
 
-        def whole(table: Table, leaf: Any) -> Any:
-            if table.axes is None:
-                return unbox(leaf)
-            token_axis = table.axes.token[0]
-            return RowSlice(unbox(leaf), sliced[table.name][0], table.shape[token_axis], token_axis)
-
-        def compact_loss(compact_params, *args, **kwargs):
-            leaves = found.treedef.flatten_up_to(compact_params)
-            loss = loss_fn(found.rebuild(map(whole, found.tables, leaves)), *args, **kwargs)
+        def loss_with(heads_by_name, compact_params, args, kwargs):
+            loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name), *args, **kwargs)
             _check_loss(loss, has_aux)
             return loss
 
-        value, grads = jax.value_and_grad(compact_loss, has_aux=has_aux)(found.rebuild(compact), *args, **kwargs)
-        return value, grads, {name: distinct for name, (distinct, _) in sliced.items()}
+        compact = found.rebuild(sliced[t.name][1] if t.name in sliced else t.array for t in found.tables)
+        calls = _calls(loss_with, has_aux, of_heads, compact, args, kwargs)
+        taps = {table.name: tap_of(calls[table.name], table) for table in of_heads}
+
+        def compact_loss(compact_params, taps, *args, **kwargs):
+            return loss_with({t.name: Head(t, taps[t.name]) for t in of_heads}, compact_params, args, kwargs)
+
+        value, (grads, taps) = jax.value_and_grad(compact_loss, (0, 1), has_aux=has_aux)(compact, taps, *args, **kwargs)
+        leaves = dict(zip(found.names, map(unbox, found.treedef.flatten_up_to(grads)), strict=True))
+        for table in of_heads:
+            ids, _ = sliced.pop(table.name)
+            leaves[table.name] = head_gradient(table, calls[table.name], taps[table.name], ids, leaves[table.name])
+        return value, found.rebuild(leaves.values()), {name: distinct for name, (distinct, _) in sliced.items()}
 
     return value_and_compact_grad
+
+
+def _calls(loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], compact: Any, args: Any, kwargs: Any) -> Any:
+    """For each head the call of the loss, learnt by tracing the loss once; without heads nothing is traced."""
+
+    def trace(heads_by_name):
+        def value(compact_params):
+            loss = loss_with(heads_by_name, compact_params, args, kwargs)
+            return loss[0] if has_aux else loss
+
+        return jax.make_jaxpr(value)(compact)
+
+    return calls_of(trace, of_heads) if of_heads else {}
+
+
+def _compact_tables(params: Any, token_ids: Any, heads: Any, dimension_numbers: DimensionNumbersLike) -> TableTree:
+    """The tables, with axes where there are ids or where they are heads; a head without a lookup has no ids, an array of none."""
+    names = checked_heads(heads, read_tree(params).names)
+    ids = {name: jnp.zeros(0, jnp.int32) for name in names} | token_ids_by_name(token_ids)
+    found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
+    for table in found.tables:
+        check_array(table.box, f"parameter {table.name!r}", floating=True)
+        if table.name in names:
+            check_head_table(table)
+    return found
+
+
+def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, Head]) -> Any:
+    """What the loss gets in the place of the parameters, from what is differentiated."""
+
+    def part(table: Table, leaf: Any) -> Any:
+        if table.axes is None:
+            return leaf
+        token_axis = table.axes.token[0]
+        rows = RowSlice(leaf, sliced[table.name][0], table.shape[token_axis], token_axis)
+        return rows.with_head(heads[table.name]) if table.name in heads else rows
+
+    return found.rebuild(map(part, found.tables, map(unbox, found.treedef.flatten_up_to(compact_params))))
 
 
 def _check_loss(loss: Any, has_aux: bool) -> None:
@@ -108,97 +153,3 @@ def _check_loss(loss: Any, has_aux: bool) -> None:
             f"loss_fn must return a floating scalar, got {shown(value)}{shape}; average the loss, and pass has_aux=True if it "
             f"returns more."
         )
-
-
-def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, jax.Array]]:
-    """The gradient of the mean loss of A micro-batches whose gradients are stacked along a new first axis, as by `jax.lax.scan`.
-
-    Compact gradients are concatenated and divided by A, dense ones averaged; so they are averaged before they are squared.
-
-    Args:
-      grads: stacked gradients, (A, ...); compact leaves have their token axis first.
-      token_ids: their stacked ids, (A, ...).
-
-    Returns:
-      The gradients, and the ids by path.
-
-    Raises:
-      TypeError: a gradient is not floating.
-      ValueError: ids for a path that is no gradient; gradients are not stacked.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from ember_optax import row_sparse
-      >>> params, batches = {"wte": jnp.ones((100, 4))}, jnp.array([[3, 7], [7, 8]])
-      >>> grad_fn = row_sparse.value_and_grad(lambda params, ids: jnp.sum(params["wte"][ids] ** 2))
-      >>> def micro_batch(_, ids):
-      ...     loss, grads, token_ids = grad_fn(params, {"wte": ids}, ids)
-      ...     return None, (grads, token_ids)
-      >>> grads, token_ids = row_sparse.mean_over_micro_batches(*jax.lax.scan(micro_batch, None, batches)[1])
-      >>> grads["wte"].shape, token_ids["wte"].shape
-      ((2, 2, 4), (2, 2))
-
-    References:
-      docs/row_sparse.md
-    """
-    check_tree(grads, "grads")
-    ids = token_ids_by_name(token_ids)
-    found = read_tree(grads, ids)
-    for table in found.tables:
-        check_array(table.box, f"the gradient of {table.name!r}", floating=True)
-    counts = {table.shape[:1] for table in found.tables}
-    if len(counts) > 1 or () in counts or (0,) in counts:
-        raise ValueError(
-            f"gradients of micro-batches must be stacked along one new first axis, got the shapes "
-            f"{ {table.name: table.shape for table in found.tables} }: stack them with jax.lax.scan or jnp.stack."
-        )
-
-    def mean(table: Table) -> jax.Array:
-        check_rows_first(table.name, table.shape, table.ids)
-        return jnp.mean(table.array, 0) if table.ids is None else table.array / table.shape[0]
-
-    return found.rebuild(map(mean, found.tables)), ids
-
-
-def sum_over_duplicates(updates: Any, token_ids: Any) -> Any:
-    """Adds the rows of equal ids up, each sum where its id stands first, zeros elsewhere; dense leaves stay.
-
-    `scale_by_ember` does that itself. For what comes before it and depends on the gradient's norm, such as
-    `optax.clip_by_global_norm`, the norm is the dense gradient's only after this. The gradients of `row_sparse.value_and_grad`
-    have distinct ids and do not need it.
-
-    Args:
-      updates: gradients whose compact leaves have their token axis first.
-      token_ids: as in `row_sparse.apply_updates`; but only ids below zero are known as padding, V is not.
-
-    Returns:
-      The updates, of the same shapes and dtypes.
-
-    Raises:
-      ValueError: ids for a path that is no update; an update whose first axes are not those of its ids.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from ember_optax import row_sparse
-      >>> row_sparse.sum_over_duplicates({"wte": jnp.ones((3, 1))}, {"wte": jnp.array([5, 2, 5])})["wte"][:, 0]
-      Array([2., 1., 0.], dtype=float32)
-
-    References:
-      docs/row_sparse.md
-    """
-    check_tree(updates, "updates")
-    found = read_tree(updates, token_ids_by_name(token_ids))
-    for table in found.tables:
-        check_array(table.box, f"the update of {table.name!r}")
-    return found.rebuild(map(_sum_rows, found.tables))
-
-
-def _sum_rows(table: Table) -> Any:
-    if table.ids is None:
-        return table.array
-    check_rows_first(table.name, table.shape, table.ids)
-    size = jnp.iinfo(jnp.int32).max  # of the table: no matter, only padding below zero is known here
-    array = jnp.asarray(table.array)
-    rows_NxF, _ = sum_duplicates(rows_first(array, 0, table.ids.ndim), flat_ids(table.ids, size), size)
-    return rows_NxF.astype(array.dtype).reshape(table.shape)

@@ -48,6 +48,7 @@ class RowSlice(RefusesWholeTable):
     def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
         check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
+        self._head: Any = None
 
     @property
     def ids(self) -> jax.Array:
@@ -68,7 +69,13 @@ class RowSlice(RefusesWholeTable):
         return self.rows.dtype
 
     def astype(self, dtype) -> "RowSlice":
-        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis)
+        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis).with_head(self._head)
+
+    def with_head(self, head: Any) -> "RowSlice":
+        """The same rows, of a table that is a fused head besides (`value_and_grad(heads=...)` makes them)."""
+        new = RowSlice(self.rows, self.ids, self.num_rows, self.token_axis)
+        new._head = head
+        return new
 
     def __getitem__(self, ids: Any) -> Any:
         if ids is Ellipsis:  # nnx.Variable
@@ -80,13 +87,14 @@ class RowSlice(RefusesWholeTable):
         return lookup(self, ids)
 
     def tree_flatten(self):
-        return (self.rows, self._guarded_ids), (self.num_rows, self.token_axis)
+        # The head is no child: what is done to all leaves, a cast say, does not reach its table.
+        return (self.rows, self._guarded_ids), (self.num_rows, self.token_axis, self._head)
 
     @classmethod
     def tree_unflatten(cls, static, children):
         new = object.__new__(cls)
         new.rows, new._guarded_ids = children
-        new.num_rows, new.token_axis = static
+        new.num_rows, new.token_axis, new._head = static
         return new
 
     def __repr__(self) -> str:
@@ -193,6 +201,15 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
     found = jnp.take(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, mode="fill", fill_value=jnp.nan)
     padding_M = (ids_M == table.num_rows).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
     return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
+
+
+def head_of(table: Any) -> Any:
+    """What a loss uses of a fused head; None for an array. Raises for a `RowSlice` that is no head."""
+    if not isinstance(table, RowSlice):
+        return None
+    if table._head is None:
+        raise whole_table_error(table, "it was used as a head")
+    return table._head
 
 
 def refuse_attend(table: Any) -> None:

@@ -11,8 +11,8 @@ from layouts import make_mesh
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 from ember_optax._math.axes import TableAxes
 from ember_optax._math.moments import decay_rate, init_moments
+from ember_optax._math.row_writes import add_once, add_once_as_bits, scatter_add
 from ember_optax._math.step import _means_at_once, _means_one_by_one, ember_step
-from ember_optax._optimizer.apply import _add_once, _add_once_as_bits, _scatter_add
 
 AXES = TableAxes(token=(0,), feature=(1,), batch=())
 
@@ -70,7 +70,7 @@ def test_all_forms_of_adding_rows_agree(token_axis):
     table = jnp.asarray(rng.normal(size=(50, 6) if token_axis == 0 else (6, 50)), jnp.bfloat16)
     ids = jnp.array([7, 50, 3, 49, 7, 50, 0], jnp.int32)  # 50 is padding
     rows = jnp.asarray(rng.normal(size=(7, 6)), jnp.bfloat16).at[4].set(0)  # as updates come: zeros where a row stands again
-    once, bits, added = (form(table, rows, ids, token_axis) for form in (_add_once, _add_once_as_bits, _scatter_add))
+    once, bits, added = (form(table, rows, ids, token_axis) for form in (add_once, add_once_as_bits, scatter_add))
     expected = np.moveaxis(np.array(table), token_axis, 0)
     for row, token in zip(rows, ids, strict=True):
         if token < 50:
@@ -78,4 +78,4 @@ def test_all_forms_of_adding_rows_agree(token_axis):
     for found in (once, bits, added):
         np.testing.assert_array_equal(np.moveaxis(np.asarray(found), token_axis, 0), expected)
     wide = jnp.asarray(rng.normal(size=(7, 6)), jnp.float32)
-    np.testing.assert_array_equal(_add_once(table, wide, ids, token_axis), _add_once_as_bits(table, wide, ids, token_axis))
+    np.testing.assert_array_equal(add_once(table, wide, ids, token_axis), add_once_as_bits(table, wide, ids, token_axis))

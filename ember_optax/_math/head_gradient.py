@@ -1,0 +1,134 @@
+"""The gradient of a softmax head without its array: what it is computed from, its squares, and rows that a lookup touched too.
+
+Shapes are written for a (V, D) head. The gradient is `g^T h` with the gradient g of the logits (N, V), which follows from the
+hidden states h, the labels, the logsumexp and the gradient of the losses. Together they have N (D + 3) numbers.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .rows import take_rows
+from .softmax import (
+    HeadLoss,
+    gradients_over_chunks,
+    logit_gradients,
+    losses_and_lse,
+    over_chunks,
+    put_chunk,
+    table_gradient,
+    take_chunk,
+)
+
+
+class HeadTap(NamedTuple):
+    """What the gradient of a head is made of. As zeros it goes into a loss; their gradients carry these arrays out of it."""
+
+    hidden: Any  # (N, D)
+    labels: Any  # (N,) in float32, which holds the integers of a vocabulary below 2^24
+    lse: Any  # (N,)
+    cotangents: Any  # (N,)
+    token_squares: Any  # (V,): sum_j G[i,j]^2
+    feature_squares: Any  # (D,): sum_i G[i,j]^2
+
+
+class TouchedRows(NamedTuple):
+    """Rows of a tied table whose gradient is not the head's alone."""
+
+    ids: Any  # (M,), distinct, V for padding
+    rows: Any  # (M, D): the gradient of the table in these rows, float32
+
+
+LARGEST_VOCABULARY = 1 << 24
+
+
+def zero_tap(tokens: int, width: int, dtype: Any, size: int) -> HeadTap:
+    """The tap of a loss of so many hidden states."""
+    zeros_N, zeros_V, zeros_D = (jnp.zeros(length, jnp.float32) for length in (tokens, size, width))
+    return HeadTap(jnp.zeros((tokens, width), dtype), zeros_N, zeros_N, zeros_N, zeros_V, zeros_D)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def tapped_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: HeadTap, loss: HeadLoss) -> jax.Array:
+    """`token_losses` whose gradient with respect to the head is left out; that with respect to `tap` is what it is made of."""
+    del tap
+    return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
+
+
+def _forward(hidden_NxD, table_VxD, labels_N, tap, loss: HeadLoss):
+    del tap
+    losses_N, lse_N = losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)
+    return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N)
+
+
+def _backward(loss: HeadLoss, residuals, cotangents_N):
+    hidden_NxD, table_VxD, labels_N, lse_N = residuals
+    token_axis = loss.token_axis
+
+    def add_squares(total, of_chunk_CxD, start, count):
+        del count
+        token_V, feature_D = total
+        squares_CxD = jnp.square(of_chunk_CxD)
+        token_V = put_chunk(token_V, jnp.sum(squares_CxD, 1 - token_axis), start, 0)
+        return token_V, feature_D + jnp.sum(squares_CxD, token_axis).astype(feature_D.dtype)
+
+    zeros = tuple(jnp.zeros(table_VxD.shape[axis], jnp.float32) for axis in (token_axis, 1 - token_axis))
+    of_hidden_NxD, squares = gradients_over_chunks(loss, residuals, cotangents_N, zeros, add_squares)
+    of_tokens = (array_N.astype(jnp.float32) for array_N in (labels_N, lse_N, cotangents_N))
+    return of_hidden_NxD, None, None, HeadTap(hidden_NxD, *of_tokens, *squares)
+
+
+tapped_losses.defvjp(_forward, _backward)
+
+
+def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, size: int, loss: HeadLoss) -> jax.Array:
+    """The gradient of some rows of the head, (C, D) or as the head has it, in float32.
+
+    Args:
+      tap: what it is made of.
+      rows_CxD: these rows, (C, D), or (D, C) where `loss.token_axis` is 1.
+      tokens_C: their tokens.
+      size: V.
+      loss: everything else.
+    """
+    rows_CxD = rows_CxD if loss.dtype is None else rows_CxD.astype(loss.dtype)
+    labels_N = tap.labels.astype(jnp.int32)
+    g_NxC = logit_gradients(tap.hidden, rows_CxD, labels_N, tap.lse, tap.cotangents, tokens_C, size, loss)
+    return table_gradient(g_NxC, tap.hidden, loss)
+
+
+def with_lookup(
+    tap: HeadTap, table_VxD: jax.Array, ids_M: jax.Array, of_lookup_MxD: jax.Array, loss: HeadLoss
+) -> tuple[HeadTap, TouchedRows]:
+    """The gradient of a tied table: the head's, with that of the rows of a lookup added, in squares and in these rows.
+
+    Args:
+      tap: of the head.
+      table_VxD: the table.
+      ids_M: distinct, in increasing order, V for padding.
+      of_lookup_MxD: the gradient of the lookup, rows first.
+      loss: everything else.
+    """
+    size, by_rows = table_VxD.shape[loss.token_axis], loss._replace(token_axis=0)
+    rows_MxD = take_rows(table_VxD, ids_M, loss.token_axis)
+
+    def add(start, count, carry):
+        rows_MxD, of_lookup_MxD, total_MxD, more_D = carry
+        ids_C, of_lookup_CxD = take_chunk(ids_M, start, count, 0), take_chunk(of_lookup_MxD, start, count, 0)
+        valid_C1 = (ids_C < size)[:, None]
+        of_head_CxD = gradient_of_rows(tap, take_chunk(rows_MxD, start, count, 0), ids_C, size, by_rows)
+        total_CxD = jnp.where(valid_C1, of_head_CxD + of_lookup_CxD, 0.0)
+        # (a + b)^2 - a^2 = b (2 a + b), without a difference of large squares.
+        more_CxD = jnp.where(valid_C1, of_lookup_CxD * (of_head_CxD + total_CxD), 0.0)
+        return rows_MxD, of_lookup_MxD, put_chunk(total_MxD, total_CxD, start, 0), more_D + jnp.sum(more_CxD, 0)
+
+    of_lookup_MxD = of_lookup_MxD.astype(jnp.float32)
+    carry = rows_MxD, of_lookup_MxD, jnp.zeros_like(of_lookup_MxD), jnp.zeros_like(tap.feature_squares)
+    *_, total_MxD, more_D = over_chunks(add, carry, ids_M.size, loss.chunk)
+    token_V = tap.token_squares.at[ids_M].set(jnp.sum(jnp.square(total_MxD), 1), mode="drop")
+    # NaN stays NaN under `jnp.maximum`.
+    return tap._replace(token_squares=token_V, feature_squares=jnp.maximum(tap.feature_squares + more_D, 0.0)), TouchedRows(
+        ids_M, total_MxD
+    )

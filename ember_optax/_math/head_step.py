@@ -1,0 +1,140 @@
+"""One step of Ember on a head whose gradient has no array: statistics from its squares, and the table updated chunk by chunk.
+
+Shapes are written for a (V, D) head.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .axes import TableAxes
+from .head_gradient import HeadTap, TouchedRows, gradient_of_rows
+from .moments import DecayRate, Moments, bias_correction, squeeze_moments
+from .rounding import bits_at, places_along, rounded_update
+from .row_writes import set_rows
+from .rows import take_rows
+from .softmax import HeadLoss, over_chunks, put_chunk, take_chunk, tokens_from
+from .step import after_batch, decay_term, precondition
+
+
+class HeadStep(NamedTuple):
+    """How the gradient of a head becomes an update: `scale * (precondition(factor * G) + weight_decay * table)`, then rounded."""
+
+    factor: Any
+    nu_token: Any  # (V,)
+    nu_feature: Any  # (D,)
+    mean: Any
+    correction: Any
+    eps: Any
+    weight_decay: Any
+    finite: Any  # bool
+    scale: Any
+    rounding_key: Any = None  # uint32; None for rounding to the nearest
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "active_rows"))
+def ember_head_step(
+    tap: HeadTap,
+    factor: Any,
+    moments: Moments,
+    rate: DecayRate,
+    eps: Any,
+    weight_decay: Any,
+    *,
+    axes: TableAxes,
+    active_rows: bool,
+) -> tuple[HeadStep, Moments]:
+    """`ember_step` from the squares of the gradient; `factor` times it is the gradient that counts."""
+    (token_axis,), (feature_axis,) = axes.token, axes.feature
+    size, width = tap.token_squares.size, tap.feature_squares.size
+    token_V1 = jnp.expand_dims(jnp.square(factor) * tap.token_squares / width, feature_axis)
+    feature_1D = jnp.expand_dims(jnp.square(factor) * tap.feature_squares / size, token_axis)
+    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, rate, axes=axes, active_rows=active_rows)
+    correction, finite = bias_correction(new.count, rate).reshape(()), finite_11.reshape(())
+    moments = squeeze_moments(new, axes)
+    one = jnp.ones((), jnp.float32)
+    eps, weight_decay = jnp.asarray(eps, jnp.float32), jnp.asarray(weight_decay, jnp.float32)
+    step = HeadStep(factor, moments.nu_token, moments.nu_feature, mean_11.reshape(()), correction, eps, weight_decay, finite, one)
+    return step, moments
+
+
+# Donated inside of a program only: jit inlines it there.
+@functools.partial(jax.jit, static_argnames=("loss",))
+def apply_head_step(
+    table_VxD: jax.Array,
+    source_VxD: jax.Array | None,
+    tap: HeadTap,
+    touched: TouchedRows | None,
+    step: HeadStep,
+    *,
+    loss: HeadLoss,
+) -> jax.Array:
+    """The table after a step, in its dtype: each chunk of the gradient is computed again, preconditioned and added.
+
+    Args:
+      table_VxD: the table.
+      source_VxD: the table at which the gradient was taken; None for this one, of which no copy is needed then.
+      tap: what the gradient is made of.
+      touched: the rows of a tied table with more than that; they get their own update.
+      step: what becomes of the gradient.
+      loss: everything else.
+    """
+    token_axis, size = loss.token_axis, table_VxD.shape[loss.token_axis]
+    write_touched = _keep
+    if touched is not None:
+        rows_MxD = take_rows(table_VxD, touched.ids, token_axis)
+        new_MxD = _updated(rows_MxD, touched.rows, touched.ids, step, 0, token_axis)
+        write_touched = functools.partial(set_rows, rows=new_MxD, ids_N=touched.ids, token_axis=token_axis)
+
+    def update(stored: Any) -> jax.Array:
+        return _over_chunks(stored, source_VxD, tap, step, loss, size, table_VxD.dtype)
+
+    def update_bits(table_VxD: jax.Array) -> jax.Array:
+        # XLA on CPU (jax 0.10.2) writes a chunk of bfloat16 by way of a copy of the whole table, for each chunk.
+        return jax.lax.bitcast_convert_type(update(jax.lax.bitcast_convert_type(table_VxD, jnp.uint16)), table_VxD.dtype)
+
+    if table_VxD.dtype == jnp.bfloat16:
+        return write_touched(jax.lax.platform_dependent(table_VxD, cpu=update_bits, default=update))
+    return write_touched(update(table_VxD))
+
+
+def _over_chunks(
+    stored_VxD: jax.Array, source_VxD: jax.Array | None, tap: HeadTap, step: HeadStep, loss: HeadLoss, size: int, dtype: Any
+) -> jax.Array:
+    """All chunks of a table updated, in whatever form it is stored; `dtype` is its own."""
+    token_axis = loss.token_axis
+
+    def update(start, count, carry):
+        stored_VxD, source_VxD, tap, step = carry
+        tokens_C = tokens_from(start, count)
+        chunk_CxD = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype)
+        at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
+        of_chunk_CxD = gradient_of_rows(tap, at_CxD, tokens_C, size, loss)
+        new_CxD = _updated(chunk_CxD, of_chunk_CxD, tokens_C, step, token_axis, token_axis)
+        return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, step
+
+    stored_VxD, *_ = over_chunks(update, (stored_VxD, source_VxD, tap, step), size, loss.chunk)
+    return stored_VxD
+
+
+def _as_type(array: jax.Array, dtype: Any) -> jax.Array:
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def _keep(table_VxD: jax.Array) -> jax.Array:
+    return table_VxD
+
+
+def _updated(chunk: jax.Array, gradient: jax.Array, tokens_C: jax.Array, step: HeadStep, here: int, in_table: int) -> jax.Array:
+    """Some rows after the step, as `optax.apply_updates` adds them. Their token axis is `here`, and `in_table` in the table."""
+    nu_token = jnp.expand_dims(jnp.take(step.nu_token, tokens_C, mode="fill", fill_value=0), 1 - here)
+    nu_feature = jnp.expand_dims(step.nu_feature, here)
+    update = precondition(gradient * step.factor, nu_token, nu_feature, step.mean, step.correction, step.eps)
+    update = jnp.where(step.finite, update + decay_term(chunk, step.weight_decay).astype(update.dtype), 0.0) * step.scale
+    if step.rounding_key is not None:
+        features = places_along(1 - here, chunk.shape[1 - here], 2)
+        places = sorted([(in_table, jnp.expand_dims(tokens_C, 1 - here)), (1 - in_table, features)], key=lambda place: place[0])
+        update = rounded_update(update, chunk, bits_at(step.rounding_key, places))
+    return (chunk + update).astype(chunk.dtype)

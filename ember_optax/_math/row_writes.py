@@ -1,0 +1,78 @@
+"""Rows written into a table, in place where it is donated: arrays only."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .rows import flat_ids, rows_first, sum_duplicates, take_rows
+
+
+def add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
+    """Adds compact updates to rows of a table, in place where it is donated.
+
+    Scatters into 16 bits copy nothing on TPU and GPU, where those of the bits as integers would copy the table. On a CPU it is
+    the other way round, but for one copy: there XLA (jax 0.10.2) scatters bfloat16 by way of float32 copies of the whole table.
+    docs/speed.md has the figures.
+    """
+    size = table.shape[token_axis]
+    ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
+    add, once, as_bits = (
+        functools.partial(form, ids_N=ids_N, token_axis=token_axis) for form in (scatter_add, add_once, add_once_as_bits)
+    )
+    wider = jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype
+    if wider or table.dtype == jnp.bfloat16:
+        return jax.lax.platform_dependent(table, rows_NxF, cpu=as_bits, default=once if wider else add)
+    return add(table, rows_NxF)
+
+
+def scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """Updates of the table's dtype: those of equal ids are added one after the other."""
+    return table.at[_at(ids_N, token_axis)].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
+
+
+def add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """Updates of another dtype: those of equal ids are added up, to their own dtype, and then as in `optax.apply_updates`."""
+    once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
+    return _set(table, new, once_N, token_axis)
+
+
+def add_once_as_bits(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """`add_once` by a scatter of integers, for a CPU."""
+    once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
+    return _set_as_bits(table, new, once_N, token_axis)
+
+
+def set_rows(table: jax.Array, rows: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """The table with other rows, (N, ...) and of its dtype, at distinct ids; those of padding, `size`, are dropped."""
+    once_N = jnp.where(ids_N < table.shape[token_axis], ids_N, ids_N + jnp.arange(ids_N.size, dtype=ids_N.dtype))
+    new = jnp.moveaxis(rows, 0, token_axis)
+    put, put_bits = (functools.partial(form, ids_N=once_N, token_axis=token_axis) for form in (_set, _set_as_bits))
+    if table.dtype == jnp.bfloat16:
+        return jax.lax.platform_dependent(table, new, cpu=put_bits, default=put)
+    return put(table, new)
+
+
+def _set(table: jax.Array, new: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    return table.at[_at(ids_N, token_axis)].set(new, mode="drop", unique_indices=True)
+
+
+def _set_as_bits(table: jax.Array, new: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[table.dtype.itemsize]
+    in_bits = jax.lax.bitcast_convert_type(table, bits)
+    in_bits = _set(in_bits, jax.lax.bitcast_convert_type(new, bits), ids_N, token_axis)
+    return jax.lax.bitcast_convert_type(in_bits, table.dtype)
+
+
+def _new_rows(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
+    """The rows with their updates, and their ids, each once: the places of an id that stands again have one beyond the table."""
+    size = table.shape[token_axis]
+    summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
+    new_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)
+    once_N = jnp.where(first_N, ids_N, size + jnp.arange(ids_N.size, dtype=ids_N.dtype))
+    return once_N, jnp.moveaxis(new_NxF, 0, token_axis)
+
+
+def _at(ids_N: jax.Array, token_axis: int) -> tuple[Any, ...]:
+    return (slice(None),) * token_axis + (ids_N,)

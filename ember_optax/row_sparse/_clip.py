@@ -1,0 +1,83 @@
+"""Clipping by the norm of all gradients, also where some are compact or those of fused heads."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._math.rows import flat_ids, rows_first, sum_duplicates
+from .._tree.heads import HeadGradient, HeadLeaf
+from .._tree.hyperparameters import checked_max_norm
+from .._tree.inputs import check_array, check_tree
+from .._tree.tables import Table, read_tree
+from .._tree.token_ids import check_rows_first, token_ids_by_name
+
+
+def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformationExtraArgs:
+    r"""`optax.clip_by_global_norm` that knows the gradients of fused heads, and adds the rows of equal ids up before it squares.
+
+    .. math:: g \leftarrow g \, \min(1, max\_norm / \lVert g \rVert), \qquad \lVert g \rVert^2 = \sum_{leaves} \sum_i g_i^2
+
+    The norm is that of the dense gradients. That of a fused head is known from its backward pass.
+
+    Args:
+      max_norm: the largest norm that stays.
+
+    Returns:
+      A `GradientTransformationExtraArgs` without a state, whose `update` takes `token_ids`.
+
+    Raises:
+      TypeError: `max_norm` is no real number; at update, a leaf is no array.
+      ValueError: `max_norm` is not positive or not finite; at update, ids do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import ember, row_sparse
+      >>> tx = optax.chain(row_sparse.clip_by_global_norm(1.0), ember(1e-3))
+      >>> clipped, _ = row_sparse.clip_by_global_norm(1.0).update({"w": jnp.full((4,), 3.0)}, optax.EmptyState())
+      >>> print(clipped["w"])
+      [0.5 0.5 0.5 0.5]
+
+    References:
+      docs/fused_head.md
+    """
+    max_norm = checked_max_norm(max_norm)
+
+    def init_fn(params):
+        check_tree(params, "params", may_be_empty=True)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
+        del params, extra_args
+        check_tree(updates, "updates", may_be_empty=True)
+        found = read_tree(updates, token_ids_by_name(token_ids))
+        for table in found.tables:
+            check_array(table.box, f"the gradient of {table.name!r}")
+        norm = jnp.sqrt(sum((_squared_norm(table) for table in found.tables), jnp.float32(0)))
+        small, limit = norm < max_norm, jnp.asarray(max_norm, jnp.float32)
+
+        def clip(table: Table) -> Any:
+            if isinstance(table.array, HeadLeaf):
+                return table.array * jnp.where(small, 1.0, limit / norm)
+            g = jnp.asarray(table.array)
+            return jnp.where(small, g, g / norm.astype(g.dtype) * limit.astype(g.dtype))
+
+        return found.rebuild(map(clip, found.tables)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _squared_norm(table: Table) -> jax.Array:
+    if isinstance(table.array, HeadLeaf):
+        if not isinstance(table.array, HeadGradient):
+            raise TypeError(f"the update of {table.name!r} has no norm: clip the gradients, before ember or scale_by_ember.")
+        return table.array.squared_norm
+    g = jnp.asarray(table.array)
+    if table.ids is not None:
+        check_rows_first(table.name, table.shape, table.ids)
+        size = jnp.iinfo(jnp.int32).max  # of the table: no matter, only padding below zero is known here
+        g, _ = sum_duplicates(rows_first(g, 0, table.ids.ndim), flat_ids(table.ids, size), size)
+    wide = jnp.promote_types(g.dtype, jnp.float32)
+    return jnp.sum(jnp.square(jnp.abs(g.astype(wide)))).astype(jnp.float32)

@@ -1,0 +1,153 @@
+"""Fused heads: from a loss to gradients of heads that no array holds.
+
+The loss is traced once to learn of how many hidden states a head is asked. Then it is differentiated with respect to zeros of
+these sizes, whose "gradients" bring out what the head's gradient is made of.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from .._math.head_gradient import LARGEST_VOCABULARY, HeadTap, tapped_losses, with_lookup, zero_tap
+from .._math.mesh import varying_axes
+from .._math.rows import rows_first
+from .._math.softmax import HeadLoss, token_losses
+from .._tree.heads import HeadGradient
+from .._tree.inputs import shown
+from .._tree.tables import Table
+
+_MARK = "the loss of a fused head: "
+# What calls a function once for each of its own calls. A `cond` that goes the other way leaves zeros.
+_ONCE = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "cond", "custom_jvp_call", "custom_vjp_call")
+_ONCE += ("custom_vjp_call_jaxpr", "custom_lin")
+
+
+class Call(NamedTuple):
+    """One call of the loss with a head."""
+
+    tokens: int
+    width: int
+    dtype: Any
+    loss: HeadLoss
+
+
+class Head:
+    """A head within a loss: its table, which no gradient reaches, and either a list of the calls of the loss or a tap."""
+
+    def __init__(self, table: Table, tap: HeadTap | None = None):
+        assert table.axes is not None
+        self.name, self.table, self.tap = table.name, jax.lax.stop_gradient(table.array), tap
+        self.token_axis = table.axes.token[0]
+        self.calls: list[Call] = []
+
+    def losses(self, hidden_NxD: jax.Array, labels_N: jax.Array, loss: HeadLoss, dtype: Any) -> jax.Array:
+        """The loss of each token, with the rows of the table cast to `dtype`."""
+        if loss.token_axis != self.token_axis:
+            raise ValueError(
+                f"token_axis of softmax_cross_entropy is {loss.token_axis} for the fused head {self.name!r} of shape "
+                f"{self.table.shape}, whose vocabulary is in axis {self.token_axis}: pass token_axis={self.token_axis}, or "
+                f"declare dimension_numbers to value_and_grad."
+            )
+        loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
+        self.calls.append(Call(labels_N.size, hidden_NxD.shape[-1], hidden_NxD.dtype, loss))
+        if self.tap is None:
+            return checkpoint_name(token_losses(hidden_NxD, self.table, labels_N, loss), _MARK + self.name)
+        return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, loss)
+
+
+def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """The paths of the heads."""
+    paths = (heads,) if isinstance(heads, str) else heads
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+        raise TypeError(f"heads must be a path or a sequence of paths, got {shown(heads)}; pass for example 'lm_head/kernel'.")
+    if unknown := sorted(set(paths) - set(names)):
+        raise ValueError(f"heads names {unknown}, but the parameters are {list(names)}; correct the path.")
+    return tuple(dict.fromkeys(paths))
+
+
+def check_head_table(table: Table) -> None:
+    """Raises unless a table can be a fused head."""
+    assert table.axes is not None
+    if len(table.shape) != 2:
+        raise ValueError(
+            f"heads names {table.name!r} of shape {table.shape}, but a fused head is a matrix, (V, D) or (D, V): leave it out."
+        )
+    if table.shape[table.axes.token[0]] > LARGEST_VOCABULARY:
+        raise ValueError(
+            f"heads names {table.name!r} of shape {table.shape}, but a fused head has at most 2^24 tokens: leave it out of heads."
+        )
+    mesh = jax.typeof(table.array).sharding.mesh
+    if jax.sharding.AxisType.Explicit in mesh.axis_types or varying_axes(table.array):
+        raise ValueError(
+            f"heads names {table.name!r}, which lies on a mesh with explicit axes or is split by jax.shard_map: use automatic "
+            f"axes (jax.make_mesh(..., axis_types=(AxisType.Auto,))) under jax.jit, or leave it out of heads."
+        )
+
+
+def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -> dict[str, Call]:
+    """For each head the one call of the loss.
+
+    Args:
+      trace: makes the jaxpr of the loss with these heads.
+      tables: of the heads.
+
+    Raises:
+      ValueError: the loss calls softmax_cross_entropy with a head not at all, more than once, or where a call runs several times.
+    """
+    heads = {table.name: Head(table) for table in tables}
+    found = list(_marked(trace(heads).jaxpr))
+    for name, head in heads.items():
+        places = [(inside, shape) for mark, inside, shape in found if mark == name]
+        if not places:
+            raise ValueError(
+                f"heads names {name!r}, but loss_fn does not call losses.softmax_cross_entropy(hidden, table, labels) with this "
+                f"table: call it, or leave it out of heads."
+            )
+        if len(places) > 1 or len(head.calls) > 1:
+            raise ValueError(
+                f"loss_fn calls softmax_cross_entropy {max(len(places), len(head.calls))} times with the fused head {name!r}: "
+                f"call it once, with the hidden states and labels concatenated, or leave it out of heads."
+            )
+        ((inside, shape),) = places
+        if others := [primitive for primitive in inside if primitive not in _ONCE]:
+            raise ValueError(
+                f"loss_fn calls softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one call may "
+                f"run several times: call it outside, on all hidden states, or leave it out of heads."
+            )
+        if shape != (head.calls[0].tokens,):
+            raise ValueError(
+                f"loss_fn calls softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states of "
+                f"all, of shape (batch, ..., D), in one call, or leave it out of heads."
+            )
+    return {name: head.calls[0] for name, head in heads.items()}
+
+
+def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """Every marked loss of a jaxpr: its head, the primitives around it, and its shape."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "name" and str(eqn.params["name"]).startswith(_MARK):
+            yield eqn.params["name"].removeprefix(_MARK), inside, eqn.outvars[0].aval.shape
+        for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=_has_equations):
+            if _has_equations(part):
+                yield from _marked(getattr(part, "jaxpr", part), (*inside, eqn.primitive.name))
+
+
+def _has_equations(part: Any) -> bool:
+    return hasattr(part, "eqns")
+
+
+def tap_of(call: Call, table: Table) -> HeadTap:
+    """Zeros whose gradients bring out what the head's gradient is made of."""
+    assert table.axes is not None
+    return zero_tap(call.tokens, call.width, call.dtype, table.shape[table.axes.token[0]])
+
+
+def head_gradient(table: Table, call: Call, tap: HeadTap, ids_M: jax.Array, of_lookup: jax.Array) -> HeadGradient:
+    """The gradient of a head from what its tap brought out, and of the rows of a lookup, if there are any."""
+    touched = None
+    if ids_M.size:
+        tap, touched = with_lookup(tap, table.array, ids_M, rows_first(of_lookup, call.loss.token_axis, 1), call.loss)
+    return HeadGradient(table.name, table.array, tap, touched, call.loss)
