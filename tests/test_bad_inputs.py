@@ -10,6 +10,7 @@ from bad_inputs import (
     hyperparameters,
     lookups,
     losses,
+    regularizers,
     rounding,
     row_sparse,
     states,
@@ -20,7 +21,20 @@ from bad_inputs.examples import trainable, whole_model
 
 from ember_optax import ember
 
-AREAS = (hyperparameters, declarations, steps, states, lookups, row_sparse, losses, rounding, geometry, vocabulary, checkpoints)
+AREAS = (
+    hyperparameters,
+    declarations,
+    steps,
+    states,
+    lookups,
+    row_sparse,
+    losses,
+    rounding,
+    geometry,
+    vocabulary,
+    checkpoints,
+    regularizers,
+)
 BAD = {f"{area.__name__.split('.')[-1]}: {name}": bad for area in AREAS for name, bad in area.BAD.items()}
 GOOD = {f"{area.__name__.split('.')[-1]}: {name}": accepted for area in AREAS for name, accepted in area.GOOD.items()}
 

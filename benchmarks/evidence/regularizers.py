@@ -62,9 +62,8 @@ ENTRIES = (
 def main() -> None:
     """Makes the runs that are missing, seed by seed, and the table of docs/regularizers.md."""
     arguments = parser(__doc__)
-    arguments.add_argument(
-        "--setting", choices=list(SETTINGS), default="0.5M", help="model, batch and steps; of a new file of results"
-    )
+    arguments.add_argument("--setting", choices=list(SETTINGS), default="0.5M", help="model and batch, for a new file of results")
+    arguments.add_argument("--steps", type=int, default=150, help="steps of each run, likewise")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of parameters and batches")
     arguments.add_argument("--output", type=Path, default=RESULTS / "regularizers.json", help="results")
     options = arguments.parse_args()

@@ -54,12 +54,13 @@ def on_tables(
         check_tree(params, "params")
         found = tables_at_init(find, params)
         check_found(found, tables, complete=is_complete(params))
-        return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(map(_first, found.tables)))
+        first = list(map(_first, found.tables))
+        return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(first))
 
     def _first(table: Table) -> Any:
-        if table.axes is None or rule.keeps is None:
+        axes = None if table.axes is None else check_leaf(table)
+        if axes is None or rule.keeps is None:
             return optax.MaskedNode()
-        axes = check_leaf(table)
         vector = getattr(init_moments(table.array, axes), rule.keeps)
         return rebox_axes(table.box, vector, getattr(kept_axes(axes), rule.keeps))
 
