@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from lm.comparison import Comparison, add_comparison_options, optimizer_and_bytes, parameter_counts
-from lm.config import ModelConfig, Part, RatesConfig, TrainingConfig
+from lm.config import ModelConfig, Part, RatesConfig, RegularizerConfig, TrainingConfig
 from lm.errors import UsageError
 from lm.finetuning import (
     Lesson,
@@ -33,8 +34,18 @@ from lm.finetuning import (
 )
 from lm.llama import read_llama
 from lm.new_tokens import read_new_tokens, with_new_tokens, with_special_tokens
-from lm.optimizers import make_optimizer
+from lm.optimizers import make_optimizer, table_schedule, with_label
 from lm.option_types import positive_int, seed, whole_number
+from lm.regularizing import (
+    Chosen,
+    Subject,
+    add_regularizer_option,
+    check_frozen_rows,
+    check_head,
+    token_weights,
+    with_terms,
+    with_transformations,
+)
 from lm.report import STATE_HEADERS, save_curves, save_results, state_cells, text_table
 from lm.tokens import default_cache_dir
 from tqdm import tqdm
@@ -91,6 +102,7 @@ class Config:
     lesson: LessonConfig
     training: TuningConfig
     comparison: Comparison
+    regularizers: RegularizerConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,6 +139,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--evaluate-every", type=positive_int, default=20, help="steps between evaluations")
     add("--evaluation-examples", type=positive_int, default=32, help="how many held-out examples are evaluated")
     add("--pretraining-steps", type=positive_int, default=300, help="steps of the small model on the standard library")
+    add_regularizer_option(add)
     add_comparison_options(parser, "finetune", *(None,) * 3)
     options = parser.parse_args(arguments)
     names = ("learning_rate", "ember_learning_rate", "adamw_table_learning_rate")
@@ -135,7 +148,11 @@ def read_command_line(arguments: list[str] | None) -> Config:
             setattr(options, name, rate)
     try:
         parts = LessonConfig.from_options(options), TuningConfig.from_options(options), Comparison.from_options(options)
-        return Config(*parts)
+        config = Config(*parts, RegularizerConfig.from_options(options))
+        check_head(config.regularizers.regularizer, tied=config.lesson.model == "smollm2")
+        if config.lesson.only_new or config.lesson.special_tokens:
+            check_frozen_rows(config.regularizers.regularizer)
+        return config
     except UsageError as error:
         parser.error(str(error))
 
@@ -154,11 +171,13 @@ def compare(config: Config) -> None:
             tx = only_rows(name, lesson, alone, config)
             state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, lesson.params)))
             of_state = {"table_state_bytes": state, "state_bytes": state}
-        runs[name] = fine_tune(name, lesson, tx, training) | of_state
+        subject = subject_of(lesson, table_schedule(name, config.comparison.rates, training.steps))
+        runs[name] = fine_tune(name, lesson, tx, training, config.regularizers.regularizer, subject) | of_state
     rows = [(name, *(f"{loss:.4f}" for loss in _ends(run)), *state_cells(run)) for name, run in runs.items()]
     print(f"\n{text_table(rows, ('optimizer', 'held-out loss before', 'after', *STATE_HEADERS))}")
     settings = {k: v for part in (config.lesson, training, config.comparison.rates) for k, v in dataclasses.asdict(part).items()}
-    settings = {key: value for key, value in settings.items() if not isinstance(value, Path)} | {"jax": jax.__version__}
+    settings = {key: value for key, value in settings.items() if not isinstance(value, Path)}
+    settings |= {"jax": jax.__version__, "regularizer": config.regularizers.names}
     save_results(folder / "results.json", settings, runs)
     curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("losses", "held_out"))
     dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
@@ -192,15 +211,30 @@ def only_rows(name: str, lesson: Lesson, ids: np.ndarray, config: Config) -> opt
     return row_sparse.train_only_rows(frozen, {lesson.table: ids})
 
 
-def fine_tune(name: str, lesson: Lesson, tx: optax.GradientTransformation, config: TuningConfig) -> dict[str, Any]:
-    """Training losses of the steps and, by step, the loss on held-out examples."""
-    loss_fn = answer_loss(lesson)
+def subject_of(lesson: Lesson, rate: optax.Schedule) -> Subject:
+    """What regularizers work on: the answers' tokens are what is learnt."""
+    size = max(max(np.shape(table)) for table in with_label(lesson.params, "ember"))
+    answers = lesson.training.tokens[lesson.training.is_answer > 0]
+    return Subject(np.bincount(answers, minlength=size).astype(np.float32), lesson.table, rate)
+
+
+def fine_tune(
+    name: str,
+    lesson: Lesson,
+    tx: optax.GradientTransformation,
+    config: TuningConfig,
+    chosen: Sequence[Chosen] = (),
+    subject: Subject | None = None,
+) -> dict[str, Any]:
+    """Training losses of the steps, without what regularizers add, and, by step, the loss on held-out examples."""
+    tx = with_transformations(tx, chosen, subject)
+    loss_fn = with_terms(answer_loss(lesson, token_weights(chosen, subject)), chosen, subject)
     evaluate = evaluator(lesson, config.evaluation_examples)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(carry, tokens, is_answer):
         params, opt_state = carry
-        loss, grads = jax.value_and_grad(loss_fn)(params, tokens, is_answer)
+        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, tokens, is_answer)
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 

@@ -17,7 +17,8 @@ from lm.config import ROW_SPARSE, CheckpointConfig, Config
 from lm.devices import check_same_in_all_processes, is_main_process, make_mesh, report, start_processes
 from lm.errors import UsageError
 from lm.geometry_log import GeometryLog, draw
-from lm.optimizers import make_body_optimizer, make_optimizer, state_bytes, with_label
+from lm.optimizers import make_body_optimizer, make_optimizer, state_bytes, table_schedule, with_label
+from lm.regularizing import Subject
 from lm.report import save_picture, save_results, summary_table
 from lm.text import read_documents
 from lm.tokens import Corpus, check_length, fingerprint, load_corpus
@@ -61,7 +62,9 @@ def compare(config: Config) -> None:
             tx = make_optimizer(name, config.rates, training.steps)
             sparse = name == ROW_SPARSE
             options = {"mesh": mesh, "checkpoints": checkpoints, "row_sparse_input": sparse, "geometry": logs.get(name)}
-            results[name] = train(name, model, training, tx, corpus, **options)
+            subject = Subject(counts_V, "embed/embedding", table_schedule(name, config.rates, training.steps))
+            regularized = {"regularizers": config.regularizers.regularizer, "subject": subject}
+            results[name] = train(name, model, training, tx, corpus, **options, **regularized)
     last = config.checkpoints.last_step(training.steps)
     if last < training.steps:
         report(f"\nstopped after step {last}; the same command with --resume and without --stop-after goes on")

@@ -83,6 +83,35 @@ def test_compares_the_optimizers(model_file, few_pairs, tmp_path, capsys):
     assert runs["ember"]["table_state_bytes"] == 4 * (259 + WIDTH) + 8 + 4
 
 
+@pytest.mark.slow  # another program of both
+def test_trains_with_regularizers(model_file, few_pairs, tmp_path, capsys):
+    """A tied table; the loss without the terms is recorded, the same in the first step but for weights."""
+    folders = ["--model-file", str(model_file), "--output-dir", str(tmp_path), "--optimizers=ember"]
+    losses = []
+    for chosen in ([], ["anisotropy", "spectral", "alignment", "spectral-norm=2", "weighted-rows", "cap"]):
+        done = call(program.main, capsys, *TINY, *folders, *(f"--regularizer={name}" for name in chosen))
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / "finetune" / "results.json").read_text())
+        losses.append(results["runs"]["ember"]["losses"])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][1] != losses[1][1]
+    assert len(results["settings"]["regularizer"]) == 6
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--regularizer=centre"], "'centre' is no regularizer: anisotropy, "),
+        (["--regularizer=center"], "--regularizer center needs a head of its own"),
+        (["--regularizer=spectral-norm", "--special-tokens=2"], "--regularizer spectral-norm moves every row of a table"),
+    ],
+)
+def test_explains_mistaken_regularizers(capsys, arguments, message):
+    done = call(program.main, capsys, *TINY, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 @pytest.mark.slow  # what it trains is tested without the program
 def test_compares_the_optimizers_on_special_tokens(model_file, few_pairs, tmp_path, capsys):
     folders = ["--model-file", str(model_file), "--output-dir", str(tmp_path)]

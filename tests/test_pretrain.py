@@ -5,10 +5,12 @@ import re
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 from programs import call, compiled_once, start
 
 import pretrain as program  # isort: skip
+from lm.regularizing import KINDS  # isort: skip
 
 TINY = ["--vocabulary-size=512", "--width=16", "--heads=2", "--layers=1"]
 TINY += ["--sequence-length=32", "--batch-size=4", "--validate-every=10"]
@@ -66,6 +68,34 @@ def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
     assert "the cache is not used, and made anew" in damaged.stdout
 
 
+def regularized(*names):
+    return [f"--regularizer={name}" for name in names]
+
+
+def test_trains_with_every_regularizer(pretrain, tmp_path, text):
+    """All at once; settings say which."""
+    arguments = [*TINY, "--data", str(text), "--steps", "3", "--optimizers", "ember"]
+    losses = {}
+    for name, chosen in {"plain": [], "all": [*KINDS, "anisotropy=-0.1"]}.items():
+        done = pretrain(*arguments, *regularized(*chosen), "--name", name)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        losses[name] = results["runs"]["ember"]["training_losses"]
+    assert results["settings"]["regularizer"][0] == "anisotropy=0.3"
+    assert results["settings"]["regularizer"][4] == "center"
+    assert losses["plain"][1] != losses["all"][1]
+    assert np.isfinite(losses["all"]).all()
+
+
+@pytest.mark.slow  # two more programs
+def test_regularizers_of_row_sparse_steps(pretrain, text):
+    chosen = regularized("weighted-rows", "weighted-loss", "cap=1")
+    done = pretrain(*TINY, "--data", str(text), "--steps", "5", "--optimizers", "ember", "--row-sparse", *chosen)
+    assert done.returncode == 0, done.stderr
+    difference = float(re.search(r"training losses differ by at most (\S+),", done.stdout)[1])
+    assert difference < 1e-5
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -87,6 +117,15 @@ def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
         (["--mesh", "fsdp=16"], "--mesh fsdp=16 needs 16 devices, there are 8; --cpu-devices 16 simulates them"),
         (["--mesh", "data=8"], "--batch-size 4 does not divide by the 8 parts of --mesh data=8"),
         (["--data", "{text}", "--mesh", "tp=3"], "--mesh tp=3: block_0/attention_out/kernel of shape (16, 16)"),
+        (["--regularizer", "isotropy"], "'isotropy' is no regularizer: anisotropy, spectral, alignment, spectral-norm, center"),
+        (["--regularizer", "anisotropy=much"], "'much' is no finite number: write for example anisotropy=0.3"),
+        (["--regularizer", "center=2"], "center takes no coefficient: write center"),
+        (["--regularizer", "cap=0"], "cap=0 is no bound: write one above zero, for example cap=3"),
+        (["--regularizer", "center", "--tied"], "--regularizer center needs a head of its own"),
+        (
+            ["--regularizer", "alignment", "--row-sparse"],
+            "--regularizer alignment needs every row of a table: leave out --row-sparse",
+        ),
         (["--resume"], "--resume needs --checkpoint-dir"),
         (["--stop-after", "3"], "--stop-after needs --checkpoint-dir"),
         (["--coordinator", "localhost:1234"], "--coordinator, --num-processes and --process-id belong together"),

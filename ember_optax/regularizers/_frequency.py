@@ -1,5 +1,6 @@
 """Weights from token counts: of each token's loss, and of the updates of each row."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -157,22 +158,6 @@ def scale_by_frequency(
     if fixed is not None and decay != 1.0:
         raise ValueError(f"decay={decay!r} is of streamed counts, but token_counts are given once; leave one of the two out.")
 
-    def given(table: Table, extra_args: dict[str, Any]) -> jax.Array:
-        found = extra_args.get("token_counts") if fixed is None else fixed
-        if found is None:
-            raise ValueError(
-                "scale_by_frequency streams counts: call update(updates, state, params, token_counts=counts) with those of the "
-                "batch, (V,), or give it token_counts once where it is made."
-            )
-        counts_V, axes = checked_counts(found, "token_counts"), table.axes
-        assert axes is not None
-        if not axes.token or counts_V.shape[0] != table.shape[axes.token[0]]:
-            raise ValueError(
-                f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token "
-                f"axes {axes.token}; count every token of its vocabulary, or leave it out of `tables`."
-            )
-        return counts_V
-
     def step(table: Table, update, param, kept, counts_V):
         del param
         axes = table.axes
@@ -184,8 +169,27 @@ def scale_by_frequency(
         weights = weights_of_counts(counts, number, added, axes.token[0])
         return _weighted(table, update, weights), kept
 
+    given = functools.partial(_counts_of, fixed)
     rule = Rule("scale_by_frequency", step, keeps=None if fixed is not None else "nu_token", given=given)
     return on_tables(rule, tables, None if fixed is not None else FrequencyState)
+
+
+def _counts_of(fixed: jax.Array | None, table: Table, extra_args: dict[str, Any]) -> jax.Array:
+    """The counts of a table's vocabulary: those given once, or those of this batch."""
+    found = extra_args.get("token_counts") if fixed is None else fixed
+    if found is None:
+        raise ValueError(
+            "scale_by_frequency streams counts: call update(updates, state, params, token_counts=counts) with those of the "
+            "batch, (V,), or give it token_counts once where it is made."
+        )
+    counts_V, axes = checked_counts(found, "token_counts"), table.axes
+    assert axes is not None
+    if not axes.token or counts_V.shape[0] != table.shape[axes.token[0]]:
+        raise ValueError(
+            f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token "
+            f"axes {axes.token}; count every token of its vocabulary, or leave it out of `tables`."
+        )
+    return counts_V
 
 
 def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:

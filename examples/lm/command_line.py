@@ -11,6 +11,7 @@ from lm.config import (
     ModelConfig,
     OutputConfig,
     RatesConfig,
+    RegularizerConfig,
     RunsConfig,
     TextConfig,
     TrainingConfig,
@@ -18,6 +19,7 @@ from lm.config import (
 from lm.devices import mesh_sizes
 from lm.errors import UsageError
 from lm.option_types import learning_rate, positive_int, seed, whole_number
+from lm.regularizing import add_regularizer_option
 from lm.tokens import default_cache_dir
 
 
@@ -56,6 +58,7 @@ def _config(options: Namespace) -> Config:
         checkpoints=CheckpointConfig.from_options(options),
         output=OutputConfig.from_options(options),
         geometry=GeometryConfig.from_options(options),
+        regularizers=RegularizerConfig.from_options(options),
     )
 
 
@@ -80,6 +83,7 @@ def _add_training(group) -> None:
     add("--optimizers", nargs="+", choices=optimizers, default=optimizers, help="which runs to make")
     row_sparse = "also train with Ember on the rows of each batch alone, for the input table, and compare the two"
     add("--row-sparse", action="store_true", help=row_sparse)
+    add_regularizer_option(add)
 
 
 def _add_devices(group) -> None:

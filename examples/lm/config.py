@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lm.errors import UsageError
+from lm.regularizing import Chosen, check_head, check_row_sparse
 
 # The name of the run with row-sparse steps.
 ROW_SPARSE = "ember, row-sparse"
@@ -162,6 +163,18 @@ class GeometryConfig(Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class RegularizerConfig(Part):
+    """The regularizers of every run, in their order."""
+
+    regularizer: list[Chosen]
+
+    @property
+    def names(self) -> list[str] | None:
+        """As they are written, for settings; None without any, as runs have it that know of none."""
+        return [str(one) for one in self.regularizer] or None
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of it."""
 
@@ -174,8 +187,12 @@ class Config:
     checkpoints: CheckpointConfig
     output: OutputConfig
     geometry: GeometryConfig
+    regularizers: RegularizerConfig
 
     def __post_init__(self):
+        check_head(self.regularizers.regularizer, tied=self.model.tied)
+        if self.runs.row_sparse:
+            check_row_sparse(self.regularizers.regularizer)
         if self.runs.row_sparse and self.model.tied:
             raise UsageError(
                 "--row-sparse needs an input table of its own: a tied one has a gradient in every row; leave out --tied"
@@ -184,7 +201,9 @@ class Config:
     @property
     def decisive(self) -> dict[str, Any]:
         """What decides a run's trajectory: a checkpoint goes on, and processes work together, only where all of it is equal."""
-        return {key: value for part in (self.model, self.training, self.rates) for key, value in dataclasses.asdict(part).items()}
+        parts = (self.model, self.training, self.rates)
+        told = {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
+        return told | {"regularizer": self.regularizers.names}
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -198,4 +217,4 @@ class Config:
         flat = {key: value for part in dataclasses.asdict(self).values() for key, value in part.items()}
         plain = {key: value for key, value in flat.items() if not isinstance(value, Path)}
         data = "standard library" if self.text.data is None else self.text.data.name
-        return plain | {"optimizers": self.runs.names, "data": data}
+        return plain | {"optimizers": self.runs.names, "data": data, "regularizer": self.regularizers.names}

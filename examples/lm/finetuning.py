@@ -85,12 +85,14 @@ def prefixed(lesson: Lesson, ids: np.ndarray) -> Lesson:
     return lesson._replace(training=_prefixed(lesson.training, ids), held_out=_prefixed(lesson.held_out, ids))
 
 
-def answer_loss(lesson: Lesson) -> Callable[..., jax.Array]:
-    """`loss(params, tokens, is_answer)`: the mean cross-entropy of the answers' tokens, in nats."""
+def answer_loss(lesson: Lesson, weights_V: Any = None) -> Callable[..., jax.Array]:
+    """`loss(params, tokens, is_answer)`: the mean cross-entropy of the answers' tokens, in nats, each times its weight."""
 
     def loss_fn(params, tokens_BxT, is_answer_BxT):
         logits_BxTxV = lesson.logits(params, tokens_BxT[:, :-1])
         per_token = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, tokens_BxT[:, 1:])
+        if weights_V is not None:
+            per_token = per_token * jnp.asarray(weights_V)[tokens_BxT[:, 1:]]
         weights = is_answer_BxT[:, 1:]
         return jnp.sum(weights * per_token) / jnp.sum(weights)
 

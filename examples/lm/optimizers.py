@@ -13,14 +13,19 @@ def make_optimizer(name: str, rates: RatesConfig, steps: int) -> optax.GradientT
     """`adamw` trains the tables with AdamW, `ember` with Ember; the body has the same AdamW in both."""
     body = make_body_optimizer(rates, steps)
     if name in ("ember", ROW_SPARSE):
-        return ember(schedule(rates.ember_learning_rate, steps), body)
-    tables = optax.adamw(schedule(rates.adamw_table_learning_rate, steps))
+        return ember(table_schedule(name, rates, steps), body)
+    tables = optax.adamw(table_schedule(name, rates, steps))
     return optax.partition({"ember": tables, "body": body}, token_table_labels)
 
 
 def make_body_optimizer(rates: RatesConfig, steps: int) -> optax.GradientTransformation:
     """AdamW for everything but the tables."""
     return optax.adamw(schedule(rates.learning_rate, steps))
+
+
+def table_schedule(name: str, rates: RatesConfig, steps: int) -> optax.Schedule:
+    """The learning rate of the tables under an optimizer of `make_optimizer`."""
+    return schedule(rates.adamw_table_learning_rate if name == "adamw" else rates.ember_learning_rate, steps)
 
 
 def with_label(params: Any, wanted: str) -> list[Any]:

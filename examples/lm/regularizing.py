@@ -103,6 +103,8 @@ def with_terms(loss_fn: Callable[..., jax.Array], chosen: Sequence[Chosen], subj
 
     def loss_with_terms(params, *batch):
         loss = loss_fn(params, *batch)
+        if not terms:
+            return loss, loss
         key = jax.random.key(jnp.sum(batch[0]).astype(jnp.uint32))
         return sum((term(params, jax.random.fold_in(key, i)) for i, term in enumerate(terms)), loss), loss
 
@@ -129,6 +131,12 @@ def check_row_sparse(chosen: Sequence[Chosen]) -> None:
     """Raises UsageError for what needs every row of a table."""
     if refused := [one.name for one in chosen if not one.kind.takes_rows]:
         raise UsageError(f"--regularizer {refused[0]} needs every row of a table: leave out --row-sparse")
+
+
+def check_frozen_rows(chosen: Sequence[Chosen]) -> None:
+    """Raises UsageError for what would move rows that are to stay."""
+    if moving := [one.name for one in chosen if one.kind.transformation and not one.kind.takes_rows]:
+        raise UsageError(f"--regularizer {moving[0]} moves every row of a table: train all of them")
 
 
 def check_head(chosen: Sequence[Chosen], *, tied: bool) -> None:

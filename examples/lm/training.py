@@ -1,7 +1,7 @@
 """One training run: a jitted step, a progress bar, validation and checkpoints on the way."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from lm.config import ModelConfig, TrainingConfig
 from lm.devices import is_main_process, param_shardings, place_batch, report
 from lm.geometry_log import GeometryLog
 from lm.model import Transformer
+from lm.regularizing import Chosen, Subject, token_weights, with_terms, with_transformations
 from lm.tokens import Corpus, random_batch, validation_batches
 
 # Training losses are shown as a mean of so many.
@@ -95,8 +96,12 @@ def train(
     checkpoints: Checkpoints | None = None,
     row_sparse_input: bool = False,
     geometry: GeometryLog | None = None,
+    regularizers: Sequence[Chosen] = (),
+    subject: Subject | None = None,
 ) -> TrainingResult:
     """Trains a model with `tx`, from the newest checkpoint or afresh.
+
+    `regularizers` are added to the loss, that is measured without them, and put behind `tx`; they work on `subject`.
 
     With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then. `geometry`
     looks at states and batches, and changes nothing.
@@ -104,7 +109,9 @@ def train(
     Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device
     call it inside `jax.set_mesh(mesh)`.
     """
-    program = _compile(model, config.seed, tx, mesh, row_sparse_input=row_sparse_input)
+    tx = with_transformations(tx, regularizers, subject)
+    loss_fn = with_terms(next_token_loss(model, token_weights(regularizers, subject)), regularizers, subject)
+    program = _compile(model, config.seed, tx, loss_fn, mesh, row_sparse_input=row_sparse_input)
     step, state, history = _start(name, program, checkpoints)
     held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, _VALIDATION_BATCHES)
     last = checkpoints.config.last_step(config.steps) if checkpoints else config.steps
@@ -158,21 +165,19 @@ def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, st
     return shown | {"tokens/s": f"{tokens_per_second:,.0f}"}
 
 
-def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
-    loss_fn = next_token_loss(model)
-
+def _compile(model: ModelConfig, seed: int, tx: Any, loss_fn: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
     def init():
         params = init_params(model, seed)
         return {"params": params, "opt_state": tx.init(params)}
 
     def step(state, batch):
-        loss, grads = jax.value_and_grad(loss_fn)(state["params"], batch)
+        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, loss
 
     def row_sparse_step(state, batch):
         params, ids = state["params"], {"embed/embedding": batch[:, :-1]}
-        loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, ids, batch)
+        (_, loss), grads, token_ids = row_sparse.value_and_grad(loss_fn, has_aux=True)(params, ids, batch)
         updates, opt_state = tx.update(grads, state["opt_state"], params, token_ids=token_ids)
         return {"params": row_sparse.apply_updates(params, updates, token_ids), "opt_state": opt_state}, loss
 
@@ -187,7 +192,7 @@ def _compile(model: ModelConfig, seed: int, tx: Any, mesh: Mesh, *, row_sparse_i
     return _Program(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(row_sparse_step if row_sparse_input else step, donate_argnums=0, out_shardings=(shardings, replicated)),
-        evaluate=jax.jit(loss_fn, out_shardings=replicated),
+        evaluate=jax.jit(next_token_loss(model), out_shardings=replicated),
         abstract_state=jax.tree.map(abstract, state, shardings),
     )
 
