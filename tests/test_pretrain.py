@@ -5,7 +5,6 @@ import re
 import shutil
 from functools import partial
 
-import numpy as np
 import pytest
 from programs import call, compiled_once, start
 
@@ -73,18 +72,16 @@ def regularized(*names):
 
 
 def test_trains_with_every_regularizer(pretrain, tmp_path, text):
-    """All at once; settings say which."""
-    arguments = [*TINY, "--data", str(text), "--steps", "3", "--optimizers", "ember"]
-    losses = {}
-    for name, chosen in {"plain": [], "all": [*KINDS, "anisotropy=-0.1"]}.items():
-        done = pretrain(*arguments, *regularized(*chosen), "--name", name)
-        assert done.returncode == 0, done.stderr
-        results = json.loads((tmp_path / name / "results.json").read_text())
-        losses[name] = results["runs"]["ember"]["training_losses"]
+    """All at once, one of them twice; settings say which."""
+    chosen = [*KINDS, "anisotropy=-0.1"]
+    done = pretrain(*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember", *regularized(*chosen))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "pretrain" / "results.json").read_text())
+    losses = results["runs"]["ember"]["training_losses"]
+    assert losses[-1] < losses[0] - 0.1
     assert results["settings"]["regularizer"][0] == "anisotropy=0.3"
     assert results["settings"]["regularizer"][4] == "center"
-    assert losses["plain"][1] != losses["all"][1]
-    assert np.isfinite(losses["all"]).all()
+    assert results["settings"]["regularizer"][-1] == "anisotropy=-0.1"
 
 
 @pytest.mark.slow  # two more programs

@@ -47,8 +47,8 @@ def test_one_that_hurts_is_said_to_hurt():
 
 def test_both_directions_are_told_apart():
     down, up = rows_of([0.1, 0.1, 0.1], -1.0), rows_of([0.1, 0.1, 0.1], 1.0)
-    assert "| yes" in down["anisotropy=0.3"] and "| yes" in up["anisotropy=-0.3"]
-    assert "| no" in up["anisotropy=0.3"] and "| no" in down["anisotropy=-0.3"]
+    assert " yes " in down["anisotropy=0.3"] and " yes " in up["anisotropy=-0.3"]
+    assert " no " in up["anisotropy=0.3"] and " no " in down["anisotropy=-0.3"]
 
 
 @pytest.mark.slow  # compiles the train step of two settings

@@ -101,7 +101,7 @@ def train(
 ) -> TrainingResult:
     """Trains a model with `tx`, from the newest checkpoint or afresh.
 
-    `regularizers` are added to the loss, that is measured without them, and put behind `tx`; they work on `subject`.
+    `regularizers` are added to the loss, that is recorded without their terms, and put behind `tx`; they work on `subject`.
 
     With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then. `geometry`
     looks at states and batches, and changes nothing.
