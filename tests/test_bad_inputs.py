@@ -1,40 +1,20 @@
 """Every bad input is refused by its argument or path, with the value and the fix; its valid neighbours are accepted."""
 
+import importlib
 import re
+from pathlib import Path
 
 import pytest
-from bad_inputs import (
-    checkpoints,
-    declarations,
-    geometry,
-    hyperparameters,
-    lookups,
-    losses,
-    regularizers,
-    rounding,
-    row_sparse,
-    states,
-    steps,
-    vocabulary,
-)
 from bad_inputs.examples import trainable, whole_model
 
 from ember_optax import ember
 
-AREAS = (
-    hyperparameters,
-    declarations,
-    steps,
-    states,
-    lookups,
-    row_sparse,
-    losses,
-    rounding,
-    geometry,
-    vocabulary,
-    checkpoints,
-    regularizers,
-)
+# One module for each area; `examples` has what they share.
+AREAS = [
+    importlib.import_module(f"bad_inputs.{path.stem}")
+    for path in sorted((Path(__file__).parent / "helpers" / "bad_inputs").glob("[a-z]*.py"))
+    if path.stem != "examples"
+]
 BAD = {f"{area.__name__.split('.')[-1]}: {name}": bad for area in AREAS for name, bad in area.BAD.items()}
 GOOD = {f"{area.__name__.split('.')[-1]}: {name}": accepted for area in AREAS for name, accepted in area.GOOD.items()}
 

@@ -15,6 +15,10 @@ from .._math.head_step import HeadStep
 from .._math.softmax import HeadLoss
 
 
+class NoArrayError(TypeError, AttributeError):
+    """Something was used as an array that is none. An `AttributeError` too, so that `hasattr` is False for what it lacks."""
+
+
 class HeadLeaf:
     """Arithmetic of what is linear and has no array."""
 
@@ -57,7 +61,12 @@ class HeadLeaf:
         return self
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise TypeError(f"{self!r}, but {reason}.")
+        raise NoArrayError(f"{self!r}, but {reason}.")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_") or name in ("name", "shape"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._refuse(f"its attribute {name!r} was asked for")
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("it was used as an array")

@@ -117,13 +117,15 @@ def _calls(loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], 
 
 def _compact_tables(params: Any, token_ids: Any, heads: Any, dimension_numbers: DimensionNumbersLike) -> TableTree:
     """The tables, with axes where there are ids or where they are heads; a head without a lookup has no ids, an array of none."""
-    names = checked_heads(heads, read_tree(params).names)
+    leaves = read_tree(params)
+    names = checked_heads(heads, leaves.names)
+    for table in leaves.tables:
+        if table.name in names:
+            check_head_table(table)
     ids = {name: jnp.zeros(0, jnp.int32) for name in names} | token_ids_by_name(token_ids)
     found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
     for table in found.tables:
         check_array(table.box, f"parameter {table.name!r}", floating=True)
-        if table.name in names:
-            check_head_table(table)
     return found
 
 

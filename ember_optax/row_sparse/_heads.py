@@ -16,7 +16,7 @@ from .._math.mesh import varying_axes
 from .._math.rows import rows_first
 from .._math.softmax import HeadLoss, token_losses
 from .._tree.heads import HeadGradient
-from .._tree.inputs import shown
+from .._tree.inputs import check_array, shown
 from .._tree.tables import Table
 
 _MARK = "the loss of a fused head: "
@@ -69,13 +69,13 @@ def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_head_table(table: Table) -> None:
-    """Raises unless a table can be a fused head."""
-    assert table.axes is not None
+    """Raises unless a parameter can be a fused head."""
+    check_array(table.box, f"parameter {table.name!r}", floating=True)
     if len(table.shape) != 2:
         raise ValueError(
             f"heads names {table.name!r} of shape {table.shape}, but a fused head is a matrix, (V, D) or (D, V): leave it out."
         )
-    if table.shape[table.axes.token[0]] > LARGEST_VOCABULARY:
+    if max(table.shape) > LARGEST_VOCABULARY:
         raise ValueError(
             f"heads names {table.name!r} of shape {table.shape}, but a fused head has at most 2^24 tokens: leave it out of heads."
         )

@@ -1,0 +1,195 @@
+"""What fused heads refuse, and the clip that knows them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bad_inputs.examples import IDS, TABLE, D, V, a_function
+from ember_optax import EmberDimensionNumbers, ember, losses, row_sparse, scale_by_ember, stochastic_rounding
+
+HIDDEN, LABELS = jnp.ones((2, 3, D)), jnp.ones((2, 3), jnp.int32)
+PARAMS = {"dense": {"kernel": jnp.ones((D, D))}, "lm_head": {"kernel": TABLE.T}}
+HEAD = "lm_head/kernel"
+
+
+def cross_entropy(params, hidden=HIDDEN, labels=LABELS, **options):
+    return losses.softmax_cross_entropy(hidden, params["lm_head"]["kernel"], labels, **({"token_axis": 1} | options)).mean()
+
+
+def twice(params):
+    return cross_entropy(params) + cross_entropy(params)
+
+
+def in_scan(params):
+    return jax.lax.scan(lambda total, x: (total + cross_entropy(params, *x), None), jnp.float32(0), (HIDDEN, LABELS))[0]
+
+
+def in_vmap(params):
+    return jax.vmap(functools.partial(cross_entropy, params))(HIDDEN, LABELS).mean()
+
+
+def in_map(params):
+    return jax.lax.map(lambda x: cross_entropy(params, *x), (HIDDEN, LABELS)).mean()
+
+
+def of_kernel(use):
+    return grad(lambda params: use(params["lm_head"]["kernel"]) + cross_entropy(params))
+
+
+def grad(loss_fn=cross_entropy, params=PARAMS, token_ids=None, heads=HEAD, **options):
+    return lambda: row_sparse.value_and_grad(loss_fn, heads=heads, **options)(params, token_ids)
+
+
+@functools.cache
+def gradients():
+    return grad()()[1]
+
+
+def step(tx, params=PARAMS, **options):
+    """The update of a transformation, without the state that a gradient on its own would need."""
+    return lambda: tx.update(gradients(), tx.init(PARAMS), params, **options)
+
+
+@functools.cache
+def updates():
+    tx = ember(1e-3)
+    return tx.update(gradients(), tx.init(PARAMS), PARAMS)[0]
+
+
+def apply(updates_of=updates, params=PARAMS, token_ids=None):
+    return lambda: row_sparse.apply_updates(params, updates_of(), token_ids)
+
+
+NO_ARRAY = (
+    r"Head(Gradient|Update)\('lm_head/kernel', \(4, 6\)\): .*never computed as an array.*leave 'lm_head/kernel' out of `heads`"
+)
+OF_JAX = r"HeadGradient"
+BAD = {
+    "heads of a number": (grad(heads=3), TypeError, r"heads must be a path or a sequence of paths, got 3 of type int; pass for"),
+    "heads of numbers": (
+        grad(heads=[3]),
+        TypeError,
+        r"heads must be a path or a sequence of paths, got \[3\] of type list; pass",
+    ),
+    "heads of a function": (grad(heads=a_function), TypeError, r"heads must be a path .* of type function; pass for example"),
+    "heads of a tree": (grad(heads={HEAD: True}), TypeError, r"heads must be a path .* of type dict; pass for example 'lm_head"),
+    "a head that does not exist": (
+        grad(heads="head"),
+        ValueError,
+        r"heads names \['head'\], but the parameters are \['dense/kernel', 'lm_head/kernel'\]; correct the path",
+    ),
+    "a head of three axes": (
+        grad(params={**PARAMS, "lm_head": {"kernel": TABLE[None]}}),
+        ValueError,
+        r"heads names 'lm_head/kernel' of shape \(1, 6, 4\), but a fused head is a matrix.*leave it out",
+    ),
+    "a head without the loss": (
+        grad(lambda params: params["dense"]["kernel"].sum()),
+        ValueError,
+        r"heads names 'lm_head/kernel', but loss_fn does not call losses.softmax_cross_entropy.*: call it, or leave it out",
+    ),
+    "the loss twice": (
+        grad(twice),
+        ValueError,
+        r"calls softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
+    ),
+    "the loss in a scan": (
+        grad(in_scan),
+        ValueError,
+        r"fused head 'lm_head/kernel' inside of 'scan', where one .*: call it outside",
+    ),
+    "the loss in a map": (grad(in_map), ValueError, r"fused head 'lm_head/kernel' inside of 'scan', where one call .*: call it"),
+    "the loss in vmap": (grad(in_vmap), ValueError, r"fused head 'lm_head/kernel' inside of jax.vmap: pass hidden states of all"),
+    "another token axis": (
+        grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)), token_axis=0)),
+        ValueError,
+        r"token_axis of softmax_cross_entropy is 0 for the fused head 'lm_head/kernel' .* in axis 1: pass token_axis=1, or",
+    ),
+    "logits of a head": (of_kernel(lambda table: (HIDDEN @ table).sum()), TypeError, r"only the rows .*it was used as an array"),
+    "the transpose of a head": (
+        of_kernel(lambda table: table.T.sum()),
+        TypeError,
+        r"only the rows .*its transpose was asked for",
+    ),
+    "the square of a head": (of_kernel(lambda table: (table * table).sum()), TypeError, r"only the rows .*arithmetic was done"),
+    "an L2 term of all leaves": (
+        grad(lambda params: sum(jnp.sum(p**2) for p in jax.tree.leaves(params)) + cross_entropy(params)),
+        TypeError,
+        r"key<fry>",
+    ),
+    "the clip of Optax": (step(optax.clip_by_global_norm(1.0)), TypeError, NO_ARRAY),
+    "a clip of elements": (step(optax.clip(1.0)), (TypeError, ValueError), OF_JAX),
+    "decay before Ember": (step(optax.add_decayed_weights(0.1)), TypeError, NO_ARRAY + ", but something was added"),
+    "Adam": (step(optax.adam(1e-3)), (TypeError, ValueError), OF_JAX),
+    "momentum": (step(optax.sgd(1e-3, momentum=0.9)), TypeError, NO_ARRAY),
+    "accumulation": (step(optax.MultiSteps(ember(1e-3), 2)), (TypeError, ValueError), OF_JAX),
+    "a check of elements": (step(optax.apply_if_finite(ember(1e-3), 3)), (TypeError, ValueError), OF_JAX),
+    "SGD": (
+        apply(lambda: step(optax.sgd(1e-3))()[0]),
+        TypeError,
+        r"update of 'lm_head/kernel' is still a gradient: train a fused head with ember or scale_by_ember",
+    ),
+    "Ember twice": (step(optax.chain(ember(1e-3), ember(1e-3))), TypeError, r"'lm_head/kernel' is an update already: put one"),
+    "another axis in the optimizer": (
+        step(ember(1e-3, tables={"dense": None, "lm_head": EmberDimensionNumbers(0)})),
+        ValueError,
+        r"fused head 'lm_head/kernel' .* vocabulary in axis 1, but the optimizer takes \(0,\) for it: declare the same",
+    ),
+    "rounding before Ember": (
+        lambda: stochastic_rounding(0).update(
+            {"w": gradients()["lm_head"]["kernel"]}, stochastic_rounding(0).init({}), {"w": TABLE.T.astype(jnp.bfloat16)}
+        ),
+        TypeError,
+        r"the update of 'w' is still the gradient of a fused head: put stochastic_rounding last",
+    ),
+    "a product with an array": (lambda: gradients()["lm_head"]["kernel"] * TABLE.T, TypeError, NO_ARRAY + ", but it was multi"),
+    "a power": (lambda: gradients()["lm_head"]["kernel"] ** 2, TypeError, NO_ARRAY + ", but its elements were asked for"),
+    "a function of NumPy": (lambda: jnp.asarray(gradients()["lm_head"]["kernel"]), TypeError, OF_JAX),
+    "the apply of Optax": (
+        lambda: optax.apply_updates(PARAMS, updates()),
+        TypeError,
+        NO_ARRAY + r", but something was added to it .*updates go to row_sparse.apply_updates",
+    ),
+    "parameters of another shape": (
+        apply(params={**PARAMS, "lm_head": {"kernel": TABLE}}),
+        ValueError,
+        r"update of 'lm_head/kernel' is that of a fused head of shape \(4, 6\).* has shape \(6, 4\)\. Pass the parameters",
+    ),
+    "ids of a fused head": (
+        apply(token_ids={HEAD: IDS}),
+        ValueError,
+        r"update of 'lm_head/kernel' is that of a fused head of shape \(4, 6\), without token_ids",
+    ),
+    "a result of jit": (jax.jit(grad()), TypeError, r"HeadGradient.*not a valid JAX type"),
+    "max_norm of zero": (lambda: row_sparse.clip_by_global_norm(0), ValueError, r"max_norm must be above zero, got 0.0; pass"),
+    "max_norm below zero": (lambda: row_sparse.clip_by_global_norm(-1), ValueError, r"max_norm must be .* not negative, got -1"),
+    "max_norm of text": (lambda: row_sparse.clip_by_global_norm("1"), TypeError, r"max_norm must be a real number, got '1'"),
+    "a clip of text": (
+        lambda: row_sparse.clip_by_global_norm(1.0).update({"w": "x"}, optax.EmptyState()),
+        TypeError,
+        r"gradient of 'w' is 'x' of type str, not an array",
+    ),
+    "a clip of updates": (
+        lambda: row_sparse.clip_by_global_norm(1.0).update(updates(), optax.EmptyState()),
+        TypeError,
+        r"update of 'lm_head/kernel' has no norm: clip the gradients, before ember",
+    ),
+    "a clip of other ids": (
+        lambda: row_sparse.clip_by_global_norm(1.0).update({"w": TABLE}, optax.EmptyState(), token_ids={"w": IDS}),
+        ValueError,
+        r"the update of 'w' has shape \(6, 4\), but its ids have shape \(2,\)",
+    ),
+}
+GOOD = {
+    "a list of heads": grad(heads=[HEAD]),
+    "a head twice": grad(heads=(HEAD, HEAD)),
+    "no heads": grad(heads=()),
+    "hidden states of all": grad(lambda params: cross_entropy(params, jnp.stack([HIDDEN, HIDDEN]), jnp.stack([LABELS, LABELS]))),
+    "one step": apply(),
+    "a transformation of one table": lambda: scale_by_ember(dimension_numbers=EmberDimensionNumbers(1)).update(
+        gradients()["lm_head"]["kernel"], scale_by_ember(dimension_numbers=EmberDimensionNumbers(1)).init(TABLE.T)
+    ),
+    "a clip without arrays": lambda: row_sparse.clip_by_global_norm(1.0).update({}, optax.EmptyState()),
+}
