@@ -51,7 +51,8 @@ def test_every_room_of_the_face_was_looked_at():
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert sorted(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)) == PAGES
+    notebooks = [f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(re.findall(r": (\S+\.(?:md|ipynb))$", navigation, re.MULTILINE)) == sorted([*PAGES, *notebooks])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -65,7 +66,7 @@ def test_links_lead_somewhere(document):
             continue
         path, _, anchor = link.partition("#")
         file = document.parent / path if path else document
-        assert file.exists() or (ROOT / "notebooks" / path).exists(), link
+        assert file.exists(), link
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}, link

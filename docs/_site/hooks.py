@@ -6,7 +6,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
-from pages import colab_badge, folded_tables, formulas, links
+from pages import colab_badge, folded_tables, formulas, links, notebook_formulas
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {}).get("Repository")
@@ -22,7 +22,7 @@ def on_config(config):
 def on_files(files, config):
     """Notebooks lie in a folder of their own."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        files.append(File(path.name, str(path.parent), config.site_dir, config.use_directory_urls))
+        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
@@ -34,5 +34,6 @@ def on_page_markdown(markdown, page, config, files):
 def on_page_content(html, page, config, files):
     """Formulas and tables."""
     source = Path(page.file.src_uri)
-    badge = colab_badge(REPOSITORY, source.stem) if source.suffix == ".ipynb" else ""
-    return badge + folded_tables(formulas(html, lambda latex, display: convert(latex, display=display)))
+    if source.suffix == ".ipynb":
+        html = colab_badge(REPOSITORY, source.stem) + notebook_formulas(html)
+    return folded_tables(formulas(html, lambda latex, display: convert(latex, display=display)))

@@ -11,13 +11,15 @@ LONGEST_CELL = 40  # characters: columns of sentences need more room than column
 def links(markdown: str, repository: str | None, depth: int = 0) -> str:
     """Links to files outside of docs/: into the repository, or plain text while it has no address. And pictures as Markdown's.
 
-    `depth` counts the folders between docs/ and the page.
+    Notebooks are part of the site. `depth` counts the folders between docs/ and the page.
 
 
     >>> links("[the program](../examples/rl.py)", None)
     'the program (`examples/rl.py`)'
     >>> links("[the program](../examples/rl.py)", "https://host/owner/name")
     '[the program](https://host/owner/name/blob/main/examples/rl.py)'
+    >>> links("[a notebook](../notebooks/a.ipynb)", None)
+    '[a notebook](notebooks/a.ipynb)'
     >>> links("[the guide](../geometry.md)", None, depth=1)
     '[the guide](../geometry.md)'
     >>> links('<img src="images/a.png" alt="A curve">', None)
@@ -26,6 +28,8 @@ def links(markdown: str, repository: str | None, depth: int = 0) -> str:
 
     def target(match: re.Match[str]) -> str:
         text, path = match.groups()
+        if path.startswith("notebooks/"):
+            return f"[{text}]({'../' * depth}{path})"
         if repository:
             return f"[{text}]({repository}/blob/main/{path})"
         return f"`{path}`" if path in text else f"{text} (`{path}`)"
@@ -66,6 +70,19 @@ def formulas(page: str, to_mathml: Callable[[str, str], str]) -> str:
     return re.sub(
         r'(<(?:span|div) class="arithmatex">)\s*\\([(\[])(.*?)\\[)\]]\s*(</(?:span|div)>)', converted, page, flags=re.DOTALL
     )
+
+
+def notebook_formulas(page: str) -> str:
+    r"""Formulas of a notebook's text as those of Markdown's are marked; not in its programs.
+
+    >>> print(notebook_formulas(r'<p>at $\sqrt{2}$</p><pre>"$\nu$"</pre>'))
+    <p>at <span class="arithmatex">\(\sqrt{2}\)</span></p><pre>"$\nu$"</pre>
+    """
+
+    def marked(text: re.Match[str]) -> str:
+        return re.sub(r"\$([^$<>]*\\[^$<>]*)\$", r'<span class="arithmatex">\\(\1\\)</span>', text[0])
+
+    return re.sub(r"<(p|li)>(?:(?!<pre).)*?</\1>", marked, page, flags=re.DOTALL)
 
 
 def colab_badge(repository: str | None, notebook: str) -> str:
