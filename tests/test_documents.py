@@ -12,7 +12,7 @@ import nbclient
 import nbformat
 import pytest
 
-from benchmarks.drills import bit_flips, kill_drill, restarts
+from benchmarks.drills import bit_flips, dead_peer, kill_drill, restarts
 from benchmarks.measure import collectives, row_sparse_steps, state_memory, step_times
 
 ROOT = Path(__file__).parents[1]
@@ -62,12 +62,13 @@ def test_sharding_tables_are_those_of_the_benchmark():
 
 def test_drills_shown_are_those_that_were_run():
     """And none of them failed: the numbers that the documents promise."""
-    document = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     flips, kills, restarts_found = (
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("bit_flips", "kill_drill", "restarts")
     )
-    for table in (bit_flips.table(flips), kill_drill.table(kills), restarts.table(restarts_found)):
+    peers = json.loads((ROOT / "benchmarks" / "results" / "dead_peer.json").read_text(encoding="utf-8"))
+    for table in (bit_flips.table(flips), kill_drill.table(kills), restarts.table(restarts_found), dead_peer.table(peers)):
         assert table in document
     for drawn in ("every bit alike", "every file alike"):
         assert flips[drawn]["bits flipped"] == 300
@@ -75,6 +76,9 @@ def test_drills_shown_are_those_that_were_run():
     for drill in kills.values():
         assert (drill["finished checkpoints lost"], drill["most steps lost"]) == (0, 1)
         assert drill["bit-identical to the uninterrupted run"]
+    for peer in peers.values():
+        assert peer["exited"]
+        assert peer["seconds"] < peer["heartbeat"] + 1
     assert max(value for of in restarts_found.values() for values in of.values() for value in values.values()) < 1e-6
 
 

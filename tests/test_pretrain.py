@@ -126,6 +126,7 @@ def test_regularizers_of_row_sparse_steps(pretrain, text):
         (["--resume"], "--resume needs --checkpoint-dir"),
         (["--stop-after", "3"], "--stop-after needs --checkpoint-dir"),
         (["--coordinator", "localhost:1234"], "--coordinator, --num-processes and --process-id belong together"),
+        (["--heartbeat-timeout", "10"], "--heartbeat-timeout needs several processes"),
         (["--coordinator=localhost:1", "--num-processes=2", "--process-id=2"], "--process-id 2 must be below --num-processes 2"),
     ],
 )

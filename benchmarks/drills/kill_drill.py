@@ -7,13 +7,10 @@ that was never killed. Each start of the program is one round; its kills are add
 """
 
 import json
-import os
 import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +18,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.drills.runs import Layout, final_state, losses, pretrain, start
+from benchmarks.drills.runs import Layout, compiled_once, final_state, losses, pretrain, start
 from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, ROOT, load, parser, save
 
 # Compiled, traced and saved in a fraction of the main job's time, so that a kill costs seconds; the same program otherwise.
-_SMALL = ["--vocabulary-size", "500", "--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "4"]
-_SMALL += ["--data", str(ROOT / "ember_optax")]
+SMALL = ["--vocabulary-size", "500", "--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "4"]
+SMALL += ["--data", str(ROOT / "ember_optax")]
 # Kills come within the time that a checkpoint of the model takes, or soon after it.
 _LONGEST_DELAY = {"small": 0.1, "main job": 1.0}
 
@@ -76,7 +73,7 @@ def one_round(count: int, processes: int, model: str, delays: random.Random) -> 
     """So many kills of one run; and whether what came out at its end is what the uninterrupted run made."""
     layout = Layout(processes, 2, f"fsdp={2 * processes}")
     steps = 5 * count + 10
-    options = ["--steps", str(steps), "--sequence-length", "32", "--checkpoint-every", "1", *(_SMALL if model == "small" else [])]
+    options = ["--steps", str(steps), "--sequence-length", "32", "--checkpoint-every", "1", *(SMALL if model == "small" else [])]
     with tempfile.TemporaryDirectory() as folder, compiled_once(Path(folder) / "compiled"):
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         pretrain(layout, whole, options)
@@ -149,21 +146,6 @@ def being_written(folder: Path) -> int:
 def equal(ours, theirs) -> bool:
     """Whether two trees of arrays are the same bit for bit."""
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, theirs)))
-
-
-@contextmanager
-def compiled_once(folder: Path) -> Iterator[None]:
-    """Processes started in here keep their compiled programs in a folder: compiling is most of a small run's time."""
-    settings = {"COMPILATION_CACHE_DIR": str(folder), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    settings |= {"PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-    names = {f"JAX_{name}": value for name, value in settings.items()}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _entries(folder: Path) -> list[Path]:

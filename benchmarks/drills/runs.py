@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +59,21 @@ def start(
         )
         for number in range(layout.processes)
     ]
+
+
+@contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Processes started in here keep their compiled programs in a folder: compiling is most of a small run's time."""
+    settings = {"COMPILATION_CACHE_DIR": str(folder), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    settings |= {"PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    names = {f"JAX_{name}": value for name, value in settings.items()}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def losses(folder: Path) -> np.ndarray:

@@ -15,29 +15,33 @@ _STRIDE = 0x9E3779B9  # keeps the keys of axes and lanes apart
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
-def checksum(x: jax.Array, sharding: NamedSharding | None = None) -> jax.Array:
-    """`local_checksum` of an array with this sharding, each part where it lies.
+def partial_checksums(x: jax.Array, sharding: NamedSharding | None = None) -> jax.Array:
+    """The `checksum` of each part of an array with this sharding, (parts, 2), each where the part lies: nothing is sent.
 
     Without naming the parts, the compiler would gather the array: it does not split a reduction of two operands.
     """
     if sharding is None or sharding.mesh.size == 1:
-        return local_checksum(x)
+        return checksum(x)[None]
     entries = tuple(map(entry_names, sharding.spec))
-    parts = functools.partial(local_checksum, mesh_axes=entries)
-    return jax.shard_map(parts, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec(), check_vma=False)(x)
+    split = PartitionSpec(tuple(name for of_axis in entries for name in of_axis) or None)
+    of_part = functools.partial(checksum, mesh_axes=entries)
+    parts = jax.shard_map(
+        lambda part: of_part(part)[None], mesh=sharding.mesh, in_specs=sharding.spec, out_specs=split, check_vma=False
+    )
+    return parts(x)
 
 
-def local_checksum(x: jax.Array, mesh_axes: tuple[tuple[str, ...], ...] = ()) -> jax.Array:
+def checksum(x: jax.Array, mesh_axes: tuple[tuple[str, ...], ...] = ()) -> jax.Array:
     """Two sums, (2,) uint32, over all numbers of an array of any dtype and shape: of h, and of g times an odd key of the place,
 
         h = mix(word ^ key(place)),   g = h ^ (h >> 15)
 
-    Sums of uint32 are exact modulo 2^32 in any order, so the layout is of no matter, and devices exchange two numbers. For one
-    place both summands are bijections of the word: a change of a single number always changes both sums. Everything else, such as
-    two numbers that change places, goes unseen with probability 2^-58 at most: the keys of two places agree with 2^-32, and the
+    Sums of uint32 are exact modulo 2^32 in any order, so those of the parts add up to that of the whole. For one place both
+    summands are bijections of the word: a change of a single number always changes both sums. Everything else, such as two
+    numbers that change places, goes unseen with probability 2^-58 at most: the keys of two places agree with 2^-32, and the
     second sum then with 2^-26; where they do not agree, each sum with 2^-32.
 
-    Inside `jax.shard_map`, `mesh_axes` names for each axis the mesh axes that split it; the result is that of the whole array.
+    Inside `jax.shard_map`, `mesh_axes` names for each axis the mesh axes that split it: the places are those in the whole array.
     """
     words = _words(x)
     names = mesh_axes + ((),) * (words.ndim - len(mesh_axes))
@@ -45,8 +49,7 @@ def local_checksum(x: jax.Array, mesh_axes: tuple[tuple[str, ...], ...] = ()) ->
     weighted = (h ^ (h >> np.uint32(15))) * (_keys(words.shape, 1, names) | np.uint32(1))
     # One reduction of both: XLA on a CPU fuses what it reads into it, where it writes the operand of a plain sum to memory.
     both = jax.lax.reduce((h, weighted), (np.uint32(0),) * 2, lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(words.ndim)))
-    everywhere = tuple(name for of_axis in names for name in of_axis)
-    return jax.lax.psum(jnp.stack(both), everywhere) if everywhere else jnp.stack(both)
+    return jnp.stack(both)
 
 
 def _words(x: jax.Array) -> jax.Array:

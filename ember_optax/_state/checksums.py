@@ -1,8 +1,9 @@
 """Whether the arrays that a checkpoint gives back are those that were saved."""
 
+import functools
 import hashlib
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._math.checksum import checksum
+from .._math.checksum import partial_checksums
 from .._math.mesh import named_sharding
 from .._tree.inputs import check_array, shown
 from .._tree.paths import check_distinct, full_path_name
@@ -26,8 +28,8 @@ def checksums(tree: Any) -> dict[str, int]:
     places or a restored array of another step, with probability 1 - 2^-58. It protects against faults, not against forgers.
 
     The sums are made where the data lies, on any mesh and in any number of processes, all of which must call this; what is sent
-    between devices is two numbers for each array. They do not depend on the layout: a checkpoint that is restored on other
-    devices has the same checksums. Blocks until they are computed.
+    between processes is two numbers for each part of an array. They do not depend on the layout: a checkpoint that is restored on
+    other devices has the same checksums. Blocks until they are computed.
 
     Args:
       tree: a tree of arrays of any shapes and of any dtypes of numbers, random keys included, for example
@@ -58,7 +60,7 @@ def checksums(tree: Any) -> dict[str, int]:
         raise ValueError(f"tree has no array in it, got {shown(tree)}: pass what a checkpoint holds.")
     check_distinct(names)
     arrays = [_as_array(leaf, name) for name, (_, leaf) in zip(names, paths_and_leaves, strict=True)]
-    sums = jax.device_get([_checksum(array) for array, _ in arrays])
+    sums = _sums([array for array, _ in arrays])
     return {
         name: (int(low) | int(high) << 32) ^ _number_of(kind)
         for name, (low, high), (_, kind) in zip(names, sums, arrays, strict=True)
@@ -104,11 +106,28 @@ def verify_checksums(tree: Any, saved: Mapping[str, int]) -> None:
         raise ValueError(f"what was restored is not what was saved: {'; '.join(faults[:4])}{more}. Restore another checkpoint.")
 
 
-def _checksum(array: jax.Array | np.ndarray) -> jax.Array:
-    sharding = named_sharding(array)
-    # The array's own mesh, which need not be the one in use.
-    with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):  # pyright: ignore[reportArgumentType]
-        return checksum(array, sharding)
+def _sums(arrays: list[jax.Array | np.ndarray]) -> list[np.ndarray]:
+    """The checksum of each array."""
+    jax.block_until_ready(arrays)
+    found = []
+    for array in arrays:
+        sharding = named_sharding(array)
+        # The array's own mesh, which need not be the one in use.
+        with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):  # pyright: ignore[reportArgumentType]
+            found.append(partial_checksums(array, sharding))
+    return [np.asarray(_in_every_process(parts)).sum(0, dtype=np.uint32) for parts in found]
+
+
+def _in_every_process(parts: jax.Array) -> jax.Array:
+    """Sent one array after the other: on a CPU several programs that send can wait for each other for ever."""
+    if parts.is_fully_addressable or parts.is_fully_replicated:
+        return parts
+    return jax.block_until_ready(_replicating(parts.sharding.mesh)(parts))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.cache
+def _replicating(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _as_array(leaf: Any, name: str) -> tuple[jax.Array | np.ndarray, str]:

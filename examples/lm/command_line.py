@@ -94,6 +94,8 @@ def _add_devices(group) -> None:
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes train together")
     add("--num-processes", type=positive_int, help="how many processes there are")
     add("--process-id", type=whole_number, help="which of them this is, from 0")
+    heartbeat = "seconds without a sign of life after which the processes give one up and stop; JAX's default is 100"
+    add("--heartbeat-timeout", type=positive_int, help=heartbeat)
     distributed = "let JAX find the other processes: on TPU pods, Slurm, Open MPI, Kubernetes"
     add("--distributed", action="store_true", help=distributed)
 

@@ -102,6 +102,7 @@ class DevicesConfig(Part):
     num_processes: int | None
     process_id: int | None
     distributed: bool
+    heartbeat_timeout: int | None
 
     def __post_init__(self):
         if None in self.by_hand and self.by_hand != (None, None, None):
@@ -110,6 +111,8 @@ class DevicesConfig(Part):
             )
         if self.process_id is not None and self.num_processes is not None and self.process_id >= self.num_processes:
             raise UsageError(f"--process-id {self.process_id} must be below --num-processes {self.num_processes}")
+        if self.heartbeat_timeout is not None and not self.several_processes:
+            raise UsageError("--heartbeat-timeout needs several processes: give --coordinator or --distributed too")
 
     @property
     def by_hand(self) -> tuple[str | None, int | None, int | None]:

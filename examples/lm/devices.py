@@ -49,7 +49,10 @@ def start_processes(config: DevicesConfig) -> None:
     if config.several_processes:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
-            jax.distributed.initialize(*config.by_hand)
+            heartbeat: dict[str, Any] = (
+                {} if config.heartbeat_timeout is None else {"heartbeat_timeout_seconds": config.heartbeat_timeout}
+            )
+            jax.distributed.initialize(*config.by_hand, **heartbeat)
         except ValueError as error:
             raise UsageError(f"--distributed: JAX found no cluster here ({error}); name it with --coordinator") from error
 
