@@ -1,15 +1,12 @@
-"""What the documents show runs: their Python blocks, the notebook in smoke mode, the benchmarks and their harness."""
+"""What the documents show runs: their Python blocks, the benchmarks and their harness."""
 
 import doctest
 import importlib
 import json
-import os
 import re
 from pathlib import Path
 
 import flax
-import nbclient
-import nbformat
 import pytest
 
 from benchmarks.drills import bit_flips, dead_peer, kill_drill, restarts
@@ -35,19 +32,6 @@ def test_examples_run_in_order(document):
     for block in blocks:
         if FLAX_0_12 or "nnx.Optimizer" not in block:
             exec(compile(block, document.name, "exec"), namespace)
-
-
-@pytest.mark.filterwarnings("default")  # Jupyter's own packages warn about themselves
-def test_quickstart_notebook_runs(tmp_path):
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    os.environ["EMBER_SMOKE"] = "1"
-    try:
-        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    finally:
-        del os.environ["EMBER_SMOKE"]
-    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "AdamW" in printed
-    assert "Ember" in printed
 
 
 def test_sharding_tables_are_those_of_the_benchmark():

@@ -1,0 +1,84 @@
+"""The notebooks run to their last cell in smoke mode, each in a process of its own, and what is kept in them can be shown."""
+
+import os
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+# By default those that compile least; `.ci/run` runs all.
+QUICK = {"sharding"}
+# What each one must print in smoke mode; the groups are numbers that must be below 1e-5.
+PRINTED = {
+    "fine_tuning": r"This is a tiny random model.*\nnew rows only .* 100\.0% of the old ones are bit-identical",
+    "huge_vocabulary": r"row-sparse parameters: (\S+)\n.*row-sparse input .* losses within (\S+) of Ember's",
+    "quickstart": r"AdamW.*\nEmber",
+    "sharding": r"8 devices: simulated.*\('fsdp', 'tp'\) .*all-reduce f32.*on 4 devices.*of the losses: (\S+)\n.*Pad it",
+    "token_geometry": r"embedding/effective_rank .*a random table.*iso_score ",
+}
+_LARGEST_BYTES = 300_000
+_OF_A_MACHINE = re.compile(r"(?<![\w.])(/(home|root|tmp|usr|opt|var|work|content|private|Users)/|[A-Z]:\\)")
+
+
+@pytest.mark.filterwarnings("default")  # Jupyter's own packages warn about themselves
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NOTEBOOKS])
+def test_runs_in_smoke_mode(name, tmp_path, tmp_path_factory, monkeypatch):
+    settings = {
+        "EMBER_SMOKE": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time is compiling
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache"),
+    }
+    for variable, value in settings.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # the devices of the tests: a notebook makes its own
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    for cell in notebook.cells:
+        cell.pop("outputs", None)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    found = re.search(PRINTED[name], _printed(notebook), re.DOTALL)
+    assert found
+    assert all(float(number) < 1e-5 for number in found.groups())
+
+
+def test_all_begin_with_the_same_installation():
+    first = {name: next(cell.source for cell in _read(name).cells if cell.cell_type == "code") for name in NOTEBOOKS}
+    assert set(PRINTED) == set(first)
+    assert len(set(first.values())) == 1
+    assert 'hasattr(importlib.import_module("ember_optax"), "ember")' in first["quickstart"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_is_kept_can_be_shown(name):
+    text, notebook = NOTEBOOKS[name].read_text(encoding="utf-8"), _read(name)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert len(text) < _LARGEST_BYTES
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "not run from top to bottom"
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.output_type == "error" or "Traceback" in output.get("text", "")]
+    plain = [output.data.get("text/plain", "") for output in outputs if "data" in output]
+    assert not _OF_A_MACHINE.search("\n".join([*(cell.source for cell in notebook.cells), _printed(notebook), *plain]))
+    assert not re.search(r"\r|\x1b\[", _printed(notebook)), "progress bars keep their last line only"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_is_ready_for_colab(name):
+    notebook = _read(name)
+    assert notebook.metadata["accelerator"] == "TPU"
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    assert notebook.metadata["language_info"] == {"name": "python"}
+    assert any('SMOKE = os.environ.get("EMBER_SMOKE") == "1"' in cell.source for cell in notebook.cells)
+    assert any("from tqdm import tqdm" in cell.source or "from lm.training import" in cell.source for cell in notebook.cells)
+
+
+def _read(name):
+    return nbformat.read(NOTEBOOKS[name], as_version=4)
+
+
+def _printed(notebook):
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
