@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from steps import dense_step, sparse_step
 
-from ember_optax import EmberDimensionNumbers, ember
+from ember_optax import EmberDimensionNumbers, ember, losses, row_sparse
 
 POISONS = {"nan": np.nan, "+inf": np.inf, "-inf": -np.inf, "3e38": 3e38, "2e19": 2e19}
 POSITIONS = {
@@ -24,14 +24,18 @@ POSITIONS = {
     "silent row": np.s_[5, 1],
 }
 DTYPES = ("float32", "bfloat16", "float16")
-KINDS = ("dense", "row-sparse")
+KINDS = ("dense", "row-sparse", "fused head")
 MODES = ("eager", "jit", "scan", "8 devices")
 V, D, STEPS, POISONED, RATE = 16, 8, 6, 3, 1e-2
 IDS = [7, 2, 7, 11, -1, 4, 0, 15]  # one token twice, one row of padding
+LABELS = [7, 2, 7, 11, 3, 9, 0, 15]  # no poisoned hidden state predicts them: a loss of zero would be no poison
 
 
 def drill(kind, mode, dtype):
-    """The drills of one program; returns what went wrong, by poison and position."""
+    """The drills of one program; returns what went wrong, by poison and position.
+
+    What is poisoned are gradients, with a fused head the hidden states that its gradient is made of.
+    """
     run = _runner(kind, mode)
     rows = V if kind == "dense" else len(IDS)
     clean = np.random.default_rng(0).normal(size=(STEPS, rows, D)).astype(np.float32)
@@ -77,7 +81,12 @@ def _equal(ours, theirs):
 def _runner(kind, mode):
     """From gradients of (steps, rows, D) to the parameters before and after each step, and the fields of the state."""
     tx = ember(RATE, weight_decay=0.1, tables=EmberDimensionNumbers())
-    take = dense_step(tx) if kind == "dense" else lambda *state: sparse_step(tx)(*state, jnp.array(IDS))
+    steps = {
+        "dense": dense_step(tx),
+        "row-sparse": lambda *state: sparse_step(tx)(*state, jnp.array(IDS)),
+        "fused head": _fused_step(tx),
+    }
+    take = steps[kind]
     place = _on_eight_devices() if mode == "8 devices" else lambda x: x
     one = take if mode == "eager" else jax.jit(take)
 
@@ -101,6 +110,22 @@ def _runner(kind, mode):
         return history, _fields(state)
 
     return run
+
+
+def _fused_step(tx):
+    """From hidden states of a batch to the next parameters."""
+
+    def loss_fn(params, hidden):
+        return jnp.sum(losses.softmax_cross_entropy(hidden, params, jnp.array(LABELS), token_axis=0))
+
+    def step(params, state, hidden):
+        _, grads, ids = row_sparse.value_and_grad(loss_fn, heads="", dimension_numbers=EmberDimensionNumbers())(
+            params, {}, hidden
+        )
+        updates, state = tx.update(grads, state, params, token_ids=ids)
+        return row_sparse.apply_updates(params, updates, ids), state
+
+    return step
 
 
 def _on_eight_devices():

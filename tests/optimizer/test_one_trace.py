@@ -9,7 +9,7 @@ import pytest
 from steps import dense_step, sparse_step
 from three_matrices import initial_params
 
-from ember_optax import ember
+from ember_optax import ember, losses, row_sparse
 
 STEPS = 100
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, STEPS)
@@ -74,4 +74,23 @@ def test_row_sparse_steps():
         ids = jnp.asarray(rng.integers(-1, 12, 5))
         grads = {**initial_params(), "embed": {"embedding": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)}}
         params, state = counted.step(params, state, grads, {"embed/embedding": ids})
+    assert counted.traces == 1
+
+
+def test_steps_with_a_fused_head():
+    tx, rng = WRAPPED["a schedule"], np.random.default_rng(0)
+
+    def loss_fn(params, ids, labels):
+        hidden = jnp.tanh(params["embed"]["embedding"][ids] @ params["dense"]["kernel"])
+        return losses.softmax_cross_entropy(hidden, params["lm_head"]["kernel"], labels, token_axis=1).mean()
+
+    def step(params, state, ids, labels):
+        _, grads, token_ids = row_sparse.value_and_grad(loss_fn, heads="lm_head/kernel")(params, {}, ids, labels)
+        updates, state = tx.update(grads, state, params, token_ids=token_ids)
+        return row_sparse.apply_updates(params, updates, token_ids), state
+
+    counted, params = Counted(step), initial_params()
+    state = tx.init(params)
+    for _ in range(STEPS):
+        params, state = counted.step(params, state, *jnp.asarray(rng.integers(0, 12, (2, 5))))
     assert counted.traces == 1

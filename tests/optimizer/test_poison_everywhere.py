@@ -1,4 +1,4 @@
-"""5 poisons at 6 positions in 3 dtypes: eager, under jit, in a scan, on 8 devices and in 2 processes; dense and row-sparse."""
+"""5 poisons at 6 positions in 3 dtypes: eager, under jit, in a scan, on 8 devices and in 2 processes; dense, row-sparse and with a fused head."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from pathlib import Path
 import poison
 import pytest
 
-pytestmark = pytest.mark.slow  # 900 drills
+pytestmark = pytest.mark.slow  # 1,350 drills
 
 
 @pytest.mark.parametrize("dtype", poison.DTYPES)
