@@ -1,4 +1,4 @@
-"""5 poisons at 6 positions in 3 dtypes: eager, under jit, in a scan, on 8 devices and in 2 processes; dense, row-sparse and with a fused head."""
+"""5 poisons at 6 positions in 3 dtypes: eager, jitted, in a scan, on 8 devices, in 2 processes; dense, row-sparse, fused head."""
 
 import os
 import socket
