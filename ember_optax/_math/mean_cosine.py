@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from .weighted_rows import Rows, norms, rows_of, share, unit
+from .weighted_rows import Rows, norms, rows_of, share
 
 
 def mean_cosine_of(rows: Rows) -> jax.Array:
     """The mean of cos(x_i, x_j) over pairs of different rows, each with the product of its weights; rows of zeros left out."""
-    mean_1D, p_V1 = _mean_unit_row(rows)
+    mean_1D, p_V1, _ = _mean_unit_row(rows)
     value, defined = _over_pairs(mean_1D, p_V1)
     return jnp.where(defined, value, jnp.nan)
 
@@ -33,31 +33,37 @@ def differentiable_mean_cosine(table: jax.Array, weights: jax.Array | None, toke
 @functools.partial(jax.jit, static_argnums=2)
 def _forward(table: jax.Array, weights: jax.Array | None, token: int) -> tuple[jax.Array, tuple]:
     rows = rows_of(table, token, weights=weights)
-    mean_1D, p_V1 = _mean_unit_row(rows)
+    mean_1D, p_V1, norm_V1 = _mean_unit_row(rows)
     value, defined = _over_pairs(mean_1D, p_V1)
-    return jnp.where(defined, value, 0), (table, weights, mean_1D, p_V1)
+    return jnp.where(defined, value, 0), (table, weights, mean_1D, p_V1, norm_V1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _backward(token: int, kept: tuple, of_value: jax.Array) -> tuple:
-    table, weights, mean_1D, p_V1 = kept
+    table, weights, mean_1D, p_V1, norm_V1 = kept
     rows = rows_of(table, token, weights=weights)
-    u, norm_V1 = unit(rows.x, rows.features), norms(rows.x, rows.features)
-    along_V1 = jnp.sum(u * mean_1D, rows.features, keepdims=True)
+    over_norm_V1 = 1 / jnp.where(norm_V1 == 0, 1, norm_V1)
+    along_V = jnp.einsum(rows.x, range(rows.x.ndim), jnp.squeeze(mean_1D, token), rows.features, [token], precision="highest")
+    along_V1 = along_V.reshape(norm_V1.shape) * over_norm_V1
     _, defined = _over_pairs(mean_1D, p_V1)
-    factor_V1 = 2 * p_V1 / (1 - jnp.where(defined, jnp.sum(jnp.square(p_V1)), 0)) / jnp.where(norm_V1 == 0, 1, norm_V1)
-    gradient = of_value * jnp.where((norm_V1 != 0) & defined, factor_V1 * (mean_1D - along_V1 * u), 0)
+    factor_V1 = 2 * p_V1 / (1 - jnp.where(defined, jnp.sum(jnp.square(p_V1)), 0)) * over_norm_V1
+    gradient = of_value * jnp.where((norm_V1 != 0) & defined, factor_V1 * (mean_1D - along_V1 * (rows.x * over_norm_V1)), 0)
     return gradient.astype(table.dtype), None if weights is None else jnp.zeros_like(weights)
 
 
 differentiable_mean_cosine.defvjp(_forward, _backward)
 
 
-def _mean_unit_row(rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """The weighted mean of the unit rows, with a token axis of length one, and the share of each row."""
-    is_zero_V1 = jnp.all(rows.x == 0, rows.features, keepdims=True)
-    p_V1 = share(rows._replace(weight=jnp.where(is_zero_V1, 0, rows.weight)))
-    return jnp.sum(p_V1 * unit(rows.x, rows.features), rows.token, keepdims=True), p_V1
+def _mean_unit_row(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The weighted mean of the unit rows, with a token axis of length one, the share of each row, and its norm.
+
+    As a product of the table with a vector: unit rows would be a temporary of the table's size.
+    """
+    norm_V1 = norms(rows.x, rows.features)
+    p_V1 = share(rows._replace(weight=jnp.where(norm_V1 == 0, 0, rows.weight)))
+    scale_V = (p_V1 / jnp.where(norm_V1 == 0, 1, norm_V1)).reshape(-1)
+    mean_D = jnp.einsum(scale_V, [rows.token], rows.x, range(rows.x.ndim), rows.features, precision="highest")
+    return jnp.expand_dims(mean_D, rows.token), p_V1, norm_V1
 
 
 def _over_pairs(mean_1D: jax.Array, p_V1: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from .axes import TableAxes
 from .mean_square import compute_dtype
+from .weighted_rows import norms
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -17,15 +18,12 @@ def power_iteration(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes, 
     Of stacked tables each has a vector of its own. Each iteration reads the table twice.
     """
     x = table_VxD.astype(compute_dtype(table_VxD))
-    # In units of the largest number: the fourth power of a table of 1e-10 would vanish.
-    largest = jnp.max(jnp.abs(x), _tokens_and_features(axes), keepdims=True)
-    x = x / jnp.where(largest == 0, 1, largest)
-    vector = jnp.where(_norm(vector_D, x.shape, axes) > 0, vector_D, start_vector(x.shape, axes)).astype(x.dtype)
+    vector = jnp.where(_norm(vector_D, axes.batch, axes.feature) > 0, vector_D, start_vector(x.shape, axes)).astype(x.dtype)
 
     def iterate(_, vector):
-        vector = _times_transposed(x, _times(x, vector, axes), axes)
-        norm = _norm(vector, x.shape, axes)
-        return vector / jnp.where(norm == 0, 1, norm)
+        # Both products as unit vectors: the second power of a table of 1e-20 vanishes, and a scaled copy would be a temporary.
+        along = _unit(_times(x, vector, axes), axes.batch, axes.token)
+        return _unit(_times_transposed(x, along, axes), axes.batch, axes.feature)
 
     return iterate(0, vector) if iterations == 1 else jax.lax.fori_loop(0, iterations, iterate, vector)
 
@@ -63,12 +61,13 @@ def _product(x: jax.Array, vector: jax.Array, of_vector: tuple[int, ...], kept: 
     return jnp.einsum(x, range(x.ndim), vector, sorted(of_vector), sorted(kept), precision="highest")
 
 
-def _norm(vector: jax.Array, shape: tuple[int, ...], axes: TableAxes) -> jax.Array:
-    """Of each table of a stack, with features of length one."""
-    kept = sorted(axes.batch + axes.feature)
-    features = tuple(place for place, axis in enumerate(kept) if axis in axes.feature)
-    return jnp.sqrt(jnp.sum(jnp.square(vector), features, keepdims=True))
+def _unit(vector: jax.Array, batch: tuple[int, ...], others: tuple[int, ...]) -> jax.Array:
+    """Each vector of a stack over its norm; zeros stay zeros."""
+    norm = _norm(vector, batch, others)
+    return vector / jnp.where(norm == 0, 1, norm)
 
 
-def _tokens_and_features(axes: TableAxes) -> tuple[int, ...]:
-    return tuple(sorted(axes.token + axes.feature))
+def _norm(vector: jax.Array, batch: tuple[int, ...], others: tuple[int, ...]) -> jax.Array:
+    """Of each vector of a stack, with its other axes of length one; the axes are those of the table."""
+    kept = sorted(batch + others)
+    return norms(vector, tuple(place for place, axis in enumerate(kept) if axis in others))

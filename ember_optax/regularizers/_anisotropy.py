@@ -22,10 +22,9 @@ def anisotropy(table: Any, coefficient: jax.typing.ArrayLike = 1.0, *, token_axi
     :math:`c\, \frac{2 p_i}{1 - \sum p^2} (s - (s \cdot u_i) u_i) / \|x_i\|`, :math:`s = \sum_i p_i u_i`. With a positive
     coefficient rows turn away from their common direction (cosine regularization); with a negative one towards it: lower isotropy
     was often better for the task (I-STAR, where the measure is IsoScore of hidden states). The gradient is orthogonal to each
-    row, so norms hardly change. O(V D), two reads of the table forward and three backward, nothing of its size kept but itself.
-
-    It needs every row, so a table in row-sparse steps cannot have it. On a mesh one vector of D numbers and two scalars are
-    summed over the devices.
+    row, so norms hardly change. O(V D), without a temporary of the table's size (docs/regularizers.md has what the compiler
+    says). It needs every row, so a table in row-sparse steps cannot have it. On a mesh vectors of D numbers (of V where features
+    are split) and scalars are summed over the devices.
 
     Args:
       table: (V, D), or any layout with `token_axis`; all other axes together are features. Any real floating dtype.

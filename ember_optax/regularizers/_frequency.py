@@ -158,24 +158,14 @@ def scale_by_frequency(
     if fixed is not None and decay != 1.0:
         raise ValueError(f"decay={decay!r} is of streamed counts, but token_counts are given once; leave one of the two out.")
 
-    def step(table: Table, update, param, kept, counts_V):
-        del param
-        axes = table.axes
-        assert axes is not None
-        counts = jnp.expand_dims(counts_V, [axis for axis in range(len(table.shape)) if axis not in axes.token])
-        if kept is not None:
-            counts = expanded(kept, table, "nu_token") * jnp.float32(decay) + counts.astype(jnp.float32)
-            kept = counts.reshape(kept.shape)
-        weights = weights_of_counts(counts, number, added, axes.token[0])
-        return _weighted(table, update, weights), kept
-
-    given = functools.partial(_counts_of, fixed)
+    step = functools.partial(_scaled_step, power=number, smoothing=added, decay=decay)
+    given = functools.partial(_counts_of, fixed=fixed)
     rule = Rule("scale_by_frequency", step, keeps=None if fixed is not None else "nu_token", given=given)
     return on_tables(rule, tables, None if fixed is not None else FrequencyState)
 
 
-def _counts_of(fixed: jax.Array | None, table: Table, extra_args: dict[str, Any]) -> jax.Array:
-    """The counts of a table's vocabulary: those given once, or those of this batch."""
+def _counts_of(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | None) -> jax.Array:
+    """The counts of a table's tokens: given once, or those of this batch."""
     found = extra_args.get("token_counts") if fixed is None else fixed
     if found is None:
         raise ValueError(
@@ -186,10 +176,22 @@ def _counts_of(fixed: jax.Array | None, table: Table, extra_args: dict[str, Any]
     assert axes is not None
     if not axes.token or counts_V.shape[0] != table.shape[axes.token[0]]:
         raise ValueError(
-            f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token "
-            f"axes {axes.token}; count every token of its vocabulary, or leave it out of `tables`."
+            f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token axes "
+            f"{axes.token}; count every token of its vocabulary, or leave it out of `tables`."
         )
     return counts_V
+
+
+def _scaled_step(table: Table, update, param, kept, counts_V, *, power, smoothing, decay: float):
+    """The update times the weights, and the streamed counts after it."""
+    del param
+    axes = table.axes
+    assert axes is not None
+    counts = jnp.expand_dims(counts_V, [axis for axis in range(len(table.shape)) if axis not in axes.token])
+    if kept is not None:
+        counts = expanded(kept, table, "nu_token") * jnp.float32(decay) + counts.astype(jnp.float32)
+        kept = counts.reshape(kept.shape)
+    return _weighted(table, update, weights_of_counts(counts, power, smoothing, axes.token[0])), kept
 
 
 def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
