@@ -69,7 +69,7 @@ def describe_token_tables(
         sections.append(_align([header, *((one.table.name, _shape(one.table), one.rule) for one in others)]))
     for name, heads in possible_heads(found, options or FinderOptions()).items():
         listed = ", ".join(f"{table.name} {_shape(table)}" for table in heads)
-        sections.append(f"no head found for {name}; may be one (see include): {listed}")
+        sections.append(f"no head or embedding found besides {name}; may be one (see include): {listed}")
     for table in doubtful_stacks(found):
         sections.append(f"more tables than tokens, declare the axes of: {table.name} {_shape(table)}")
     if options is not None and (unused := options.unused(found.names)):

@@ -13,7 +13,7 @@ _LISTED = 5
 
 
 def possible_heads(found: TableTree, options: FinderOptions) -> dict[str, list[Table]]:
-    """Matrices of the body with the sizes of an embedding for which no head was found, by the path of that embedding."""
+    """Matrices of the body with the sizes of a table that is alone with its vocabulary, by the path of that table."""
     matches = find_tables(found.names, [table.box for table in found.tables], options)
     unknown = [table for table, match in zip(found.tables, matches, strict=True) if match.rule is None and table.axes is None]
     tables = [table for table in found.tables if table.axes is not None]
@@ -36,18 +36,19 @@ def doubtful_stacks(found: TableTree) -> list[Table]:
 
 
 def suspect_warnings(found: TableTree, options: FinderOptions) -> list[str]:
-    """A warning for each table without a head and for each doubtful stack, with what to write."""
+    """A warning for each table without a partner and for each doubtful stack, with what to write."""
     warnings = []
     for name, heads in possible_heads(found, options).items():
         paths = [re.escape(leaf.name) for leaf in heads]
         listed = ", ".join(f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads[:_LISTED])
         more = f" and {len(heads) - _LISTED} more" if len(heads) > _LISTED else ""
-        what = "it is the head" if len(heads) == 1 else "one of these is the head, name it alone, for example the first"
+        what = "it is one" if len(heads) == 1 else "one of these is, name it alone, for example the first"
         vocabulary = found.tables[found.names.index(name)]
         axis = heads[0].shape.index(_vocabulary(vocabulary))
         warnings.append(
-            f"ember found the token table {name!r} and no head for it; of its sizes, and trained by the body: {listed}{more}. If "
-            f"{what}: tables={_finder(found, options, include={paths[0]: EmberDimensionNumbers(axis)})}; if none is: "
+            f"ember found the token table {name!r} and no other one of its vocabulary, a head for an embedding or an embedding "
+            f"for a head; of its sizes, and trained by the body: {listed}{more}. If {what}: "
+            f"tables={_finder(found, options, include={paths[0]: EmberDimensionNumbers(axis)})}; if none is: "
             f"tables={_finder(found, options, exclude=paths)}."
         )
     stacks = doubtful_stacks(found)

@@ -29,6 +29,16 @@ def model(head):
     }
 
 
+def test_an_embedding_without_a_known_name_is_told():
+    """The words do not take the head that was found for an embedding."""
+    params = {"tok": {"weight": jnp.ones((V, D))}, "unembed": {"weight": jnp.ones((V, D))}}
+    with pytest.warns(
+        UserWarning, match="token table 'unembed/weight' and no other one .* an embedding for a head; .* 'tok/weight' of"
+    ):
+        ember(1e-3).init(params)
+    assert "no head or embedding found besides unembed/weight" in describe_token_tables(params)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_without_a_known_name_is_told(head):
     params = model(head)
@@ -139,7 +149,7 @@ def test_the_advice_keeps_declared_axes_and_every_stack():
 
 def test_of_several_candidates_one_is_included_and_all_are_excluded():
     params = {**model("vocab_out/kernel"), **{f"layer_{i}": {"up": jnp.ones((D, V))} for i in range(6)}}
-    with pytest.warns(UserWarning, match="and 2 more. If one of these is the head, name it alone") as caught:
+    with pytest.warns(UserWarning, match="and 2 more. If one of these is, name it alone") as caught:
         ember(1e-3).init(params)
     (message,) = [str(warning.message) for warning in caught]
     assert len(advice(message, 0).keywords["include"]) == 1
