@@ -56,16 +56,13 @@ def test_needs_jax_and_optax_only():
 def test_importing_starts_no_backend_and_loads_nothing_else():
     """A user's `jax.distributed.initialize` or device settings must still work after it, and it costs its own modules alone."""
     program = (
-        "import sys, re, jax, optax\n"
-        "before, compiled = set(sys.modules), re.compile\n"
-        "re.compile = lambda *a: patterns.append(a) or compiled(*a)\n"
-        "patterns = []\n"
+        "import sys, jax, optax\n"
+        "before = set(sys.modules)\n"
         "import ember_optax\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()\n"
         "others = {name for name in set(sys.modules) - before if name.split('.')[0] not in ('ember_optax', 'jax')}\n"
         "assert not others, others\n"
-        "assert len(patterns) <= 4, patterns\n"  # the finder's rules wait for the first path: they take as long as all modules
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

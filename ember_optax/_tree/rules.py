@@ -40,23 +40,18 @@ class TableRule:
 
     Attributes:
       name: what the rule recognises, as `describe_token_tables` shows it.
-      pattern: text of a regular expression, matched against the whole path, in lower case, with camel case split by
-        underscores, dots as slashes, and storage left out.
+      pattern: matched against the whole path, in lower case, with camel case split by underscores, dots as slashes, and
+        storage left out.
       axes: dimension numbers for each rank that can be a table. A matching leaf of another rank is no table.
     """
 
     name: str
-    pattern: str
+    pattern: re.Pattern[str]
     axes: Mapping[int, EmberDimensionNumbers]
-
-    @functools.cached_property
-    def compiled(self) -> re.Pattern[str]:
-        """The pattern, compiled when a path first needs it: all of them together are a third of the package's import."""
-        return re.compile(self.pattern)
 
 
 def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers]) -> TableRule:
-    return TableRule(name, rf"(.*/)?{pattern}", axes)
+    return TableRule(name, re.compile(rf"(.*/)?{pattern}"), axes)
 
 
 # The first rule whose pattern matches decides. The axis is the rule's and never the longer side: Flax and Haiku store a dense
@@ -97,6 +92,6 @@ def first_match(name: str, rank: int, rules: tuple[TableRule, ...] = RULES) -> T
     """What the first rule whose pattern matches says of a leaf."""
     spelled = _STORAGE.sub("", _WORDS.sub("_", f"/{name}").lower().replace(".", "/"))[1:]
     for rule in rules:
-        if rule.compiled.fullmatch(spelled):
+        if rule.pattern.fullmatch(spelled):
             return TableMatch(rule.axes.get(rank), rule.name)
     return TableMatch(None, None)
