@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from lm.checkpoints import Checkpoints
 from lm.command_line import read_command_line
-from lm.config import ROW_SPARSE, CheckpointConfig, Config
+from lm.config import FUSED, ROW_SPARSE, CheckpointConfig, Config
 from lm.devices import check_same_in_all_processes, is_main_process, make_mesh, report, start_processes
 from lm.errors import UsageError
 from lm.geometry_log import GeometryLog, draw
@@ -59,12 +59,11 @@ def compare(config: Config) -> None:
         if config.geometry.geometry:
             logs[name] = GeometryLog(config.geometry.geometry_every, gradients, counts_V)
         with jax.set_mesh(mesh), _open_checkpoints(config.checkpoints, name, decisive) as checkpoints:
-            tx = make_optimizer(name, config.rates, training.steps)
-            sparse = name == ROW_SPARSE
-            options = {"mesh": mesh, "checkpoints": checkpoints, "row_sparse_input": sparse, "geometry": logs.get(name)}
+            options = {"mesh": mesh, "checkpoints": checkpoints, "geometry": logs.get(name)}
+            options |= {"row_sparse_input": name == ROW_SPARSE, "fused_head": name == FUSED}
             subject = Subject(counts_V, "embed/embedding", table_schedule(name, config.rates, training.steps))
-            regularized = {"regularizers": config.regularizers.regularizer, "subject": subject}
-            results[name] = train(name, model, training, tx, corpus, **options, **regularized)
+            options |= {"regularizers": config.regularizers.regularizer, "subject": subject}
+            results[name] = train(name, model, training, _optimizer(name, config), corpus, **options)
     last = config.checkpoints.last_step(training.steps)
     if last < training.steps:
         report(f"\nstopped after step {last}; the same command with --resume and without --stop-after goes on")
@@ -73,6 +72,11 @@ def compare(config: Config) -> None:
         if logs:
             draw(config.output.folder / "geometry.png", {name: results[name].geometry for name in logs}, logs, counts_V)
             report(f"{_geometry_cost(logs)}; wrote {config.output.folder / 'geometry.png'}")
+
+
+def _optimizer(name: str, config: Config) -> Any:
+    rounded = config.model.table_dtype != "float32" and config.runs.rounding == "stochastic"
+    return make_optimizer(name, config.rates, config.training.steps, config.training.seed if rounded else None)
 
 
 def _make_folders(config: Config) -> None:
@@ -103,17 +107,17 @@ def _write(results: dict[str, TrainingResult], params: Any, config: Config) -> N
     title = f"{model.width} features, {model.vocabulary_size} tokens, {model.layers} layers"
     save_picture(folder / "loss.png", results, title)
     report(f"\n{summary_table(summaries)}")
-    if config.runs.row_sparse:
-        report(f"\n{_row_sparse_verdict(results['ember'], results[ROW_SPARSE])}")
+    for name in (ROW_SPARSE, FUSED):
+        if name in results:
+            report(f"\n{_verdict(name.removeprefix('ember, '), results['ember'], results[name])}")
     report(f"\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
 
 
-def _row_sparse_verdict(dense: TrainingResult, sparse: TrainingResult) -> str:
-    difference = max(abs(a - b) for a, b in zip(dense.training_losses, sparse.training_losses, strict=True))
-    final = abs(dense.validation_losses[-1] - sparse.validation_losses[-1])
+def _verdict(what: str, dense: TrainingResult, other: TrainingResult) -> str:
+    difference = max(abs(a - b) for a, b in zip(dense.training_losses, other.training_losses, strict=True))
+    final = abs(dense.validation_losses[-1] - other.validation_losses[-1])
     return (
-        f"row-sparse against dense Ember: training losses differ by at most {difference:.1e}, the last validation loss by "
-        f"{final:.1e}"
+        f"{what} against dense Ember: training losses differ by at most {difference:.1e}, the last validation loss by {final:.1e}"
     )
 
 
@@ -122,7 +126,7 @@ def _geometry_cost(logs: dict[str, GeometryLog]) -> str:
 
 
 def _summary(name: str, result: TrainingResult, params: Any, config: Config) -> dict[str, Any]:
-    total = state_bytes(make_optimizer(name, config.rates, config.training.steps), params)
+    total = state_bytes(_optimizer(name, config), params)
     of_body = state_bytes(make_body_optimizer(config.rates, config.training.steps), with_label(params, "body"))
     return {
         "validation_loss": result.validation_losses[-1],

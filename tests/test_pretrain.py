@@ -93,9 +93,26 @@ def test_regularizers_of_row_sparse_steps(pretrain, text):
     assert difference < 1e-5
 
 
+def test_compares_a_fused_head_with_the_dense_one(pretrain, tmp_path, text):
+    """Of a tied table in bfloat16, rounded stochastically."""
+    arguments = [*TINY, "--data", str(text), "--steps", "10", "--optimizers", "ember", "--tied", "--fused-head"]
+    done = pretrain(*arguments, "--table-dtype", "bfloat16", "--name", "run")
+    assert done.returncode == 0, done.stderr
+    (differences,) = re.findall(r"fused head against dense Ember: training losses differ by at most (\S+), the last", done.stdout)
+    assert float(differences) < 5e-3
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["settings"]["table_dtype"] == "bfloat16" and list(results["runs"]) == ["ember", "ember, fused head"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--fused-head", "--regularizer", "cap"], "--fused-head takes no --regularizer: its gradient and update are no arrays"),
+        (
+            ["--table-dtype", "bfloat16", "--regularizer", "cap"],
+            "--regularizer cap=3 changes updates after the stochastic rounding",
+        ),
+        (["--fused-head", "--vocabulary-size", "500"], "--fused-head needs a vocabulary without rows of padding"),
         (["--data", "nowhere.txt"], "--data nowhere.txt: no such file or folder"),
         (["--data", "{text}/picture.bin"], "none of its 1 files is UTF-8 text"),
         (["--data", "{text}", "--vocabulary-size", "60000"], "this text makes a vocabulary of"),

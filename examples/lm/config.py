@@ -13,6 +13,8 @@ from lm.regularizing import Chosen, check_head, check_row_sparse
 
 # The name of the run with row-sparse steps.
 ROW_SPARSE = "ember, row-sparse"
+# And of the one whose head has no gradient in an array.
+FUSED = "ember, fused head"
 _PADDED_MULTIPLE = 256
 
 
@@ -36,7 +38,7 @@ class TextConfig(Part):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Part):
-    """Sizes of the transformer; `tied` shares the embedding with the head.
+    """Sizes of the transformer; `tied` shares the embedding with the head, `table_dtype` is that of both tables.
 
     The tables have `rows` rows, the vocabulary padded to a multiple of 256: most meshes divide that, and because it does not
     depend on the mesh, a checkpoint can move to another one. Padding rows never get a gradient, and Ember leaves them where
@@ -48,6 +50,7 @@ class ModelConfig(Part):
     layers: int
     heads: int
     tied: bool
+    table_dtype: str = "float32"
 
     def __post_init__(self):
         if self.width % (2 * self.heads):
@@ -81,15 +84,22 @@ class RatesConfig(Part):
 
 @dataclasses.dataclass(frozen=True)
 class RunsConfig(Part):
-    """Which runs to compare; `row_sparse` adds Ember with row-sparse steps, and the dense one to compare it with."""
+    """Which runs to compare.
+
+    `row_sparse` and `fused_head` add Ember with such steps, and the dense one to compare them with. `rounding` is that of tables
+    in 16 bits.
+    """
 
     optimizers: list[str]
     row_sparse: bool
+    fused_head: bool = False
+    rounding: str = "stochastic"
 
     @property
     def names(self) -> list[str]:
         """The runs in their order."""
-        return [*dict.fromkeys([*self.optimizers, "ember"]), ROW_SPARSE] if self.row_sparse else self.optimizers
+        added = [name for name, wanted in ((ROW_SPARSE, self.row_sparse), (FUSED, self.fused_head)) if wanted]
+        return [*dict.fromkeys([*self.optimizers, "ember"]), *added] if added else self.optimizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +206,23 @@ class Config:
         check_head(self.regularizers.regularizer, tied=self.model.tied)
         if self.runs.row_sparse:
             check_row_sparse(self.regularizers.regularizer)
+        if self.runs.fused_head and self.regularizers.regularizer:
+            raise UsageError("--fused-head takes no --regularizer: its gradient and update are no arrays; leave one of them out")
+        behind = [str(one) for one in self.regularizers.regularizer if one.kind.transformation]
+        if behind and self.model.table_dtype != "float32" and self.runs.rounding == "stochastic":
+            raise UsageError(
+                f"--regularizer {behind[0]} changes updates after the stochastic rounding of --table-dtype "
+                f"{self.model.table_dtype}, which must come last: leave it out, or give --rounding nearest"
+            )
         if self.runs.row_sparse and self.model.tied:
             raise UsageError(
                 "--row-sparse needs an input table of its own: a tied one has a gradient in every row; leave out --tied"
+            )
+
+        if self.runs.fused_head and self.model.rows != self.model.vocabulary_size:
+            raise UsageError(
+                f"--fused-head needs a vocabulary without rows of padding, which its loss would count: give --vocabulary-size a "
+                f"multiple of {_PADDED_MULTIPLE}"
             )
 
     @property
@@ -206,7 +230,7 @@ class Config:
         """What decides a run's trajectory: a checkpoint goes on, and processes work together, only where all of it is equal."""
         parts = (self.model, self.training, self.rates)
         told = {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
-        return told | {"regularizer": self.regularizers.names}
+        return told | {"regularizer": self.regularizers.names, "rounding": self.runs.rounding}
 
     @property
     def shared(self) -> dict[str, Any]:

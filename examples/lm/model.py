@@ -54,14 +54,19 @@ class Transformer(nnx.Module):
             self.lm_head = nnx.Linear(config.width, config.rows, use_bias=False, kernel_init=init, rngs=rngs)
 
     def __call__(self, ids_BxT: jax.Array) -> jax.Array:
-        x = split_batch(self.embed(ids_BxT))
-        for i in range(self.layers):
-            x = split_batch(getattr(self, f"block_{i}")(x))
-        x = self.norm(x)
+        x = self.hidden(ids_BxT)
         logits = self.embed.attend(x) if self.tied else self.lm_head(x)
         if self.rows == self.vocabulary_size:
             return logits
         return jnp.where(jnp.arange(self.rows) < self.vocabulary_size, logits, jnp.finfo(logits.dtype).min)
+
+    def hidden(self, ids_BxT: jax.Array) -> jax.Array:
+        """The hidden states before the head, (B, T, D)."""
+        # A table of 16 bits is for storage: the residual stream has the dtype of the weights.
+        x = split_batch(self.embed(ids_BxT).astype(jnp.float32))
+        for i in range(self.layers):
+            x = split_batch(getattr(self, f"block_{i}")(x))
+        return self.norm(x)
 
 
 def split_batch(x_BxTxD: jax.Array) -> jax.Array:

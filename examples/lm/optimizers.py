@@ -5,17 +5,22 @@ from typing import Any
 import jax
 import optax
 
-from ember_optax import ember, token_table_labels
-from lm.config import ROW_SPARSE, RatesConfig
+from ember_optax import ember, stochastic_rounding, token_table_labels
+from lm.config import FUSED, ROW_SPARSE, RatesConfig
 
 
-def make_optimizer(name: str, rates: RatesConfig, steps: int) -> optax.GradientTransformation:
-    """`adamw` trains the tables with AdamW, `ember` with Ember; the body has the same AdamW in both."""
+def make_optimizer(name: str, rates: RatesConfig, steps: int, rounding_seed: int | None = None) -> optax.GradientTransformation:
+    """`adamw` trains the tables with AdamW, `ember` with Ember; the body has the same AdamW in both.
+
+    With a `rounding_seed` parameters of 16 bits are rounded stochastically.
+    """
     body = make_body_optimizer(rates, steps)
-    if name in ("ember", ROW_SPARSE):
-        return ember(table_schedule(name, rates, steps), body)
-    tables = optax.adamw(table_schedule(name, rates, steps))
-    return optax.partition({"ember": tables, "body": body}, token_table_labels)
+    if name in ("ember", ROW_SPARSE, FUSED):
+        tx = ember(table_schedule(name, rates, steps), body)
+    else:
+        tables = optax.adamw(table_schedule(name, rates, steps))
+        tx = optax.partition({"ember": tables, "body": body}, token_table_labels)
+    return tx if rounding_seed is None else optax.chain(tx, stochastic_rounding(rounding_seed))
 
 
 def make_body_optimizer(rates: RatesConfig, steps: int) -> optax.GradientTransformation:

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ember_optax import row_sparse, state_shardings
+from ember_optax import row_sparse, state_shardings, token_table_labels
+from ember_optax.losses import softmax_cross_entropy
 from lm.checkpoints import Checkpoint, Checkpoints
 from lm.config import ModelConfig, TrainingConfig
 from lm.devices import is_main_process, param_shardings, place_batch, report
@@ -52,19 +53,39 @@ class _Program(NamedTuple):
 
 def init_params(config: ModelConfig, seed: int | jax.Array) -> dict:
     """A nested dictionary of fresh parameters, from a seed or a key."""
-    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed))))
+    params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed))))
+    labels, dtype = token_table_labels(params), jnp.dtype(config.table_dtype)
+    return jax.tree.map(lambda p, label: p.astype(dtype) if label == "ember" else p, params, labels)
+
+
+def model_function(config: ModelConfig) -> Callable[[dict], Transformer]:
+    """The model with given parameters; the function holds no arrays."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+
+    def model(params: dict) -> Transformer:
+        state = jax.tree.map(lambda x: x, abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    return model
 
 
 def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
     """The model as a function `logits(params, ids)`; it holds no arrays."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    model = model_function(config)
+    return lambda params, ids_BxT: model(params)(ids_BxT)
 
-    def logits(params: dict, ids_BxT: jax.Array) -> jax.Array:
-        state = jax.tree.map(lambda x: x, abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)(ids_BxT)
 
-    return logits
+def fused_next_token_loss(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
+    """`next_token_loss` in chunks of the vocabulary, without logits: for heads without rows of padding."""
+    model = model_function(config)
+
+    def loss_fn(params: dict, batch_BxT: jax.Array) -> jax.Array:
+        hidden_BxTxD = model(params).hidden(batch_BxT[:, :-1])
+        table, axis = (params["embed"]["embedding"], 0) if config.tied else (params["lm_head"]["kernel"], 1)
+        return jnp.mean(softmax_cross_entropy(hidden_BxTxD, table, batch_BxT[:, 1:], token_axis=axis))
+
+    return loss_fn
 
 
 def next_token_loss(config: ModelConfig, weights_V: Any = None) -> Callable[[dict, jax.Array], jax.Array]:
@@ -95,6 +116,7 @@ def train(
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
     row_sparse_input: bool = False,
+    fused_head: bool = False,
     geometry: GeometryLog | None = None,
     regularizers: Sequence[Chosen] = (),
     subject: Subject | None = None,
@@ -103,15 +125,16 @@ def train(
 
     `regularizers` are added to the loss, that is recorded without their terms, and put behind `tx`; they work on `subject`.
 
-    With `row_sparse_input` the gradient of the input table has only the rows of the batch; `tx` must be `ember` then. `geometry`
-    looks at states and batches, and changes nothing.
+    With `row_sparse_input` the gradient of the input table has only the rows of the batch, with `fused_head` that of the head is
+    no array besides; `tx` must be `ember` then. `geometry` looks at states and batches, and changes nothing.
 
     Parameters and batches depend on the seed and the step alone, so runs can be compared and resumed. On more than one device
     call it inside `jax.set_mesh(mesh)`.
     """
     tx = with_transformations(tx, regularizers, subject)
-    loss_fn = with_terms(next_token_loss(model, token_weights(regularizers, subject)), regularizers, subject)
-    program = _compile(model, config.seed, tx, loss_fn, mesh, row_sparse_input=row_sparse_input)
+    plain = fused_next_token_loss(model) if fused_head else next_token_loss(model, token_weights(regularizers, subject))
+    loss_fn = with_terms(plain, regularizers, subject)
+    program = _compile(model, config.seed, tx, loss_fn, mesh, row_sparse_input=row_sparse_input, fused_head=fused_head)
     step, state, history = _start(name, program, checkpoints)
     held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, _VALIDATION_BATCHES)
     last = checkpoints.config.last_step(config.steps) if checkpoints else config.steps
@@ -165,7 +188,11 @@ def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, st
     return shown | {"tokens/s": f"{tokens_per_second:,.0f}"}
 
 
-def _compile(model: ModelConfig, seed: int, tx: Any, loss_fn: Any, mesh: Mesh, *, row_sparse_input: bool) -> _Program:
+def _compile(
+    model: ModelConfig, seed: int, tx: Any, loss_fn: Any, mesh: Mesh, *, row_sparse_input: bool, fused_head: bool
+) -> _Program:
+    heads = ["embed/embedding" if model.tied else "lm_head/kernel"] if fused_head else []
+
     def init():
         params = init_params(model, seed)
         return {"params": params, "opt_state": tx.init(params)}
@@ -177,10 +204,12 @@ def _compile(model: ModelConfig, seed: int, tx: Any, loss_fn: Any, mesh: Mesh, *
 
     def row_sparse_step(state, batch):
         params, ids = state["params"], {"embed/embedding": batch[:, :-1]}
-        (_, loss), grads, token_ids = row_sparse.value_and_grad(loss_fn, has_aux=True)(params, ids, batch)
+        value_and_grad = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=heads)
+        (_, loss), grads, token_ids = value_and_grad(params, ids, batch)
         updates, opt_state = tx.update(grads, state["opt_state"], params, token_ids=token_ids)
         return {"params": row_sparse.apply_updates(params, updates, token_ids), "opt_state": opt_state}, loss
 
+    compact = row_sparse_input or fused_head
     state = jax.eval_shape(init)
     of_params = param_shardings(state["params"], mesh)
     shardings = {"params": of_params, "opt_state": state_shardings(tx, state["params"], of_params)}
@@ -191,8 +220,8 @@ def _compile(model: ModelConfig, seed: int, tx: Any, loss_fn: Any, mesh: Mesh, *
 
     return _Program(
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(row_sparse_step if row_sparse_input else step, donate_argnums=0, out_shardings=(shardings, replicated)),
-        evaluate=jax.jit(next_token_loss(model), out_shardings=replicated),
+        step=jax.jit(row_sparse_step if compact else step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        evaluate=jax.jit(fused_next_token_loss(model) if fused_head else next_token_loss(model), out_shardings=replicated),
         abstract_state=jax.tree.map(abstract, state, shardings),
     )
 
