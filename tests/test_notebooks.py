@@ -15,7 +15,7 @@ QUICK = {"sharding"}
 # What each one must print in smoke mode; the groups are numbers that must be below 1e-5.
 PRINTED = {
     "fine_tuning": r"This is a tiny random model.*\nnew rows only .* 100\.0% of the old ones are bit-identical",
-    "huge_vocabulary": r"row-sparse parameters: (\S+)\n.*row-sparse input .* losses within (\S+) of Ember's",
+    "huge_vocabulary": r"row-sparse parameters: (\S+)\n.*fused head, row-sparse input .* losses within (\S+) of Ember's",
     "quickstart": r"AdamW.*\nEmber",
     "sharding": r"8 devices: simulated.*\('fsdp', 'tp'\) .*all-reduce f32.*on 4 devices.*of the losses: (\S+)\n.*Pad it",
     "token_geometry": r"embedding/effective_rank .*a random table.*iso_score ",
