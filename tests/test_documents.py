@@ -60,10 +60,15 @@ def test_drills_shown_are_those_that_were_run():
     for drill in kills.values():
         assert (drill["finished checkpoints lost"], drill["most steps lost"]) == (0, 1)
         assert drill["bit-identical to the uninterrupted run"]
+    assert kill_drill.sentence(kills) in document
+    assert sum(drill["kills"] for drill in kills.values()) >= 200
     for peer in peers.values():
         assert peer["exited"]
         assert peer["seconds"] < peer["heartbeat"] + 1
-    assert max(value for of in restarts_found.values() for values in of.values() for value in values.values()) < 1e-6
+    layouts = {"1 x 1", "1 x 2", "1 x 4", "1 x 8", "2 x 2"}
+    assert all(layouts == set(restarts_found[saved]) for saved in layouts)
+    worst = {name: max(values[name] for of in restarts_found.values() for values in of.values()) for name in restarts.MOST}
+    assert all(worst[name] < most for name, most in restarts.MOST.items()), worst
 
 
 def test_memory_table_is_that_of_the_benchmark():

@@ -110,6 +110,16 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return markdown(rows, headers)
 
 
+def sentence(results: dict[str, dict[str, Any]]) -> str:
+    """All kills together, as the document says it."""
+    kills, in_a_write, lost = (
+        sum(of[name] for of in results.values())
+        for name in ("kills", "while a checkpoint was being written", "finished checkpoints lost")
+    )
+    after = f"{lost or 'no'} finished checkpoint was torn or lost"
+    return f"Of {kills} kills {in_a_write} came while a checkpoint was being written, and {after}."
+
+
 def start_and_kill(
     layout: Layout, folder: Path, model: list[str], delays: random.Random, longest: float
 ) -> tuple[int, int, float]:
