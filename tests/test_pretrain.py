@@ -36,7 +36,7 @@ def pretrain_in_a_process(folders):
     return partial(start, "pretrain.py", *folders)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
     arguments = [*TINY, "--data", str(text), "--steps", "30", "--name", "run", *(["--tied"] if tied else [])]
     done = pretrain(*arguments)
@@ -71,6 +71,7 @@ def regularized(*names):
     return [f"--regularizer={name}" for name in names]
 
 
+@pytest.mark.slow
 def test_trains_with_every_regularizer(pretrain, tmp_path, text):
     """All at once, one of them twice; settings say which."""
     chosen = [*KINDS, "anisotropy=-0.1"]

@@ -30,6 +30,7 @@ def full_loss(hidden, head):
     return optax.softmax_cross_entropy_with_integer_labels(hidden @ head.T, LABELS)
 
 
+@pytest.mark.slow
 def test_the_estimated_partition_function_is_unbiased():
     """Its expectation over all pairs of negatives, by enumeration: no noise."""
     q = COUNTS / COUNTS.sum()
@@ -68,6 +69,7 @@ def test_every_token_as_often_as_expected_gives_the_full_softmax():
     np.testing.assert_allclose(grads["head"], expected_grads["head"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_drawn_negatives_give_the_full_softmax():
     proposal = smoothed_unigram(np.repeat(np.arange(V - 1), 100 * COUNTS[:-1]), V)  # the last token never occurs
     q = np.exp(proposal.log_probabilities)

@@ -20,12 +20,14 @@ def measured(tmp_path_factory):
         return vocabulary.measure(tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf"), steps=3)
 
 
+@pytest.mark.slow
 def test_pruning_leaves_out_logits_and_nothing_else(measured):
     loss = measured["loss"]
     assert loss["pruned"] == pytest.approx(loss["whole, among the kept"], abs=1e-4)
     assert loss["pruned"] < loss["whole"] - 0.1
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_its_state(measured):
     """The first loss is of the parameters alone; then the table steps as it did, where a fresh state steps further."""
     runs, before = measured["runs"], measured["before"]
@@ -34,6 +36,7 @@ def test_training_goes_on_with_its_state(measured):
     assert all(len(run["losses"]) == len(before["losses"]) == 3 for run in runs.values())
 
 
+@pytest.mark.slow
 def test_sizes(measured):
     before, after = measured["sizes"]["before"], measured["sizes"]["after"]
     assert before["file"] - after["file"] == pytest.approx(4 * 16 * (before["tokens"] - after["tokens"]), abs=32)

@@ -175,6 +175,7 @@ def test_keras():
     assert_falls(train(params, loss_fn, ember(3e-3)))
 
 
+@pytest.mark.slow
 def test_recurrentgemma():
     """A published language model: Griffin with its recurrent and attention blocks, tied embedding."""
     griffin = pytest.importorskip("recurrentgemma.jax")

@@ -27,6 +27,7 @@ def trained(tx, seed, steps=60):
     return jax.device_get((params, state))
 
 
+@pytest.mark.slow
 def test_two_trainings_in_two_threads():
     """Traced, compiled and run beside each other, they are what each is alone, to the last bit."""
     runs = {"schedule": (ember(optax.linear_schedule(1e-2, 1e-3, 60)), 0), "decay": (ember(3e-3, weight_decay=0.1), 1)}

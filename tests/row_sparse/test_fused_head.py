@@ -201,10 +201,11 @@ def test_stochastic_rounding():
     assert (found != nearest).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "table, batch", [(P(), P("data")), (P("rows"), P("data")), (P(None, "rows"), P(("data", "rows")))], ids=str
 )
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_devices_agree(table, batch, tied):
     """Batch over devices, the table replicated or split; XLA places the chunks."""
     model = Model(64, 16, 24, tied=tied, options=(("chunk", 16),))
