@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ember_optax import EmberDimensionNumbers, ember
+from ember_optax.losses import softmax_cross_entropy
 
 
 class Shape(NamedTuple):
@@ -35,6 +36,7 @@ SHAPES = {
     "Gemma 3 1B": Shape((262_144, 1_152), 26, 4, 1, 256, 6_912),
     "Qwen3-0.6B": Shape((151_936, 1_024), 28, 16, 8, 128, 3_072),
     "Llama-3.2-1B": Shape((128_256, 2_048), 16, 32, 8, 64, 8_192),
+    "SmolLM2-135M": Shape((49_152, 576), 30, 9, 3, 64, 1_536),
     "Llama-3-8B": Shape((128_256, 4_096), 32, 32, 8, 128, 14_336, tied=False),
     "Gemma 3n E2B, per-layer table": Shape((262_144, 30, 256)),
     "Marin, embedding": Shape((128_256, 6_144)),
@@ -61,10 +63,13 @@ def init_params(shape: Shape) -> dict[str, Any]:
     return params
 
 
-def loss_fn(params: dict[str, Any], ids_BxT: jax.Array, shape: Shape, dtype: Any = jnp.float32) -> jax.Array:
+def loss_fn(
+    params: dict[str, Any], ids_BxT: jax.Array, shape: Shape, dtype: Any = jnp.float32, *, in_chunks: bool = False
+) -> jax.Array:
     """Next-token loss of sequences, the blocks rematerialised, everything but the loss computed in `dtype`.
 
-    Of a table alone, the mean square of the rows that are looked up.
+    Of a table alone, the mean square of the rows that are looked up. `in_chunks` of the vocabulary the loss needs no logits; such
+    a model is tied.
     """
     table = params["embed"]["embedding"].astype(dtype)
     x_BxTxD = table[ids_BxT[:, :-1]]
@@ -81,6 +86,8 @@ def loss_fn(params: dict[str, Any], ids_BxT: jax.Array, shape: Shape, dtype: Any
         return x + (jax.nn.gelu(gate) * (up[0] if up else 1.0)) @ weights["down"], None
 
     x_BxTxD, _ = jax.lax.scan(jax.checkpoint(block), x_BxTxD, params["blocks"])
+    if in_chunks:
+        return softmax_cross_entropy(x_BxTxD, table, ids_BxT[:, 1:], token_axis=0).mean()
     head_DxV = table.T if shape.tied else params["lm_head"]["kernel"].astype(dtype)
     logits = jnp.matmul(x_BxTxD, head_DxV, preferred_element_type=jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxT[:, 1:]).mean()

@@ -1,6 +1,6 @@
 """Steps that the programs measure: `step((params, opt_state), *given)` returns such a pair again, so that it can be donated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,12 +67,15 @@ def row_sparse_optimizer_step(tx: optax.GradientTransformationExtraArgs) -> Step
 
 
 def row_sparse_train_step(
-    tx: optax.GradientTransformationExtraArgs, loss_fn: Callable[..., jax.Array], looked_up: Callable[..., Any]
+    tx: optax.GradientTransformationExtraArgs,
+    loss_fn: Callable[..., jax.Array],
+    looked_up: Callable[..., Any],
+    heads: Sequence[str] = (),
 ) -> Step:
-    """`step(carry, *batch)`, where `looked_up(*batch)` are the ids that the row-sparse tables look up."""
+    """`step(carry, *batch)`, where `looked_up(*batch)` are the ids that the row-sparse tables look up; `heads` are fused."""
 
     def step(carry, *batch):
-        _, grads, token_ids = row_sparse.value_and_grad(loss_fn)(carry[0], looked_up(*batch), *batch)
+        _, grads, token_ids = row_sparse.value_and_grad(loss_fn, heads=heads)(carry[0], looked_up(*batch), *batch)
         return row_sparse_optimizer_step(tx)(carry, grads, token_ids)
 
     return step

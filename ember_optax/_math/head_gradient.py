@@ -50,20 +50,26 @@ def zero_tap(tokens: int, width: int, dtype: Any, size: int) -> HeadTap:
     return HeadTap(jnp.zeros((tokens, width), dtype), zeros_N, zeros_N, zeros_N, zeros_V, zeros_D)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def tapped_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: HeadTap, loss: HeadLoss) -> jax.Array:
-    """`token_losses` whose gradient with respect to the head is left out; that with respect to `tap` is what it is made of."""
-    del tap
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def tapped_losses(
+    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: HeadTap, link: jax.Array, loss: HeadLoss
+) -> jax.Array:
+    """`token_losses` whose gradient with respect to the head is left out; that with respect to `tap` is what it is made of.
+
+    The gradient with respect to `link` is one: see `as_linked`.
+    """
+    del tap, link
     return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
 
 
-def _forward(hidden_NxD, table_VxD, labels_N, tap, loss: HeadLoss):
+def _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss: HeadLoss):
     del tap
     losses_N, lse_N = losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)
-    return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N)
+    return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N, link)
 
 
 def _backward(loss: HeadLoss, residuals, cotangents_N):
+    *residuals, link = residuals
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
     token_axis = loss.token_axis
 
@@ -77,10 +83,37 @@ def _backward(loss: HeadLoss, residuals, cotangents_N):
     zeros = tuple(jnp.zeros(table_VxD.shape[axis], jnp.float32) for axis in (token_axis, 1 - token_axis))
     of_hidden_NxD, squares = gradients_over_chunks(loss, residuals, cotangents_N, zeros, add_squares)
     of_tokens = (array_N.astype(jnp.float32) for array_N in (labels_N, lse_N, cotangents_N))
-    return of_hidden_NxD, None, None, HeadTap(hidden_NxD, *of_tokens, *squares)
+    return _once(of_hidden_NxD, link), None, None, HeadTap(hidden_NxD, *of_tokens, *squares), jnp.ones_like(link)
 
 
 tapped_losses.defvjp(_forward, _backward)
+
+
+@jax.custom_jvp
+def _once(gradient: jax.Array, link: jax.Array) -> jax.Array:
+    """A gradient that depends on the head, of which a second derivative would know by the link alone."""
+    del link
+    return gradient
+
+
+@_once.defjvp
+def _refuse(_, __):
+    raise TypeError(
+        "the gradient of a loss with a fused head was differentiated again, for a gradient penalty or a Hessian, and the head "
+        "would miss its part: leave the head out of heads."
+    )
+
+
+def as_linked(tap: HeadTap, of_link: jax.Array) -> HeadTap:
+    """What was brought out past the parameters, as it would have got to them.
+
+    The link goes to the loss with the table. Its gradient is one, unless something on the way stopped gradients: then it is
+    zero, and so is the head's. Any other number tells of a function with a gradient of its own, whose effect on the head's is not
+    known: that becomes NaN, and the table skips the step.
+    """
+    factor = jnp.where((of_link == 1) | (of_link == 0), of_link, jnp.nan)
+    squares = (factor * factor * array for array in (tap.token_squares, tap.feature_squares))
+    return HeadTap(tap.hidden, tap.labels, tap.lse, factor * tap.cotangents, *squares)
 
 
 def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, size: int, loss: HeadLoss) -> jax.Array:

@@ -80,23 +80,25 @@ def value_and_grad(
         of_heads = [table for table in found.tables if table.name in checked_heads(heads, found.names)]
         sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None and t.axes}
 
-        def loss_with(heads_by_name, compact_params, args, kwargs):
-            loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name), *args, **kwargs)
+        def loss_with(heads_by_name, links, compact_params, args, kwargs):
+            loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name, links), *args, **kwargs)
             _check_loss(loss, has_aux)
             return loss
 
         compact = found.rebuild(sliced[t.name][1] if t.name in sliced else t.array for t in found.tables)
         calls = _calls(loss_with, has_aux, of_heads, compact, args, kwargs)
-        taps = {table.name: tap_of(calls[table.name], table) for table in of_heads}
+        taps, links = {table.name: tap_of(calls[table.name], table) for table in of_heads}, _links(of_heads)
 
-        def compact_loss(compact_params, taps, *args, **kwargs):
-            return loss_with({t.name: Head(t, taps[t.name]) for t in of_heads}, compact_params, args, kwargs)
+        def compact_loss(compact_params, taps, links, *args, **kwargs):
+            return loss_with({t.name: Head(t, taps[t.name]) for t in of_heads}, links, compact_params, args, kwargs)
 
-        value, (grads, taps) = jax.value_and_grad(compact_loss, (0, 1), has_aux=has_aux)(compact, taps, *args, **kwargs)
+        value_and_grads = jax.value_and_grad(compact_loss, (0, 1, 2), has_aux=has_aux)
+        value, (grads, taps, of_links) = value_and_grads(compact, taps, links, *args, **kwargs)
         leaves = dict(zip(found.names, map(unbox, found.treedef.flatten_up_to(grads)), strict=True))
         for table in of_heads:
             ids, _ = sliced.pop(table.name)
-            leaves[table.name] = head_gradient(table, calls[table.name], taps[table.name], ids, leaves[table.name])
+            made_of = calls[table.name], taps[table.name], of_links[table.name]
+            leaves[table.name] = head_gradient(table, *made_of, ids, leaves[table.name])
         return value, found.rebuild(leaves.values()), {name: distinct for name, (distinct, _) in sliced.items()}
 
     return value_and_compact_grad
@@ -107,12 +109,17 @@ def _calls(loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], 
 
     def trace(heads_by_name):
         def value(compact_params):
-            loss = loss_with(heads_by_name, compact_params, args, kwargs)
+            loss = loss_with(heads_by_name, _links(of_heads), compact_params, args, kwargs)
             return loss[0] if has_aux else loss
 
         return jax.make_jaxpr(value)(compact)
 
     return calls_of(trace, of_heads) if of_heads else {}
+
+
+def _links(of_heads: list[Table]) -> dict[str, jax.Array]:
+    """One for each head, at which its gradient shows whether it gets to the parameters."""
+    return {table.name: jnp.ones((), jnp.float32) for table in of_heads}
 
 
 def _compact_tables(params: Any, token_ids: Any, heads: Any, dimension_numbers: DimensionNumbersLike) -> TableTree:
@@ -129,7 +136,7 @@ def _compact_tables(params: Any, token_ids: Any, heads: Any, dimension_numbers: 
     return found
 
 
-def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, Head]) -> Any:
+def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, Head], links: dict[str, Any]) -> Any:
     """What the loss gets in the place of the parameters, from what is differentiated."""
 
     def part(table: Table, leaf: Any) -> Any:
@@ -137,7 +144,7 @@ def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads:
             return leaf
         token_axis = table.axes.token[0]
         rows = RowSlice(leaf, sliced[table.name][0], table.shape[token_axis], token_axis)
-        return rows.with_head(heads[table.name]) if table.name in heads else rows
+        return rows.with_head(heads[table.name], links[table.name]) if table.name in heads else rows
 
     return found.rebuild(map(part, found.tables, map(unbox, found.treedef.flatten_up_to(compact_params))))
 

@@ -4,6 +4,7 @@ The loss is traced once to learn of how many hidden states a head is asked. Then
 these sizes, whose "gradients" bring out what the head's gradient is made of.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from .._math.head_gradient import LARGEST_VOCABULARY, HeadTap, tapped_losses, with_lookup, zero_tap
+from .._math.head_gradient import LARGEST_VOCABULARY, HeadTap, as_linked, tapped_losses, with_lookup, zero_tap
 from .._math.mesh import varying_axes
 from .._math.rows import rows_first
 from .._math.softmax import HeadLoss, token_losses
@@ -42,6 +43,13 @@ class Head:
         self.name, self.table, self.tap = table.name, jax.lax.stop_gradient(table.array), tap
         self.token_axis = table.axes.token[0]
         self.calls: list[Call] = []
+        self.link: Any = None
+
+    def linked_by(self, link: Any) -> "Head":
+        """The same head, with the link that came with its table to the loss."""
+        new = copy.copy(self)
+        new.link = link
+        return new
 
     def losses(self, hidden_NxD: jax.Array, labels_N: jax.Array, loss: HeadLoss, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
@@ -55,7 +63,7 @@ class Head:
         self.calls.append(Call(labels_N.size, hidden_NxD.shape[-1], hidden_NxD.dtype, loss))
         if self.tap is None:
             return checkpoint_name(token_losses(hidden_NxD, self.table, labels_N, loss), _MARK + self.name)
-        return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, loss)
+        return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, self.link, loss)
 
 
 def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -145,9 +153,11 @@ def tap_of(call: Call, table: Table) -> HeadTap:
     return zero_tap(call.tokens, call.width, call.dtype, table.shape[table.axes.token[0]])
 
 
-def head_gradient(table: Table, call: Call, tap: HeadTap, ids_M: jax.Array, of_lookup: jax.Array) -> HeadGradient:
+def head_gradient(
+    table: Table, call: Call, tap: HeadTap, of_link: jax.Array, ids_M: jax.Array, of_lookup: jax.Array
+) -> HeadGradient:
     """The gradient of a head from what its tap brought out, and of the rows of a lookup, if there are any."""
-    touched = None
+    touched, tap = None, as_linked(tap, of_link)
     if ids_M.size:
         tap, touched = with_lookup(tap, table.array, ids_M, rows_first(of_lookup, call.loss.token_axis, 1), call.loss)
     return HeadGradient(table.name, table.array, tap, touched, call.loss)

@@ -49,6 +49,7 @@ class RowSlice(RefusesWholeTable):
         check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
         self._head: Any = None
+        self._link: Any = None
 
     @property
     def ids(self) -> jax.Array:
@@ -69,12 +70,20 @@ class RowSlice(RefusesWholeTable):
         return self.rows.dtype
 
     def astype(self, dtype) -> "RowSlice":
-        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis).with_head(self._head)
+        if self._head is not None and self.dtype not in (self._head.table.dtype, jnp.dtype(dtype)):
+            raise TypeError(
+                f"the fused head {self._head.name!r} was cast to {self.dtype} and then to {jnp.dtype(dtype)}, of which only the "
+                f"last would count: cast it once, or leave it out of heads."
+            )
+        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis).with_head(self._head, self._link)
 
-    def with_head(self, head: Any) -> "RowSlice":
-        """The same rows, of a table that is a fused head besides (`value_and_grad(heads=...)` makes them)."""
+    def with_head(self, head: Any, link: Any) -> "RowSlice":
+        """The same rows, of a table that is a fused head besides (`value_and_grad(heads=...)` makes them).
+
+        `link` is a number that goes wherever the rows go, so that its gradient tells whether that of the head gets to them.
+        """
         new = RowSlice(self.rows, self.ids, self.num_rows, self.token_axis)
-        new._head = head
+        new._head, new._link = head, link
         return new
 
     def __getitem__(self, ids: Any) -> Any:
@@ -88,12 +97,12 @@ class RowSlice(RefusesWholeTable):
 
     def tree_flatten(self):
         # The head is no child: what is done to all leaves, a cast say, does not reach its table.
-        return (self.rows, self._guarded_ids), (self.num_rows, self.token_axis, self._head)
+        return (self.rows, self._guarded_ids, self._link), (self.num_rows, self.token_axis, self._head)
 
     @classmethod
     def tree_unflatten(cls, static, children):
         new = object.__new__(cls)
-        new.rows, new._guarded_ids = children
+        new.rows, new._guarded_ids, new._link = children
         new.num_rows, new.token_axis, new._head = static
         return new
 
@@ -209,7 +218,7 @@ def head_of(table: Any) -> Any:
         return None
     if table._head is None:
         raise whole_table_error(table, "it was used as a head")
-    return table._head
+    return table._head.linked_by(table._link)
 
 
 def refuse_attend(table: Any) -> None:

@@ -11,7 +11,7 @@ from fused import Model, assert_same, dense_step, fused_step, run, transformatio
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import EmberDimensionNumbers, ember, row_sparse, stochastic_rounding
+from ember_optax import EmberDimensionNumbers, ember, row_sparse, skipped_batches, stochastic_rounding
 from ember_optax.losses import softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -140,6 +140,47 @@ def with_branches(table, hidden, labels):
 @pytest.mark.parametrize("loss_fn", [with_checkpoint, under_jit, with_cast, with_branches])
 def test_within_transformations_of_jax(loss_fn):
     assert_same(applied(loss_fn), applied())
+
+
+def behind_a_stop(table, hidden, labels):
+    return head_loss(jax.lax.stop_gradient(table), hidden, labels)
+
+
+def test_a_head_behind_stop_gradient_gets_none():
+    table, state, _ = applied(behind_a_stop)
+    np.testing.assert_array_equal(table, DATA.params()["head"])
+    assert skipped_batches(state) == {"": 0}
+
+
+@jax.custom_vjp
+def turned(tree):
+    return tree
+
+
+turned.defvjp(
+    lambda tree: (tree, None),
+    lambda _, tree: (jax.tree.map(lambda g: g if g.dtype == jax.dtypes.float0 else -g, tree),),
+)
+
+
+def test_a_head_behind_a_gradient_of_its_own_skips():
+    """What that does to the head's gradient is not known."""
+    table, state, _ = applied(lambda table, hidden, labels: head_loss(turned(table), hidden, labels))
+    np.testing.assert_array_equal(table, DATA.params()["head"])
+    assert skipped_batches(state) == {"": 1}
+
+
+def test_a_second_derivative_is_refused():
+    def penalty(table, hidden, labels):
+        return jnp.sum(jax.grad(lambda hidden: head_loss(table, hidden, labels))(hidden) ** 2)
+
+    with pytest.raises(TypeError, match=r"was differentiated again, .*: leave the head out of heads"):
+        applied(penalty)
+
+
+def test_two_casts_are_refused():
+    with pytest.raises(TypeError, match=r"was cast to bfloat16 and then to float32, .*: cast it once, or"):
+        applied(lambda table, *batch: head_loss(table.astype(jnp.bfloat16).astype(jnp.float32), *batch))
 
 
 def test_a_cast_to_the_dtype_of_products():

@@ -1,0 +1,153 @@
+"""How many bytes does each number of the token tables cost, all in, and what does that leave of a 16 GB chip?
+
+A number of a table costs its parameter, its optimizer state and, where a step makes one, its gradient. Whole train steps of
+published models with one sequence of 1,024 tokens, by the compiler of a TPU v5e, which need not be there (extra `tpu-compiler`).
+The body is trained by AdamW in float32 unless the recipe says otherwise, activations are bfloat16, blocks rematerialised.
+
+What is in the file already is not compiled again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import optax
+from tqdm import tqdm
+
+from benchmarks.harness.compiled import cost_if_it_fits
+from benchmarks.harness.models import SHAPES, init_params, loss_fn, token_tables_of
+from benchmarks.harness.report import markdown, save_picture
+from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
+from benchmarks.harness.steps import carry, row_sparse_train_step, train_step
+from benchmarks.harness.targets import TARGETS, on_chip, use_compilers
+from ember_optax import ember, stochastic_rounding
+
+MODELS = ("SmolLM2-135M", "Gemma 3 270M", "Qwen3-0.6B", "Gemma 3 1B", "Llama-3.2-1B")
+CHIP, LENGTH, _GIB = "v5e", 1024, 2**30
+
+
+def _ember() -> optax.GradientTransformationExtraArgs:
+    return ember(1e-3, tables=token_tables_of)
+
+
+def _rounded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(tx, stochastic_rounding(seed=0))
+
+
+class Recipe(NamedTuple):
+    """A way to train: the optimizer, the dtypes of tables and body, and whether the head is fused with its step."""
+
+    tx: Callable[[], Any]
+    tables: Any = jnp.float32
+    body: Any = jnp.float32
+    fused: bool = False
+
+
+RECIPES = {
+    "AdamW": Recipe(lambda: optax.adamw(1e-3)),
+    "AdamW, all in bfloat16": Recipe(lambda: optax.adamw(1e-3), jnp.bfloat16, jnp.bfloat16),
+    "Adafactor": Recipe(lambda: optax.adafactor(1e-3)),
+    "Ember": Recipe(_ember),
+    "Ember, fused head": Recipe(_ember, fused=True),
+    "Ember, bfloat16 tables": Recipe(lambda: _rounded(_ember()), jnp.bfloat16),
+    "Ember, bfloat16 tables, fused head": Recipe(lambda: _rounded(_ember()), jnp.bfloat16, fused=True),
+}
+
+
+def main() -> None:
+    """Compiles every step that is not in the file yet, prints the table, writes JSON and picture."""
+    use_compilers()
+    arguments = parser(__doc__)
+    arguments.add_argument("--models", nargs="+", choices=SHAPES, default=MODELS, help="which models")
+    arguments.add_argument("--output", type=Path, default=RESULTS / "table_bytes.json", help="results")
+    arguments.add_argument("--picture", type=Path, default=PICTURES / "table_bytes.png", help="picture of the peaks")
+    options = arguments.parse_args()
+    results = load(options.output)
+    wanted = [(model, recipe) for model in options.models for recipe in RECIPES]
+    for model, recipe in tqdm(wanted, unit="train step"):
+        of_model = results.setdefault(model, {})
+        if recipe not in of_model:
+            of_model[recipe] = bytes_per_number(model, recipe) | {"peak": peak(model, recipe)}
+            save(options.output, results)
+    print(table(results))
+    draw(options.picture, results)
+
+
+def bytes_per_number(model: str, recipe: str) -> dict[str, float]:
+    """What each number of the tables costs, by the shapes and dtypes of arrays."""
+    chosen = RECIPES[recipe]
+    params = {"embed": abstract_params(model, recipe)["embed"]}
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    state = jax.eval_shape(chosen.tx().init, params)
+    stored = {"parameter": params, "state": state, "gradient": {} if chosen.fused else params}
+    return {
+        what: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / numbers for what, tree in stored.items()
+    }
+
+
+def peak(model: str, recipe: str, batch: int = 1) -> int | None:
+    """Bytes of a train step by the compiler; None if the chip has not the memory for it."""
+    start = jax.eval_shape(partial(carry, RECIPES[recipe].tx()), abstract_params(model, recipe))
+    ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
+    found = cost_if_it_fits(jax.jit(step(model, recipe), donate_argnums=0), *on_chip(CHIP, (start, ids)))
+    jax.clear_caches()  # of dozens of large programs
+    return found.peak if found is not None and found.peak <= TARGETS[CHIP].memory else None
+
+
+def step(model: str, recipe: str) -> Callable[..., Any]:
+    """The train step of a recipe; with a fused head the lookup of the tied table is row-sparse too."""
+    chosen, shape = RECIPES[recipe], SHAPES[model]
+    loss = partial(loss_fn, shape=shape, dtype=jnp.bfloat16, in_chunks=chosen.fused)
+    if not chosen.fused:
+        return train_step(chosen.tx(), loss)
+    path = "embed/embedding"
+    return row_sparse_train_step(chosen.tx(), loss, lambda ids_BxT: {path: ids_BxT[:, :-1]}, heads=[path])
+
+
+def abstract_params(model: str, recipe: str) -> dict[str, Any]:
+    """The parameters in the recipe's dtypes, without arrays."""
+    chosen, params = RECIPES[recipe], jax.eval_shape(partial(init_params, SHAPES[model]))
+    dtypes = {name: chosen.tables if name == "embed" else chosen.body for name in params}
+    return {
+        name: jax.tree.map(lambda leaf, name=name: jax.ShapeDtypeStruct(leaf.shape, dtypes[name]), of_name)
+        for name, of_name in params.items()
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line for each recipe: bytes for each number of the largest tables, and the peak of each model."""
+    rows = []
+    for recipe in RECIPES:
+        found = [of_model[recipe] for of_model in results.values() if recipe in of_model]
+        parts = [found[-1][what] for what in ("parameter", "state", "gradient")]
+        peaks = ["does not fit" if one["peak"] is None else f"{one['peak'] / _GIB:.2f}" for one in found]
+        rows.append((recipe, *(f"{part:.2f}" for part in parts), f"{sum(parts):.2f}", *peaks))
+    headers = ("recipe", "parameter", "state", "gradient", "bytes for each number, all in")
+    return markdown(rows, (*headers, *(f"{model} (GiB)" for model in results)))
+
+
+def draw(path: Path, results: dict[str, Any]) -> None:
+    """Peaks by model and recipe, and the chip's memory."""
+    figure, axes = plt.subplots(figsize=(10, 4.2), layout="constrained")
+    memory, width = TARGETS[CHIP].memory / _GIB, 0.8 / len(RECIPES)
+    for number, recipe in enumerate(RECIPES):
+        peaks = [of_model.get(recipe, {}).get("peak") for of_model in results.values()]
+        places = [place + (number - len(RECIPES) / 2) * width for place in range(len(results))]
+        axes.bar(places, [memory if one is None else one / _GIB for one in peaks], width, label=recipe, align="edge")
+        for place, one in zip(places, peaks, strict=True):
+            if one is None:
+                axes.text(place + width / 2, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=7)
+    axes.axhline(memory, color="black", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set(ylabel="peak of one sequence (GiB)", title=f"Whole train step on one {CHIP}, {memory:.2f} GiB, by its compiler")
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize=8)
+    save_picture(path, figure)
+
+
+if __name__ == "__main__":
+    main()
