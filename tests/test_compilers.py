@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp
+from benchmarks.measure import accelerators, fits, fsdp, table_bytes
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -20,6 +20,14 @@ def results_of(name):
 @pytest.mark.parametrize("table", ["moved_table", "temporaries_table", "collectives_table"])
 def test_tables_of_speed_are_those_of_the_compilers(table):
     assert getattr(accelerators, table)(results_of("accelerators")) in SPEED
+
+
+def test_the_table_of_bytes_is_that_of_the_compiler():
+    results = results_of("table_bytes")
+    assert table_bytes.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
+    for model, of_recipes in results.items():
+        for recipe, found in of_recipes.items():
+            assert {what: found[what] for what in found if what != "peak"} == table_bytes.bytes_per_number(model, recipe)
 
 
 def test_tables_of_what_fits_are_those_of_the_compilers():
