@@ -7,19 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from poison import POISONS, POSITIONS
 from steps import dense_step, jitted
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
-POISONS = {"nan": np.nan, "+inf": np.inf, "-inf": -np.inf, "3e38": 3e38, "2e19": 2e19}
-POSITIONS = {
-    "first": np.s_[0, 0],
-    "last": np.s_[-1, -1],
-    "row": np.s_[3, :],
-    "column": np.s_[:, 2],
-    "everything": np.s_[:, :],
-    "silent row": np.s_[5, 1],
-}
 DRILLS = list(itertools.product(POISONS, POSITIONS, ("float32", "bfloat16")))
 STEPS, POISONED = 6, 3
 DRILLED = ember(1e-2, weight_decay=0.1, tables=EmberDimensionNumbers())
