@@ -1,14 +1,13 @@
 """Drills with one bad batch: a run that meets it and one that never did, in every way to run a step.
 
-As a program, one of two processes that drill together: `python poison.py PORT NUMBER KIND`.
+As a program, one of two processes that drill together.
 """
-
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import two_processes
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from steps import dense_step, sparse_step
 
@@ -145,13 +144,11 @@ def _fields(state):
     return {field: _parts(getattr(found, field)) for field in found._fields}
 
 
-def _main(port, number, kind):
-    """One of two processes with four devices each."""
-    jax.config.update("jax_num_cpu_devices", 4)
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
+def _main(kind):
+    """What one of two processes does."""
     for dtype in DTYPES:
         print(dtype, drill(kind, "8 devices", dtype), flush=True)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(*two_processes.join())

@@ -1,4 +1,4 @@
-"""On eight devices: the same as on one, in the same places, and no device gathers a table."""
+"""On eight devices, of one or of two processes: the same as on one, in the same places, and no device gathers a table."""
 
 import functools
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import two_processes
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import make_mesh
@@ -63,12 +65,16 @@ def trained():
     return tx, optax.apply_updates(params, updates), state
 
 
+def grown_at_random(params, opt_state, **kwargs):
+    # A key made at import would start JAX before two processes have joined.
+    key = jax.random.key(0)
+    return vocab.resize(params, opt_state, 48, initializer="gaussian", key=key, covariance_scale=1.0, **kwargs)
+
+
 CHANGES = {
     "grow by zeros": functools.partial(vocab.resize, size=40, initializer="zeros"),
     "grow by means": functools.partial(vocab.resize, size=64),
-    "grow at random": functools.partial(
-        vocab.resize, size=48, initializer="gaussian", key=jax.random.key(0), covariance_scale=1.0
-    ),
+    "grow at random": grown_at_random,
     "cut": functools.partial(vocab.resize, size=16),
     "take": functools.partial(vocab.take, token_ids=np.random.default_rng(1).permutation(V)[:24]),
     "transplant": functools.partial(
@@ -80,9 +86,8 @@ CHANGES = {
 }
 
 
-@EACH_TYPE
-@pytest.mark.parametrize("change", CHANGES)
-def test_as_on_one_device(change, axis_type):
+def compare(change, axis_type):
+    """Runs a change on this process and over all devices, of all processes."""
     tx, params, state = trained()
     mesh = make_mesh(axis_type)
     specs = {
@@ -95,10 +100,22 @@ def test_as_on_one_device(change, axis_type):
     tables = functools.partial(token_tables, include=["of_body/embedding"])
     run = functools.partial(CHANGES[change], tx=tx, tables=tables)
     ours = run(jax.device_put(params, shardings), jax.device_put(state, of_state))
-    theirs = run(params, state)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours[:2], theirs[:2])
     places = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), ours[:2], (shardings, of_state))
     assert jax.tree.all(places), places
+    gathered = process_allgather(ours[:2], tiled=True)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), gathered, run(params, state)[:2])
+
+
+@EACH_TYPE
+@pytest.mark.parametrize("change", CHANGES)
+def test_as_on_one_device(change, axis_type):
+    compare(change, axis_type)
+
+
+@pytest.mark.slow  # two more processes
+def test_as_on_one_device_in_two_processes():
+    for output in two_processes.outputs(__file__):
+        assert output.splitlines()[-1] == f"{2 * len(CHANGES)} alike", output
 
 
 def test_rows_that_devices_cannot_share():
@@ -109,3 +126,16 @@ def test_rows_that_devices_cannot_share():
     with pytest.raises(ValueError, match=r"axis 0 of 'embed/embedding', of size 33, does not divide by the 4 devices.*Pad it"):
         vocab.resize(put, state, V + 1, tx=tx, tables=tables)
     assert vocab.resize(put, state, V + 1, tx=tx, tables=tables, pad_to_multiple_of=4).params["embed"]["embedding"].shape[0] == 36
+
+
+def _main():
+    """What one of two processes does."""
+    for change in CHANGES:
+        for axis_type in (AxisType.Auto, AxisType.Explicit):
+            compare(change, axis_type)
+    print(f"{2 * len(CHANGES)} alike", flush=True)
+
+
+if __name__ == "__main__":
+    two_processes.join()
+    _main()

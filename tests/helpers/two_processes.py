@@ -1,0 +1,41 @@
+"""A file run as a program by two processes together, with four simulated devices each."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+HELPERS = Path(__file__).parent
+
+
+def outputs(file: str, *arguments: str) -> list[str]:
+    """What each process printed; fails with that where one of them failed. The file calls `join` first."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, file, str(port), str(number), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for number in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    return printed
+
+
+def join() -> list[str]:
+    """Makes this process one of the two; the arguments after its own."""
+    port, number, *arguments = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
+    return arguments
