@@ -9,20 +9,21 @@ import pytest
 from benchmarks.evidence import regularizers as evidence
 
 ROOT = Path(__file__).parents[1]
-RESULTS = json.loads((ROOT / "benchmarks" / "results" / "regularizers.json").read_text(encoding="utf-8"))
+EACH_FILE = pytest.mark.parametrize("file", evidence.RESULTS_OF_PAGE, ids=lambda path: path.stem)
 
 
-def test_the_page_is_that_of_its_results():
-    assert evidence.table(RESULTS) in (ROOT / "docs" / "regularizers.md").read_text(encoding="utf-8")
+@EACH_FILE
+def test_the_page_is_that_of_its_results(file):
+    page = (ROOT / "docs" / "regularizers.md").read_text(encoding="utf-8")
+    assert f"<!-- {file.stem} -->\n{evidence.table(json.loads(file.read_text(encoding='utf-8')))}" in page
 
 
-def test_every_regularizer_was_run_with_the_seeds_of_none():
-    seeds = {
-        name: len(evidence._values(RESULTS["runs"], name)["loss"])
-        for name in (evidence.NONE, *(e.setting for e in evidence.ENTRIES))
-    }
-    assert set(seeds.values()) == {3}
-    assert np.isfinite([value for numbers in RESULTS["runs"].values() for value in numbers.values()]).all()
+@EACH_FILE
+def test_every_regularizer_was_run_with_the_seeds_of_none(file):
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    names = (evidence.NONE, *(entry.setting for entry in evidence.ENTRIES))
+    assert {len(evidence._values(runs, name)["loss"]) for name in names} == {3}
+    assert np.isfinite([value for numbers in runs.values() for value in numbers.values()]).all()
 
 
 def rows_of(differences, metric_difference=-1.0):

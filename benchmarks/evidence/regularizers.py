@@ -1,6 +1,6 @@
-"""Regularizers on a small main job: does each move the geometry that it is meant to move, and what does it do to the loss.
+"""Regularizers on the main job: does each move the geometry that it is meant to move, and what does it do to the loss.
 
-Every run has Ember on the tables and AdamW on the body, as in `examples/pretrain.py`, with a model and batches of
+Every run has Ember on the tables and AdamW on the body, as in `examples/pretrain.py`, with models and batches of
 `benchmarks.evidence.pretraining`; one of them has no regularizer. The same seeds for all, so differences are within pairs. An
 interrupted measurement goes on with the runs that are missing.
 """
@@ -31,7 +31,7 @@ from ember_optax import geometry
 
 NONE = "none"
 PAGE = ROOT / "docs" / "regularizers.md"
-_PLACE = re.compile(r"(<!-- MEASURED -->\n).*?(<!-- end -->)", re.DOTALL)
+RESULTS_OF_PAGE = (RESULTS / "regularizers.json", RESULTS / "regularizers_small.json")
 _VALIDATION_TOKENS = 20_480
 _TABLE_RATE = 1e-2
 _LAST = 20  # steps whose row steps are looked at
@@ -62,10 +62,10 @@ ENTRIES = (
 def main() -> None:
     """Makes the runs that are missing, seed by seed, and the table of docs/regularizers.md."""
     arguments = parser(__doc__)
-    arguments.add_argument("--setting", choices=list(SETTINGS), default="0.5M", help="model and batch, for a new file of results")
-    arguments.add_argument("--steps", type=int, default=150, help="steps of each run, likewise")
+    arguments.add_argument("--setting", choices=list(SETTINGS), default="2.1M, main job", help="model and batch, for a new file of results")
+    arguments.add_argument("--steps", type=int, default=300, help="steps of each run, likewise")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of parameters and batches")
-    arguments.add_argument("--output", type=Path, default=RESULTS / "regularizers.json", help="results")
+    arguments.add_argument("--output", type=Path, default=RESULTS_OF_PAGE[0], help="results")
     options = arguments.parse_args()
     results = load(options.output) or {"setting": options.setting, "steps": options.steps, "machine": machine(), "runs": {}}
     setting = SETTINGS[results["setting"]]._replace(steps=results["steps"])
@@ -81,7 +81,14 @@ def main() -> None:
             numbers = measure(programs[name], seed, setting, corpus, bar.update)
         results["runs"][run_name(name, seed)] = {metric: float(f"{value:.6g}") for metric, value in numbers.items()}
         save(options.output, results)
-    PAGE.write_text(_PLACE.sub(lambda found: found[1] + table(results) + "\n" + found[2], PAGE.read_text(encoding="utf-8")))
+    _show(results, options.output.stem)
+
+
+def _show(results: dict[str, Any], name: str) -> None:
+    """Writes the table to the page, where this has a place of the name of the results."""
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(place.sub(lambda found: found[1] + table(results) + "\n" + found[2], page), encoding="utf-8")
 
 
 def run_name(name: str, seed: int) -> str:
