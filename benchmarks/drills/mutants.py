@@ -1,6 +1,7 @@
 """Would the tests notice? Every mutant is the library with one small fault (`mutations`); its tests have to fail.
 
-A mutant is tested by the tests of its own room, and with `--everywhere` by those of every room where it survived them. Each runs
+A mutant is tested by the tests of its own room that run the faulty line (`lines_run`; of the whole module where none does), the
+quickest first, so many seconds of them; with `--everywhere` those that survived are tested by such tests of every room. Each runs
 in a process of its own that is forked from one which has imported the libraries but not this one, and compiles only what the
 fault has changed. A mutant that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as
 each module's mutants come in one shuffled order.
@@ -9,6 +10,7 @@ Those that no test can notice, because they change nothing that is promised, are
 benchmarks/results/equivalent_mutants.json.
 """
 
+import argparse
 import functools
 import gc
 import importlib.abc
@@ -19,34 +21,45 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tqdm import tqdm
 
+from benchmarks.drills.lines_run import PACKAGE, PYTEST, Ran, lines_run
 from benchmarks.drills.mutations import Mutation, mutations
+from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, ROOT, load, parser, save
 
-# Tests by what they look at, quick ones first; a module's own come before those of all rooms.
+# The tests of a module: those of the longest name that its own begins with.
 TESTS = {
-    "_math/softmax": "losses",
-    "_math/row": "row_sparse math",
-    "_math/rows": "row_sparse math",
-    "_math/row_step": "row_sparse optimizer",
-    "_math/gaussian_rows": "vocab",
     "_math": "math optimizer",
-    "_optimizer/apply": "row_sparse optimizer",
-    "_optimizer": "optimizer test_bad_inputs.py integrations/test_libraries.py",
+    "_math/checksum": "state/test_checksums.py",
+    "_math/energy_distance": "regularizers",
+    "_math/frequency": "regularizers",
+    "_math/gaussian_rows": "vocab",
+    "_math/head": "row_sparse",
+    "_math/mean_cosine": "geometry regularizers",
+    "_math/mesh": "state geometry row_sparse",
+    "_math/row": "row_sparse math",
+    "_math/row_moves": "vocab",
+    "_math/singular": "regularizers",
+    "_math/softmax": "losses row_sparse",
+    "_math/weighted_rows": "geometry regularizers",
+    "_optimizer": "optimizer row_sparse test_bad_inputs.py integrations/test_libraries.py",
+    "_tree": "tree test_bad_inputs.py optimizer state row_sparse integrations/test_libraries.py",
     "_state": "state test_bad_inputs.py",
-    "_tree": "tree test_bad_inputs.py optimizer state integrations/test_libraries.py",
     "losses": "losses test_bad_inputs.py",
-    "geometry": "geometry test_bad_inputs.py",
+    "regularizers": "regularizers test_bad_inputs.py",
     "row_sparse": "row_sparse test_bad_inputs.py",
+    "geometry": "geometry test_bad_inputs.py",
     "vocab": "vocab test_bad_inputs.py",
 }
-EVERYWHERE = "math optimizer tree state losses row_sparse vocab geometry integrations test_bad_inputs.py test_communication.py"
-COMPUTING = ("_math", "_optimizer", "losses", "row_sparse", "geometry", "vocab", "_state")
+EQUIVALENT = RESULTS / "equivalent_mutants.json"
+EVERYWHERE = "math optimizer tree state losses row_sparse vocab geometry regularizers integrations test_bad_inputs.py"
+COMPUTING = ("losses", "regularizers", "_math", "_optimizer", "_tree", "row_sparse", "_state", "vocab", "geometry")
 _IMPORTED = ("jax", "numpy", "optax", "pytest", "hypothesis", "scipy.stats", "flax.nnx", "flax.linen", "equinox", "haiku")
 _FAILED = 1  # pytest's exit status where a test failed; 2 where a file could not even be imported
 
@@ -58,21 +71,62 @@ def main() -> None:
     arguments.add_argument("--per-module", type=int, default=20, help="so many of each module, drawn at random")
     arguments.add_argument("--everywhere", action="store_true", help="try those that survived with the tests of every room")
     arguments.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no mutant after that")
-    arguments.add_argument("--timeout", type=float, default=600, help="seconds for the tests of a mutant")
+    arguments.add_argument(
+        "--seconds", type=float, default=20, help="of tests for a mutant, as long as they take without a fault"
+    )
+    arguments.add_argument("--timeout", type=float, default=300, help="seconds after which a mutant hangs")
     arguments.add_argument("--output", type=Path, default=RESULTS / "mutants.json", help="where results are kept")
     options = arguments.parse_args()
     _prepare()
-    results, end = load(options.output), time.monotonic() + 60 * options.budget_minutes
+    results, end = of_present(load(options.output)), time.monotonic() + 60 * options.budget_minutes
+    done = results["mutants"]
     every = [(module, mutation) for module in modules(options.rooms) for mutation in drawn(module, options.per_module)]
-    left = [(module, mutation) for module, mutation in every if _is_left(results.get(key(module, mutation)), options.everywhere)]
+    left = [(module, mutation) for module, mutation in every if _is_left(done.get(key(module, mutation)), options.everywhere)]
     for module, mutation in (progress := tqdm(left, unit="mutant", smoothing=0.05)):
         if time.monotonic() > end:
             break
-        progress.set_postfix_str(f"{module}:{mutation.line}, {sum(r['noticed_by'] is None for r in results.values())} survived")
-        tests = EVERYWHERE if options.everywhere else own_tests(module)
-        results[key(module, mutation)] = _tested(module, mutation, tests, options.timeout)
+        progress.set_postfix_str(f"{module}:{mutation.line}, {len(survivors(results))} survived")
+        done[key(module, mutation)] = _tested(module, mutation, options)
         save(options.output, results)
-    print(f"{len(results)} mutants, {sum(r['noticed_by'] is not None for r in results.values())} noticed")
+    print(sentence(results, load(EQUIVALENT)), *survivors(results), sep="\n")
+
+
+def of_present(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without those of lines that are no more, and how many mutants each module has by now."""
+    keys = {module: {key(module, mutation) for mutation in mutations(_source(module))} for module in modules(COMPUTING)}
+    present = {name: result for name, result in results.get("mutants", {}).items() if name in set().union(*keys.values())}
+    return {"of": {module: len(of_module) for module, of_module in keys.items()}, "mutants": present}
+
+
+def survivors(results: dict[str, Any]) -> list[str]:
+    """The mutants that no test noticed."""
+    return [name for name, result in results["mutants"].items() if result["noticed_by"] is None]
+
+
+def table(results: dict[str, Any], equivalent: dict[str, str]) -> str:
+    """One line for each room."""
+    rooms = list(dict.fromkeys(module.partition("/")[0] for module in results["of"]))
+    rows = [(f"`{room}`", *map(str, _counts(results, equivalent, f"{room}/"))) for room in rooms]
+    return markdown(rows, ("room", "possible", "tested", "noticed", "change nothing", "missed"))
+
+
+def sentence(results: dict[str, Any], equivalent: dict[str, str]) -> str:
+    """All rooms together."""
+    possible, tested, noticed, nothing, missed = _counts(results, equivalent, "")
+    return (
+        f"Of {possible:,} possible faults {tested:,} ({tested / possible:.0%}) were drawn and tested. Tests noticed {noticed:,}, "
+        f"{nothing} change nothing that is promised, {missed} were missed: of those that change something, "
+        f"{noticed / max(1, noticed + missed):.1%} were noticed."
+    )
+
+
+def _counts(results: dict[str, Any], equivalent: dict[str, str], prefix: str) -> tuple[int, int, int, int, int]:
+    """Mutants that are possible, tested, noticed, without an effect, and missed, in modules whose name begins so."""
+    tested = [name for name in results["mutants"] if name.startswith(prefix)]
+    survived = [name for name in survivors(results) if name.startswith(prefix)]
+    nothing = sum(name in equivalent for name in survived)
+    possible = sum(count for module, count in results["of"].items() if module.startswith(prefix))
+    return possible, len(tested), len(tested) - len(survived), nothing, len(survived) - nothing
 
 
 def _prepare() -> None:
@@ -88,15 +142,14 @@ def _prepare() -> None:
 def _is_left(result: dict[str, Any] | None, everywhere: bool) -> bool:
     """Not tested yet, or survived all but the tests of every room."""
     if everywhere:
-        return bool(result) and result["noticed_by"] is None and result["tests"] != EVERYWHERE
+        return bool(result) and result["noticed_by"] is None and result["tests"] != "every room"
     return result is None
 
 
 def modules(rooms: Sequence[str]) -> list[str]:
     """The modules of these folders that have something to mutate, in the order of the folders."""
-    package = ROOT / "ember_optax"
-    paths = [path for room in rooms for pattern in (f"{room}.py", f"{room}/*.py") for path in sorted(package.glob(pattern))]
-    found = [path.relative_to(package).with_suffix("").as_posix() for path in paths]
+    paths = [path for room in rooms for pattern in (f"{room}.py", f"{room}/*.py") for path in sorted(PACKAGE.glob(pattern))]
+    found = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in paths]
     return [module for module in found if mutations(_source(module))]
 
 
@@ -118,32 +171,59 @@ def own_tests(module: str) -> str:
     return TESTS[max((name for name in TESTS if module.startswith(name)), key=len)]
 
 
-def _tested(module: str, mutation: Mutation, tests: str, timeout: float) -> dict[str, Any]:
-    """How the mutant was noticed, None if it was not, by which tests, and after how many seconds."""
+def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dict[str, Any]:
+    """How the mutant was noticed, None if it was not, by whose tests, and after how many seconds."""
+    names = EVERYWHERE if options.everywhere else own_tests(module)
+    chosen = tests_of(module, mutation, _recorded(names, module), options.seconds)
     began = time.monotonic()
-    paths = [*(f"tests/{name}" for name in tests.split()), f"ember_optax/{module}.py"]
-    _check_without_fault(tuple(paths[:-1]), timeout)
-    status = _in_a_fork(module, mutation, paths, timeout)
+    status = _in_a_fork(lambda: _run(module, mutation, chosen), options.timeout)
     noticed = {0: None, _FAILED: "a test fails", None: "does not end"}.get(status, f"cannot be tested (status {status})")
-    return {"noticed_by": noticed, "tests": tests, "seconds": round(time.monotonic() - began, 1)}
+    return {
+        "noticed_by": noticed,
+        "tests": "every room" if options.everywhere else "its room",
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[str]:
+    """Those that run the faulty line, or else the module, or else any: the quickest, for so many seconds, by file."""
+    faulty = set(range(mutation.line, mutation.line + mutation.old.count("\n") + 1))
+    of_module = [ran for ran in recorded if module in ran.lines]
+    of_line = [ran for ran in of_module if faulty.intersection(ran.lines[module])]
+    chosen: dict[str, list[str]] = {}
+    for ran in sorted(of_line or of_module or recorded, key=lambda ran: ran.seconds):
+        seconds -= ran.seconds
+        if seconds < 0 and chosen:
+            break
+        chosen.setdefault(ran.test.partition("::")[0], []).append(ran.test)
+    return [test for tests in chosen.values() for test in tests]
 
 
 @functools.cache
-def _check_without_fault(paths: tuple[str, ...], timeout: float) -> None:
-    """Tests that fail anyway notice nothing."""
-    if status := _in_a_fork("_math/step", Mutation(1, 0, "", ""), list(paths), timeout):
-        raise SystemExit(f"without a fault {' '.join(paths)} end with status {status}")
+def _recorded(names: str, module: str) -> list[Ran]:
+    """What the tests of these names and the examples of the module run."""
+    paths = [
+        path for name in names.split() for path in sorted((ROOT / "tests").glob(f"{name}/test_*.py" if "." not in name else name))
+    ]
+    files = [*(path.relative_to(ROOT).as_posix() for path in paths), f"ember_optax/{module}.py"]
+    return [ran for file in files for ran in _recorded_of(file)]
 
 
-def _in_a_fork(module: str, mutation: Mutation, tests: list[str], timeout: float) -> int | None:
-    """The exit status of the tests with the fault; None where they did not end in time."""
+@functools.cache
+def _recorded_of(file: str) -> list[Ran]:
+    return lines_run(file, ROOT / ".cache" / "lines_run", functools.partial(_in_a_fork, timeout=3600))
+
+
+def _in_a_fork(work: Callable[[], int], timeout: float) -> int | None:
+    """What the work returns; None where it did not end in time."""
     child = os.fork()
     if child == 0:
         os.setsid()  # with the processes that it starts, if any
+        os.chdir(ROOT)
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        os._exit(_run(module, mutation, tests))
+        os._exit(work())
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         finished, status = os.waitpid(child, os.WNOHANG)
@@ -156,14 +236,8 @@ def _in_a_fork(module: str, mutation: Mutation, tests: list[str], timeout: float
 
 
 def _run(module: str, mutation: Mutation, tests: list[str]) -> int:
-    import pytest  # noqa: PLC0415  # imported by the parent
-
-    sys.meta_path.insert(0, _Faulty(f"ember_optax.{module.replace('/', '.')}", ROOT / "ember_optax" / f"{module}.py", mutation))
-    os.chdir(ROOT)
-    imported = "ignore:Module already imported"
-    # Plain assertions: pytest would import a file that it is told to look at for doctests itself, past `_Faulty`.
-    options = ["-x", "-q", "-m", "not slow", "--assert=plain", "-p", "no:cacheprovider", "-W", imported]
-    return int(pytest.main([*options, *tests]))
+    sys.meta_path.insert(0, _Faulty(f"ember_optax.{module.replace('/', '.')}", PACKAGE / f"{module}.py", mutation))
+    return int(pytest.main([*PYTEST, "-x", *tests]))
 
 
 class _Faulty(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -184,8 +258,9 @@ class _Faulty(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return self.mutation.of(self.path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def _source(module: str) -> str:
-    return (ROOT / "ember_optax" / f"{module}.py").read_text(encoding="utf-8")
+    return (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""The drill that puts small faults into the library: its faults, and what the tests made of them."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.drills import mutants
+from benchmarks.drills.lines_run import Ran
+from benchmarks.drills.mutations import Mutation, mutations
+
+FAULTS = {
+    "x + 1": {"x - 1", "x + 2"},
+    "x // y": {"x * y"},
+    "x & y": {"x | y"},
+    "x and y": {"x or y"},
+    "x < y": {"x <= y", "x >= y"},
+    "x is not None": {"x is None"},
+    "x not in y": {"x in y"},
+    "not x": {"(x)"},
+    "-x": {"(x)"},
+    "True": {"False"},
+    "0.5": {"1.0"},
+    "0.0": {"1.0"},
+    "f(x) if g(x) else y": {"y if g(x) else f(x)"},
+    "jnp.maximum(x, y)": {"jnp.minimum(x, y)"},
+    "any(x)": {"all(x)"},
+    "jnp.where(x, y, z)": {"jnp.where(x, z, y)"},
+    "lax.optimization_barrier(x)": {"x"},
+    "f('text', x)": set(),
+    "x < y < z": set(),
+}
+
+
+@pytest.mark.parametrize("expression", FAULTS)
+def test_faults_of(expression):
+    source = f"def f(x: int = None):\n    é = 'é', ({expression})  # two bytes\n    return é\n"
+    assert {mutation.of(source) for mutation in mutations(source)} == {
+        source.replace(f"({expression})", f"({fault})") for fault in FAULTS[expression]
+    }
+
+
+def test_statements_are_left_out():
+    (mutation,) = mutations("check(x)\n")
+    assert mutation == Mutation(1, 0, "check(x)", "pass")
+
+
+def test_what_only_a_reader_sees_is_left_alone():
+    assert mutations('"""1 + 1."""\nfrom x import y\n\ndef f(x: Array[1]) -> Array[2]:\n    raise ValueError(f"{x + 1}")\n') == []
+
+
+def test_a_fault_is_named_by_its_text_not_by_its_place(monkeypatch):
+    source = "def f(x):\n    return x + y\n"
+    names = []
+    for text in (source, f"import y\n\n{source}"):
+        monkeypatch.setattr(mutants, "_source", {"_math/new": text}.get)
+        names += [mutants.key("_math/new", mutation) for mutation in mutants.drawn("_math/new", 10)]
+    assert names == ["_math/new: return x + y | x + y -> x - y"] * 2
+
+
+def test_quickest_tests_of_the_faulty_line_first():
+    recorded = [
+        Ran("a.py::slow", 9.0, {"m": [1, 2]}),
+        Ran("b.py::quick", 0.5, {"m": [2]}),
+        Ran("a.py::quick", 1.0, {"m": [2]}),
+        Ran("b.py::next", 2.0, {"m": [2]}),
+        Ran("a.py::elsewhere", 0.1, {"m": [1], "n": [2]}),
+    ]
+
+    def chosen(line, seconds, old="x"):
+        return mutants.tests_of("m", Mutation(line, 0, old, "y"), recorded, seconds)
+
+    assert chosen(2, 20) == ["b.py::quick", "b.py::next", "a.py::quick", "a.py::slow"]
+    assert chosen(2, 5) == ["b.py::quick", "b.py::next", "a.py::quick"]
+    assert chosen(2, 0) == ["b.py::quick"]
+    assert chosen(1, 5) == ["a.py::elsewhere"]
+    assert chosen(1, 1.2, "x\n+ x") == ["a.py::elsewhere", "b.py::quick"]
+    assert chosen(7, 0.2) == ["a.py::elsewhere"], "a line of the module alone, a constant say: the tests of the module"
+
+
+def test_every_module_that_computes_has_its_tests():
+    tests = Path(__file__).parent
+    for module in mutants.modules(mutants.COMPUTING):
+        assert all((tests / name).exists() for name in mutants.own_tests(module).split()), module
