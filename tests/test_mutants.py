@@ -57,7 +57,7 @@ def test_a_fault_is_named_by_its_text_not_by_its_place(monkeypatch):
     assert names == ["_math/new: return x + y | x + y -> x - y"] * 2
 
 
-def test_quickest_tests_of_the_faulty_line_first():
+def test_quickest_tests_of_the_faulty_line():
     recorded = [
         Ran("a.py::slow", 9.0, {"m": [1, 2]}),
         Ran("b.py::quick", 0.5, {"m": [2]}),
@@ -69,12 +69,12 @@ def test_quickest_tests_of_the_faulty_line_first():
     def chosen(line, seconds, old="x"):
         return mutants.tests_of("m", Mutation(line, 0, old, "y"), recorded, seconds)
 
-    assert chosen(2, 20) == ["b.py::quick", "b.py::next", "a.py::quick", "a.py::slow"]
-    assert chosen(2, 5) == ["b.py::quick", "b.py::next", "a.py::quick"]
-    assert chosen(2, 0) == ["b.py::quick"]
-    assert chosen(1, 5) == ["a.py::elsewhere"]
-    assert chosen(1, 1.2, "x\n+ x") == ["a.py::elsewhere", "b.py::quick"]
-    assert chosen(7, 0.2) == ["a.py::elsewhere"], "a line of the module alone, a constant say: the tests of the module"
+    assert chosen(2, 20) == [["a.py::quick", "a.py::slow"], ["b.py::quick", "b.py::next"]]
+    assert chosen(2, 5) == [["a.py::quick"], ["b.py::quick", "b.py::next"]]
+    assert chosen(2, 0) == [["b.py::quick"]]
+    assert chosen(1, 5) == [["a.py::elsewhere"]]
+    assert chosen(1, 1.2, "x\n+ x") == [["a.py::elsewhere"], ["b.py::quick"]]
+    assert chosen(7, 0.2) == [["a.py::elsewhere"]], "a line of the module alone, a constant say: the tests of the module"
 
 
 def test_every_module_that_computes_has_its_tests():

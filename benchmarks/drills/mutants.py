@@ -1,7 +1,7 @@
 """Would the tests notice? Every mutant is the library with one small fault (`mutations`); its tests have to fail.
 
 A mutant is tested by the tests of its own room that run the faulty line (`lines_run`; of the whole module where none does), the
-quickest first, so many seconds of them; with `--everywhere` those that survived are tested by such tests of every room. Each runs
+quickest ones, so many seconds of them; with `--everywhere` those that survived are tested by such tests of every room. Each runs
 in a process of its own that is forked from one which has imported the libraries but not this one, and compiles only what the
 fault has changed. A mutant that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as
 each module's mutants come in one shuffled order.
@@ -49,11 +49,16 @@ TESTS = {
     "_math/softmax": "losses row_sparse",
     "_math/weighted_rows": "geometry regularizers",
     "_optimizer": "optimizer row_sparse test_bad_inputs.py integrations/test_libraries.py",
+    "_optimizer/checks": "test_bad_inputs.py optimizer row_sparse integrations/test_libraries.py",
     "_tree": "tree test_bad_inputs.py optimizer state row_sparse integrations/test_libraries.py",
+    "_tree/hyperparameters": "test_bad_inputs.py optimizer",
+    "_tree/inputs": "test_bad_inputs.py geometry state",
     "_state": "state test_bad_inputs.py",
     "losses": "losses test_bad_inputs.py",
+    "losses/_checks": "test_bad_inputs.py losses",
     "regularizers": "regularizers test_bad_inputs.py",
     "row_sparse": "row_sparse test_bad_inputs.py",
+    "row_sparse/_checks": "test_bad_inputs.py row_sparse",
     "geometry": "geometry test_bad_inputs.py",
     "vocab": "vocab test_bad_inputs.py",
 }
@@ -185,18 +190,18 @@ def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dic
     }
 
 
-def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[str]:
-    """Those that run the faulty line, or else the module, or else any: the quickest, for so many seconds, by file."""
+def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[list[str]]:
+    """The quickest that run the faulty line, or else the module, or else any, for so many seconds; those of a file together."""
     faulty = set(range(mutation.line, mutation.line + mutation.old.count("\n") + 1))
     of_module = [ran for ran in recorded if module in ran.lines]
     of_line = [ran for ran in of_module if faulty.intersection(ran.lines[module])]
-    chosen: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {ran.test.partition("::")[0]: [] for ran in recorded}
     for ran in sorted(of_line or of_module or recorded, key=lambda ran: ran.seconds):
         seconds -= ran.seconds
-        if seconds < 0 and chosen:
+        if seconds < 0 and any(files.values()):
             break
-        chosen.setdefault(ran.test.partition("::")[0], []).append(ran.test)
-    return [test for tests in chosen.values() for test in tests]
+        files[ran.test.partition("::")[0]].append(ran.test)
+    return [tests for tests in files.values() if tests]
 
 
 @functools.cache
@@ -235,9 +240,10 @@ def _in_a_fork(work: Callable[[], int], timeout: float) -> int | None:
     return None
 
 
-def _run(module: str, mutation: Mutation, tests: list[str]) -> int:
+def _run(module: str, mutation: Mutation, files: list[list[str]]) -> int:
+    """File by file, so that those after the one that notices need not be imported."""
     sys.meta_path.insert(0, _Faulty(f"ember_optax.{module.replace('/', '.')}", PACKAGE / f"{module}.py", mutation))
-    return int(pytest.main([*PYTEST, "-x", *tests]))
+    return next((int(status) for tests in files if (status := pytest.main([*PYTEST, "-x", *tests]))), 0)
 
 
 class _Faulty(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
