@@ -121,6 +121,16 @@ def test_the_spectral_norm_without_a_carried_vector():
     assert 0.97 * largest < found <= largest * (1 + 1e-6)
 
 
+def test_iterations_by_default():
+    """Twenty without a carried vector, none with one."""
+    noise = jnp.asarray(np.random.default_rng(2).normal(size=(40, 30)), jnp.float32)
+    penalties = [float(regularizers.spectral_penalty(noise, iterations=count)) for count in (None, 19, 20, 21)]
+    assert penalties[0] == penalties[2] and len(set(penalties)) == 3
+    v = regularizers.singular_vector(noise)
+    penalties = [float(regularizers.spectral_penalty(noise, 1.0, v, iterations=count)) for count in (None, 0, 1)]
+    assert penalties[0] == penalties[1] < penalties[2]
+
+
 def test_features_of_several_axes():
     """(V, L, P), as in Gemma 3n: all but the tokens are features."""
     folded = jnp.asarray(X[:, :4].reshape(V, 2, 2), jnp.float32)
@@ -140,6 +150,13 @@ def test_alignment_is_the_energy_coefficient(token_axis):
     value, gradient = jax.value_and_grad(term)(laid_out(TABLE, token_axis))
     np.testing.assert_allclose(value, exact(X), rtol=1e-5)
     np.testing.assert_allclose(laid_out(gradient, token_axis), oracle.differences(exact, X), rtol=1e-3, atol=1e-5)
+
+
+def test_alignment_counts_token_zero():
+    first, second = jnp.array([3, 0, 5, -1]), jnp.array([1, 2, 7, 8])
+    expected = oracle.energy_coefficient(X[[3, 0, 5]], X[[1, 2, 7, 8]])
+    for sample in (regularizers.RareAndFrequent(first, second), regularizers.RareAndFrequent(second, first)):
+        np.testing.assert_allclose(regularizers.frequency_alignment(TABLE, sample), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale, shift", [(1e-22, 0), (1e22, 0), (1.0, 1e3)])
