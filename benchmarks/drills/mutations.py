@@ -1,7 +1,7 @@
 """Small faults, one at a time: what a program would be if somebody had made this mistake.
 
-A mutation replaces one expression or leaves out one statement. What only a reader sees is left alone: annotations, strings,
-the text of errors.
+A mutation replaces one expression or leaves out one statement. Left alone is what only a reader sees, annotations, strings and
+the text of errors, and what only guards the library against itself, `assert` and `zip(strict=True)`.
 """
 
 import ast
@@ -96,8 +96,9 @@ def _mutation(source: str, node: ast.expr | ast.stmt, new: ast.AST | str) -> Mut
 
 def _nodes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, ast.AST | str]]:
     """Every node with what may stand in its place."""
-    if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom):
-        return
+    match node:
+        case ast.Raise() | ast.Assert() | ast.Import() | ast.ImportFrom() | ast.keyword("strict"):
+            return
     if isinstance(node, ast.expr | ast.stmt):
         yield from ((node, new) for new in _replacements(node))
     for name, value in ast.iter_fields(node):
