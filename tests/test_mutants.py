@@ -53,12 +53,18 @@ def test_what_only_a_reader_sees_is_left_alone():
 
 
 def test_a_fault_is_named_by_its_text_not_by_its_place(monkeypatch):
-    source = "def f(x):\n    return x + y\n"
-    names = []
+    source = "def f(x):\n    return x + y + y\n\ndef g(x):\n    return x + y + y\n"
+    names = "_math/new: return x + y + y | "
+    names = [f"{names}{fault}" for fault in ("x + y -> x - y", "x + y + y -> x + y - y")]
     for text in (source, f"import y\n\n{source}"):
         monkeypatch.setattr(mutants, "_source", {"_math/new": text}.get)
-        names += [mutants.key("_math/new", mutation) for mutation in mutants.drawn("_math/new", 10)]
-    assert names == ["_math/new: return x + y | x + y -> x - y"] * 2
+        mutants.named.cache_clear()
+        assert list(mutants.named("_math/new")) == [*names, *(f"{name} (2)" for name in names)]
+        assert {mutation.of(text) for mutation in mutants.named("_math/new").values()} == {
+            text[:at] + "-" + text[at + 1 :] for at, character in enumerate(text) if character == "+"
+        }
+        assert sorted(mutants.drawn("_math/new", 10)) == sorted(mutants.named("_math/new"))
+        assert mutants.drawn("_math/new", 2) == mutants.drawn("_math/new", 10)[:2]
 
 
 def test_quickest_tests_of_the_faulty_line():

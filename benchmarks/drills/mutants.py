@@ -85,22 +85,23 @@ def main() -> None:
     _prepare()
     results, end = of_present(load(options.output)), time.monotonic() + 60 * options.budget_minutes
     done = results["mutants"]
-    every = [(module, mutation) for module in modules(options.rooms) for mutation in drawn(module, options.per_module)]
-    left = [(module, mutation) for module, mutation in every if _is_left(done.get(key(module, mutation)), options.everywhere)]
-    for module, mutation in (progress := tqdm(left, unit="mutant", smoothing=0.05)):
+    every = [(module, name) for module in modules(options.rooms) for name in drawn(module, options.per_module)]
+    left = [(module, name) for module, name in every if _is_left(done.get(name), options.everywhere)]
+    for module, name in (progress := tqdm(left, unit="mutant", smoothing=0.05)):
         if time.monotonic() > end:
             break
+        mutation = named(module)[name]
         progress.set_postfix_str(f"{module}:{mutation.line}, {len(survivors(results))} survived")
-        done[key(module, mutation)] = _tested(module, mutation, options)
+        done[name] = _tested(module, mutation, options)
         save(options.output, results)
     print(sentence(results, load(EQUIVALENT)), *survivors(results), sep="\n")
 
 
 def of_present(results: dict[str, Any]) -> dict[str, Any]:
     """Results without those of lines that are no more, and how many mutants each module has by now."""
-    keys = {module: {key(module, mutation) for mutation in mutations(_source(module))} for module in modules(COMPUTING)}
-    present = {name: result for name, result in results.get("mutants", {}).items() if name in set().union(*keys.values())}
-    return {"of": {module: len(of_module) for module, of_module in keys.items()}, "mutants": present}
+    possible = {module: named(module) for module in modules(COMPUTING)}
+    present = {name: result for name, result in results.get("mutants", {}).items() if name in set().union(*possible.values())}
+    return {"of": {module: len(mutants) for module, mutants in possible.items()}, "mutants": present}
 
 
 def survivors(results: dict[str, Any]) -> list[str]:
@@ -155,20 +156,27 @@ def modules(rooms: Sequence[str]) -> list[str]:
     """The modules of these folders that have something to mutate, in the order of the folders."""
     paths = [path for room in rooms for pattern in (f"{room}.py", f"{room}/*.py") for path in sorted(PACKAGE.glob(pattern))]
     found = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in paths]
-    return [module for module in found if mutations(_source(module))]
+    return [module for module in found if named(module)]
 
 
-def drawn(module: str, count: int) -> list[Mutation]:
-    """The first so many of a module's mutations in its shuffled order."""
-    found = mutations(_source(module))
-    random.Random(module).shuffle(found)
-    return found[:count]
+def drawn(module: str, count: int) -> list[str]:
+    """The first so many of a module's mutants in its shuffled order."""
+    names = list(named(module))
+    random.Random(module).shuffle(names)
+    return names[:count]
 
 
-def key(module: str, mutation: Mutation) -> str:
-    """How results name a mutant: by text, so that it stays the same where lines move."""
-    line = _source(module).splitlines()[mutation.line - 1].strip()
-    return f"{module}: {line} | {mutation.old} -> {mutation.new}"
+@functools.cache
+def named(module: str) -> dict[str, Mutation]:
+    """A module's mutants by text, so that results stay those of the same ones where lines move; equal ones are numbered."""
+    lines, found = _source(module).splitlines(), {}
+    for mutation in mutations(_source(module)):
+        name = again = f"{module}: {lines[mutation.line - 1].strip()} | {mutation.old} -> {mutation.new}"
+        count = 1
+        while again in found:
+            again = f"{name} ({(count := count + 1)})"
+        found[again] = mutation
+    return found
 
 
 def own_tests(module: str) -> str:
@@ -264,7 +272,6 @@ class _Faulty(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return self.mutation.of(self.path.read_text(encoding="utf-8"))
 
 
-@functools.cache
 def _source(module: str) -> str:
     return (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
 
