@@ -76,6 +76,21 @@ def test_dtypes_and_shapes_count():
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.parametrize(
+    "shape, dtype, saved",
+    [
+        ((2, 3, 2), "float32", 7518860585709426449),
+        ((5,), "bfloat16", 9879900719998886218),
+        ((), "int8", 2581584636695763087),
+        ((2, 2), "complex64", 8229498471031735048),
+        ((3,), "uint64", 14077060388800664488),
+    ],
+)
+def test_those_of_earlier_versions(shape, dtype, saved):
+    """They lie beside checkpoints: another value here is another format, and no checkpoint saved before can be verified."""
+    assert of(np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(jnp.dtype(dtype))) == saved
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_for_numpy_and_jax(dtype):
     values = np.arange(6).astype(jnp.dtype(dtype)).reshape(2, 3)
