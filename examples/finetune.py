@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from lm.comparison import Comparison, add_comparison_options, optimizer_and_bytes, parameter_counts
-from lm.config import ModelConfig, Part, RatesConfig, RegularizerConfig, TrainingConfig
+from lm.config import FUSED, ModelConfig, Part, RatesConfig, RegularizerConfig, RunsConfig, TrainingConfig
 from lm.errors import UsageError
 from lm.finetuning import (
     Lesson,
@@ -47,7 +47,9 @@ from lm.regularizing import (
     with_transformations,
 )
 from lm.report import STATE_HEADERS, save_curves, save_results, state_cells, text_table
+from lm.table_options import add_table_options, check_table_options, rounding_seed
 from lm.tokens import default_cache_dir
+from lm.training import with_table_dtype
 from tqdm import tqdm
 
 from ember_optax import row_sparse, token_table_labels
@@ -68,7 +70,13 @@ class LessonConfig(Part):
     special_tokens: int
     new_tokens: Path | None
     only_new: bool
+    table_dtype: str
     cache_dir: Path
+
+    @property
+    def some_rows_alone(self) -> bool:
+        """Whether everything is frozen but the rows of new tokens."""
+        return self.only_new or self.special_tokens > 0
 
     def __post_init__(self):
         if self.model == "small" and self.special_tokens:
@@ -103,6 +111,20 @@ class Config:
     training: TuningConfig
     comparison: Comparison
     regularizers: RegularizerConfig
+
+    def __post_init__(self):
+        runs, chosen = self.comparison.runs, self.regularizers.regularizer
+        check_head(chosen, tied=self.lesson.model == "smollm2")
+        check_table_options(chosen, self.lesson.table_dtype, runs.rounding, fused_head=runs.fused_head)
+        if self.lesson.some_rows_alone:
+            check_frozen_rows(chosen)
+            if runs.fused_head:
+                raise UsageError("--fused-head trains every row: leave it out where new tokens are trained alone")
+
+    @property
+    def rounding_seed(self) -> int | None:
+        """Of stochastic rounding, None without."""
+        return rounding_seed(self.lesson.table_dtype, self.comparison.runs.rounding, self.training.seed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,6 +162,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--evaluation-examples", type=positive_int, default=32, help="how many held-out examples are evaluated")
     add("--pretraining-steps", type=positive_int, default=300, help="steps of the small model on the standard library")
     add_regularizer_option(add)
+    add_table_options(add)
     add_comparison_options(parser, "finetune", *(None,) * 3)
     options = parser.parse_args(arguments)
     names = ("learning_rate", "ember_learning_rate", "adamw_table_learning_rate")
@@ -147,12 +170,10 @@ def read_command_line(arguments: list[str] | None) -> Config:
         if getattr(options, name) is None:
             setattr(options, name, rate)
     try:
-        parts = LessonConfig.from_options(options), TuningConfig.from_options(options), Comparison.from_options(options)
-        config = Config(*parts, RegularizerConfig.from_options(options))
-        check_head(config.regularizers.regularizer, tied=config.lesson.model == "smollm2")
-        if config.lesson.only_new or config.lesson.special_tokens:
-            check_frozen_rows(config.regularizers.regularizer)
-        return config
+        runs = RunsConfig(options.optimizers, row_sparse=False, fused_head=options.fused_head, rounding=options.rounding)
+        comparison = dataclasses.replace(Comparison.from_options(options), runs=runs)
+        parts = LessonConfig.from_options(options), TuningConfig.from_options(options), comparison
+        return Config(*parts, RegularizerConfig.from_options(options))
     except UsageError as error:
         parser.error(str(error))
 
@@ -165,8 +186,8 @@ def compare(config: Config) -> None:
     counts = f"{len(lesson.training.tokens):,} examples, {len(lesson.held_out.tokens):,} held out"
     print(f"{parameter_counts(lesson.params)}, {counts}, {training.steps} steps of {training.batch_size}", flush=True)
     runs = {}
-    for name in config.comparison.runs.optimizers:
-        tx, of_state = optimizer_and_bytes(name, config.comparison, training.steps, lesson.params)
+    for name in config.comparison.runs.names:
+        tx, of_state = optimizer_and_bytes(name, config.comparison, training.steps, lesson.params, config.rounding_seed)
         if alone is not None:
             tx = only_rows(name, lesson, alone, config)
             state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, lesson.params)))
@@ -177,7 +198,7 @@ def compare(config: Config) -> None:
     print(f"\n{text_table(rows, ('optimizer', 'held-out loss before', 'after', *STATE_HEADERS))}")
     settings = {k: v for part in (config.lesson, training, config.comparison.rates) for k, v in dataclasses.asdict(part).items()}
     settings = {key: value for key, value in settings.items() if not isinstance(value, Path)}
-    settings |= {"jax": jax.__version__, "regularizer": config.regularizers.names}
+    settings |= {"jax": jax.__version__, "regularizer": config.regularizers.names, "rounding": config.comparison.runs.rounding}
     save_results(folder / "results.json", settings, runs)
     curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("losses", "held_out"))
     dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
@@ -188,6 +209,11 @@ def compare(config: Config) -> None:
 
 def make_lesson(config: Config) -> tuple[Lesson, np.ndarray | None]:
     """Model and examples; and the ids of tokens that are trained alone, if there are any."""
+    made, alone = _lesson(config)
+    return made._replace(params=with_table_dtype(made.params, config.lesson.table_dtype)), alone
+
+
+def _lesson(config: Config) -> tuple[Lesson, np.ndarray | None]:
     lesson, training = config.lesson, config.training
     if lesson.model == "small":
         pretraining = TrainingConfig(training.pretraining_steps, 8, lesson.length, training.seed, training.pretraining_steps)
@@ -201,12 +227,12 @@ def make_lesson(config: Config) -> tuple[Lesson, np.ndarray | None]:
     made = docstring_lesson(model, lesson.length, lesson.cache_dir)
     if lesson.special_tokens:
         made = prefixed(made, ids)
-    return made, ids if lesson.only_new or lesson.special_tokens else None
+    return made, ids if lesson.some_rows_alone else None
 
 
 def only_rows(name: str, lesson: Lesson, ids: np.ndarray, config: Config) -> optax.GradientTransformation:
     """The optimizer of a run for the rows of the new tokens, everything else frozen."""
-    whole = make_optimizer(name, config.comparison.rates, config.training.steps)
+    whole = make_optimizer(name, config.comparison.rates, config.training.steps, config.rounding_seed)
     frozen = optax.partition({"ember": whole, "body": optax.set_to_zero()}, token_table_labels)
     return row_sparse.train_only_rows(frozen, {lesson.table: ids})
 
@@ -227,9 +253,10 @@ def fine_tune(
     subject: Subject | None = None,
 ) -> dict[str, Any]:
     """Training losses of the steps, without what regularizers add, and, by step, the loss on held-out examples."""
-    tx = with_transformations(tx, chosen, subject)
-    loss_fn = with_terms(answer_loss(lesson, token_weights(chosen, subject)), chosen, subject)
-    evaluate = evaluator(lesson, config.evaluation_examples)
+    fused = name == FUSED
+    tx = optax.with_extra_args_support(with_transformations(tx, chosen, subject))
+    loss_fn = with_terms(answer_loss(lesson, token_weights(chosen, subject), fused_head=fused), chosen, subject)
+    evaluate = evaluator(lesson, config.evaluation_examples, fused_head=fused)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(carry, tokens, is_answer):
@@ -238,12 +265,20 @@ def fine_tune(
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
+    @functools.partial(jax.jit, donate_argnums=0)
+    def fused_step(carry, tokens, is_answer):
+        params, opt_state = carry
+        value_and_grad = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=[lesson.head.path])
+        (_, loss), grads, token_ids = value_and_grad(params, {lesson.table: tokens[:, :-1]}, tokens, is_answer)
+        updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
+        return (row_sparse.apply_updates(params, updates, token_ids), opt_state), loss
+
     params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
     carry, losses, held_out = (params, tx.init(params)), [], {0: evaluate(params)}
     examples = batches(lesson.training, config.batch_size, config.seed)
     with tqdm(total=config.steps, desc=name, unit="step") as bar:
         while len(losses) < config.steps:
-            carry, loss = step(carry, *next(examples))
+            carry, loss = (fused_step if fused else step)(carry, *next(examples))
             losses.append(float(loss))
             if len(losses) % config.evaluate_every == 0 or len(losses) == config.steps:
                 held_out[len(losses)] = evaluate(carry[0])

@@ -20,6 +20,7 @@ from lm.geometry_log import GeometryLog, draw
 from lm.optimizers import make_body_optimizer, make_optimizer, state_bytes, table_schedule, with_label
 from lm.regularizing import Subject
 from lm.report import save_picture, save_results, summary_table
+from lm.table_options import rounding_seed
 from lm.text import read_documents
 from lm.tokens import Corpus, check_length, fingerprint, load_corpus
 from lm.training import TrainingResult, init_params, next_token_loss, train
@@ -75,8 +76,8 @@ def compare(config: Config) -> None:
 
 
 def _optimizer(name: str, config: Config) -> Any:
-    rounded = config.model.table_dtype != "float32" and config.runs.rounding == "stochastic"
-    return make_optimizer(name, config.rates, config.training.steps, config.training.seed if rounded else None)
+    seed = rounding_seed(config.model.table_dtype, config.runs.rounding, config.training.seed)
+    return make_optimizer(name, config.rates, config.training.steps, seed)
 
 
 def _make_folders(config: Config) -> None:

@@ -83,6 +83,21 @@ def test_compares_the_optimizers(model_file, few_pairs, tmp_path, capsys):
     assert runs["ember"]["table_state_bytes"] == 4 * (259 + WIDTH) + 8 + 4
 
 
+@pytest.mark.slow  # two programs of both; the step itself is tested without them
+@pytest.mark.parametrize("dtype, rtol", [("bfloat16", 3e-3), ("float32", 1e-5)])
+def test_trains_with_a_fused_head(model_file, few_pairs, tmp_path, capsys, dtype, rtol):
+    """A tied table, in two bytes or four: the losses of dense steps, whose gradient a table of two bytes rounds."""
+    folders = ["--model-file", str(model_file), "--output-dir", str(tmp_path), "--optimizers=ember"]
+    done = call(program.main, capsys, *TINY, *folders, "--fused-head", f"--table-dtype={dtype}", "--ember-learning-rate=1e-2")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "finetune" / "results.json").read_text())
+    dense, fused = results["runs"]["ember"], results["runs"]["ember, fused head"]
+    np.testing.assert_allclose(fused["losses"], dense["losses"], rtol=rtol)
+    np.testing.assert_allclose(list(fused["held_out"].values()), list(dense["held_out"].values()), rtol=rtol)
+    assert dense["held_out"]["3"] < dense["held_out"]["0"]
+    assert (results["settings"]["table_dtype"], results["settings"]["rounding"]) == (dtype, "stochastic")
+
+
 @pytest.mark.slow  # another program of both
 def test_trains_with_regularizers(model_file, few_pairs, tmp_path, capsys):
     """A tied table; the loss without the terms is recorded, the same in the first step but for weights."""
@@ -104,9 +119,12 @@ def test_trains_with_regularizers(model_file, few_pairs, tmp_path, capsys):
         (["--regularizer=centre"], "'centre' is no regularizer: anisotropy, "),
         (["--regularizer=center"], "--regularizer center needs a head of its own"),
         (["--regularizer=spectral-norm", "--special-tokens=2"], "--regularizer spectral-norm moves every row of a table"),
+        (["--regularizer=cap", "--table-dtype=bfloat16"], "--regularizer cap=3 changes updates after the stochastic rounding"),
+        (["--regularizer=cap", "--fused-head"], "--fused-head takes no --regularizer"),
+        (["--fused-head", "--special-tokens=2"], "--fused-head trains every row"),
     ],
 )
-def test_explains_mistaken_regularizers(capsys, arguments, message):
+def test_explains_mistaken_options_of_tables(capsys, arguments, message):
     done = call(program.main, capsys, *TINY, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -121,8 +139,10 @@ def test_compares_the_optimizers_on_special_tokens(model_file, few_pairs, tmp_pa
     assert run["held_out"]["3"] != run["held_out"]["0"]
 
 
-def test_special_tokens_alone_are_trained(model_file, few_pairs, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_special_tokens_alone_are_trained(model_file, few_pairs, tmp_path, dtype):
     arguments = [*TINY, "--model-file", str(model_file), "--special-tokens=2", "--cache-dir", str(tmp_path)]
+    arguments += [f"--table-dtype={dtype}"]
     config = program.read_command_line(arguments)
     lesson, ids = program.make_lesson(config)
     assert ids.tolist() == [259, 260]

@@ -70,7 +70,7 @@ def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float
     """
     tables = make_method(method, setting.batch * setting.length)
     loss_fn = next_token_loss(setting.model)
-    evaluate = _validation(setting)
+    evaluate = validation(setting)
 
     def optimizer(rate):
         return partitioned(tables, rate, setting.body_rate, setting.steps)
@@ -89,7 +89,7 @@ def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float
         numbers = table_numbers(tables, params)
         measured = []
         for i in range(setting.steps):
-            batch = random_batch(_corpus(setting.vocabulary).training, setting.batch, setting.length, (seed, i))
+            batch = random_batch(corpus(setting.vocabulary).training, setting.batch, setting.length, (seed, i))
             carry, losses = step(carry, batch, jnp.float32(rate))
             measured.append(losses)
             if i % _CHECK_EVERY == 0 and not np.isfinite(float(losses[0])):
@@ -104,13 +104,14 @@ def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float
 
 
 @functools.cache
-def _corpus(vocabulary: int) -> Corpus:
+def corpus(vocabulary: int) -> Corpus:
+    """The standard library's text under a tokenizer of so many tokens."""
     return load_corpus(read_documents(None), vocabulary, default_cache_dir())
 
 
 @functools.cache
 def _fingerprint(vocabulary: int) -> str:
-    return fingerprint(_corpus(vocabulary))
+    return fingerprint(corpus(vocabulary))
 
 
 @functools.cache
@@ -119,9 +120,9 @@ def _init(model: ModelConfig):
 
 
 @functools.cache
-def _validation(setting: Setting) -> Callable[[Any], float]:
+def validation(setting: Setting) -> Callable[[Any], float]:
     """The mean loss on the validation text, the same windows of it for every batch size."""
     loss_fn = jax.jit(next_token_loss(setting.model))
     count = _VALIDATION_TOKENS // (8 * setting.length)
-    batches = validation_batches(_corpus(setting.vocabulary).validation, 8, setting.length, count)
+    batches = validation_batches(corpus(setting.vocabulary).validation, 8, setting.length, count)
     return lambda params: float(np.mean([float(loss_fn(params, batch)) for batch in batches]))

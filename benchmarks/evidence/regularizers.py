@@ -6,7 +6,6 @@ interrupted measurement goes on with the runs that are missing.
 """
 
 import functools
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.evidence.pretraining import SETTINGS, Setting
 from benchmarks.evidence.statement_runs import TABLES
 from benchmarks.evidence.statistics import paired_difference, spread
-from benchmarks.harness.report import markdown
+from benchmarks.harness.report import markdown, put
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
 from ember_optax import geometry
 
@@ -62,7 +61,8 @@ ENTRIES = (
 def main() -> None:
     """Makes the runs that are missing, seed by seed, and the table of docs/regularizers.md."""
     arguments = parser(__doc__)
-    arguments.add_argument("--setting", choices=list(SETTINGS), default="2.1M, main job", help="model and batch, for a new file of results")
+    setting = "model and batch, for a new file of results"
+    arguments.add_argument("--setting", choices=list(SETTINGS), default="2.1M, main job", help=setting)
     arguments.add_argument("--steps", type=int, default=300, help="steps of each run, likewise")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of parameters and batches")
     arguments.add_argument("--output", type=Path, default=RESULTS_OF_PAGE[0], help="results")
@@ -81,14 +81,7 @@ def main() -> None:
             numbers = measure(programs[name], seed, setting, corpus, bar.update)
         results["runs"][run_name(name, seed)] = {metric: float(f"{value:.6g}") for metric, value in numbers.items()}
         save(options.output, results)
-    _show(results, options.output.stem)
-
-
-def _show(results: dict[str, Any], name: str) -> None:
-    """Writes the table to the page, where this has a place of the name of the results."""
-    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(place.sub(lambda found: found[1] + table(results) + "\n" + found[2], page), encoding="utf-8")
+    put(PAGE, options.output.stem, table(results))
 
 
 def run_name(name: str, seed: int) -> str:

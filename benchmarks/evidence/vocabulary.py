@@ -7,7 +7,6 @@ pruned model and its state, and with the pruned model and a fresh state.
 
 import functools
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lm.tokens import random_batch
 from lm.training import next_token_loss_of
 from tqdm import tqdm
 
-from benchmarks.harness.report import markdown, save_picture
+from benchmarks.harness.report import markdown, put, save_picture
 from benchmarks.harness.results import PICTURES, RESULTS, ROOT, load, machine, parser, save
 from ember_optax import ember, vocab
 
@@ -35,7 +34,6 @@ PAGE, PICTURE = ROOT / "docs" / "vocabulary.md", PICTURES / "vocabulary.png"
 _EVALUATED_BATCHES = 4
 _SPECIAL = 17  # the first ids are texts of no document
 _ADAM_BYTES = 8  # two moments of float32
-_PLACE = re.compile(r"(<!-- SMOLLM2 -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -50,7 +48,7 @@ def main() -> None:
         results = {"machine": machine()} | measure(options.model_file or published_model(), options.steps)
         save(options.output, results)
     draw(results)
-    PAGE.write_text(_PLACE.sub(lambda found: found[1] + table(results) + "\n" + found[2], PAGE.read_text(encoding="utf-8")))
+    put(PAGE, "SMOLLM2", table(results))
 
 
 def measure(path: Path, steps: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""How results are shown: tables as the documents have them, and pictures."""
+"""How results are shown: tables as the documents have them, their places there, and pictures."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def sent(elements: dict[str, int]) -> str:
       ('all-reduce 5,377', 'nothing')
     """
     return ", ".join(f"{operation} {count:,}" for operation, count in elements.items()) or "nothing"
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Writes a table between `<!-- name -->` and the next `<!-- end -->` of a page; a page without that place stays as it is."""
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    page.write_text(place.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def save_picture(path: Path, figure: Figure, dpi: int = 100) -> None:

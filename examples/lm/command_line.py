@@ -20,6 +20,7 @@ from lm.devices import mesh_sizes
 from lm.errors import UsageError
 from lm.option_types import learning_rate, positive_int, seed, whole_number
 from lm.regularizing import add_regularizer_option
+from lm.table_options import add_table_options
 from lm.tokens import default_cache_dir
 
 
@@ -68,7 +69,6 @@ def _add_model(group) -> None:
     add("--layers", type=positive_int, default=4, help="transformer blocks")
     add("--heads", type=positive_int, default=4, help="attention heads; width / heads must be even")
     add("--tied", action="store_true", help="share the embedding with the head (untied by default)")
-    add("--table-dtype", choices=["float32", "bfloat16"], default="float32", help="of embedding and head, without another copy")
 
 
 def _add_training(group) -> None:
@@ -85,9 +85,7 @@ def _add_training(group) -> None:
     row_sparse = "also train with Ember on the rows of each batch alone, for the input table, and compare the two"
     add("--row-sparse", action="store_true", help=row_sparse)
     add_regularizer_option(add)
-    fused = "also train with Ember and a fused head, whose logits and gradient are never arrays, and compare the two"
-    add("--fused-head", action="store_true", help=fused)
-    add("--rounding", choices=["stochastic", "nearest"], default="stochastic", help="of tables in bfloat16")
+    add_table_options(add)
 
 
 def _add_devices(group) -> None:

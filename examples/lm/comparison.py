@@ -46,9 +46,11 @@ def add_comparison_options(parser: Any, name: str, body: float | None, ember: fl
     add("--output-dir", type=Path, default=Path("runs"), help="folder for results")
 
 
-def optimizer_and_bytes(name: str, comparison: Comparison, steps: int, params: Any) -> tuple[Any, dict[str, int]]:
-    """The transformation of a run, and the bytes of its state: of the tables, and in total."""
-    tx = make_optimizer(name, comparison.rates, steps)
+def optimizer_and_bytes(
+    name: str, comparison: Comparison, steps: int, params: Any, rounding_seed: int | None = None
+) -> tuple[Any, dict[str, int]]:
+    """The transformation of a run, and the bytes of its state: of the tables (and their rounding), and in total."""
+    tx = make_optimizer(name, comparison.rates, steps, rounding_seed)
     total = state_bytes(tx, params)
     body = state_bytes(make_body_optimizer(comparison.rates, steps), with_label(params, "body"))
     return tx, {"table_state_bytes": total - body, "state_bytes": total}

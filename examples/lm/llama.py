@@ -88,18 +88,23 @@ def read_llama(path: Path) -> Llama:
 
 def logits(config: LlamaConfig, params: dict[str, Any], ids_BxT: jax.Array) -> jax.Array:
     """(B, T) token ids to (B, T, V) logits; matrices are (outputs, inputs)."""
-    table_VxD = params["embed_tokens"]["weight"]
+    return hidden(config, params, ids_BxT) @ params["embed_tokens"]["weight"].T
+
+
+def hidden(config: LlamaConfig, params: dict[str, Any], ids_BxT: jax.Array) -> jax.Array:
+    """The hidden states before the head, (B, T, D), float32 whatever the table is."""
     turns = _turns(config, params, ids_BxT.shape[1])
 
     def block(x_BxTxD, weights):
         weights = {name: leaf["weight"] for name, leaf in weights.items()}
         x_BxTxD = x_BxTxD + _attend(config, weights, _norm(x_BxTxD, weights["attention_norm"], config), turns)
         y_BxTxD = _norm(x_BxTxD, weights["mlp_norm"], config)
-        hidden = jax.nn.silu(y_BxTxD @ weights["gate"].T) * (y_BxTxD @ weights["up"].T)
-        return x_BxTxD + hidden @ weights["down"].T, None
+        gated = jax.nn.silu(y_BxTxD @ weights["gate"].T) * (y_BxTxD @ weights["up"].T)
+        return x_BxTxD + gated @ weights["down"].T, None
 
-    x_BxTxD, _ = jax.lax.scan(block, table_VxD[ids_BxT], params["blocks"])
-    return _norm(x_BxTxD, params["norm"]["weight"], config) @ table_VxD.T
+    embedded_BxTxD = params["embed_tokens"]["weight"][ids_BxT].astype(jnp.float32)
+    x_BxTxD, _ = jax.lax.scan(block, embedded_BxTxD, params["blocks"])
+    return _norm(x_BxTxD, params["norm"]["weight"], config)
 
 
 def _attend(config: LlamaConfig, weights: dict[str, jax.Array], x_BxTxD: jax.Array, turns: tuple[jax.Array, jax.Array]):

@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ember_optax import row_sparse, state_shardings, token_table_labels
-from ember_optax.losses import softmax_cross_entropy
 from lm.checkpoints import Checkpoint, Checkpoints
 from lm.config import ModelConfig, TrainingConfig
 from lm.devices import is_main_process, param_shardings, place_batch, report
 from lm.geometry_log import GeometryLog
+from lm.head import Head
 from lm.model import Transformer
 from lm.regularizing import Chosen, Subject, token_weights, with_terms, with_transformations
 from lm.tokens import Corpus, random_batch, validation_batches
@@ -53,9 +53,13 @@ class _Program(NamedTuple):
 
 def init_params(config: ModelConfig, seed: int | jax.Array) -> dict:
     """A nested dictionary of fresh parameters, from a seed or a key."""
-    params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed))))
-    labels, dtype = token_table_labels(params), jnp.dtype(config.table_dtype)
-    return jax.tree.map(lambda p, label: p.astype(dtype) if label == "ember" else p, params, labels)
+    return with_table_dtype(nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(seed)))), config.table_dtype)
+
+
+def with_table_dtype(params: Any, dtype: str) -> Any:
+    """The parameters, with token tables in another dtype."""
+    labels = token_table_labels(params)
+    return jax.tree.map(lambda p, label: p.astype(jnp.dtype(dtype)) if label == "ember" else p, params, labels)
 
 
 def model_function(config: ModelConfig) -> Callable[[dict], Transformer]:
@@ -76,14 +80,23 @@ def logits_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Arra
     return lambda params, ids_BxT: model(params)(ids_BxT)
 
 
+def hidden_function(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
+    """The model before its head as a function `hidden(params, ids)`; it holds no arrays."""
+    model = model_function(config)
+    return lambda params, ids_BxT: model(params).hidden(ids_BxT)
+
+
+def head_of(config: ModelConfig) -> Head:
+    """The table of the model's logits."""
+    return Head("embed/embedding", 0) if config.tied else Head("lm_head/kernel", 1)
+
+
 def fused_next_token_loss(config: ModelConfig) -> Callable[[dict, jax.Array], jax.Array]:
     """`next_token_loss` in chunks of the vocabulary, without logits: for heads without rows of padding."""
-    model = model_function(config)
+    hidden, head = hidden_function(config), head_of(config)
 
     def loss_fn(params: dict, batch_BxT: jax.Array) -> jax.Array:
-        hidden_BxTxD = model(params).hidden(batch_BxT[:, :-1])
-        table, axis = (params["embed"]["embedding"], 0) if config.tied else (params["lm_head"]["kernel"], 1)
-        return jnp.mean(softmax_cross_entropy(hidden_BxTxD, table, batch_BxT[:, 1:], token_axis=axis))
+        return jnp.mean(head.losses(params, hidden(params, batch_BxT[:, :-1]), batch_BxT[:, 1:]))
 
     return loss_fn
 
@@ -191,7 +204,7 @@ def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, st
 def _compile(
     model: ModelConfig, seed: int, tx: Any, loss_fn: Any, mesh: Mesh, *, row_sparse_input: bool, fused_head: bool
 ) -> _Program:
-    heads = ["embed/embedding" if model.tied else "lm_head/kernel"] if fused_head else []
+    heads = [head_of(model).path] if fused_head else []
 
     def init():
         params = init_params(model, seed)

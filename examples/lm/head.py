@@ -1,0 +1,21 @@
+"""The table of a model's logits, for losses that never make them."""
+
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+
+from ember_optax.losses import softmax_cross_entropy
+
+
+class Head(NamedTuple):
+    """Where the table is among the parameters, and which of its axes counts the tokens."""
+
+    path: str
+    token_axis: int
+
+    def losses(self, params: Any, hidden_BxTxD: jax.Array, labels_BxT: jax.Array) -> jax.Array:
+        """The cross-entropy of each label, (B, T), in chunks of the vocabulary."""
+        table = functools.reduce(operator.getitem, self.path.split("/"), params)
+        return softmax_cross_entropy(hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis)
