@@ -51,7 +51,8 @@ def ember(
       feature_mean: "all_rows", or "active_rows" for the code that the paper came with, as in `scale_by_ember`.
       tables: which parameters are tables, and their axes: a function from parameters to a tree of
         `EmberDimensionNumbers` (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for
-        every leaf. "auto" means `token_tables`: what its rules find.
+        every leaf. "auto" means `token_tables`: what its rules find. Its patterns go in as
+        `functools.partial(token_tables, include=[r"head/kernel"])`.
 
     Returns:
       A `GradientTransformationExtraArgs`; an `optax.partition` of "ember" and "body". Extra arguments reach both.

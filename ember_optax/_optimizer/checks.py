@@ -63,7 +63,7 @@ def check_leaf(table: Table) -> TableAxes:
 
 def check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: bool) -> FinderOptions | None:
     """Raises where nothing was found or a pattern was in vain; the options of the finder, None where it was not asked."""
-    options = FinderOptions() if isinstance(tables, str) else FinderOptions.of(tables)
+    options = FinderOptions.of(tables)
     # In an incomplete tree, of an `optax.partition` say, the tables may be elsewhere.
     if complete and options is not None and (message := unused_patterns_message(found, options)):
         raise ValueError(message)

@@ -180,8 +180,11 @@ def _without_specs(node: Any) -> Any:
     return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=is_spec) if isinstance(node, ScaleByEmberState) else node
 
 
-def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]]) -> None:
-    """Raises where a shape cannot be shared by the devices of its sharding; of each array its name, shape and sharding."""
+def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]], fix: str = "Pad it with zeros") -> None:
+    """Raises where a shape cannot be shared by the devices of its sharding; of each array its name, shape and sharding.
+
+    `fix` says how an axis comes to a size that is named after it.
+    """
     for name, shape, sharding in arrays:
         for axis, (size, entry) in enumerate(zip(shape, sharding.spec, strict=False)):
             names = entry_names(entry)
@@ -191,7 +194,7 @@ def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]]
                 padded = -(-size // multiple) * multiple
                 raise ValueError(
                     f"axis {axis} of {name!r}, of size {size}, does not divide by the {devices} devices of mesh axes {names}. "
-                    f"Pad it with zeros to {padded}, a multiple of {multiple}: rows without gradient change nothing in Ember, "
+                    f"{fix} to {padded}, a multiple of {multiple}: rows without gradient change nothing in Ember, "
                     f"and a size that does not depend on the number of devices lets a checkpoint move."
                 )
 

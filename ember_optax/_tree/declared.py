@@ -1,15 +1,18 @@
 """Reading a user's declaration of dimension numbers: a value, a tree, a function or the finder, matched to parameters by path."""
 
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import optax
 
+from .boxes import unbox
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import FinderOptions, find_tables
+from .finder import FinderOptions, find_tables, finder_with
 from .inputs import shown
 from .paths import check_distinct, flatten_named, is_complete, parent_of
+from .vocabulary_axis import known_sizes
 
 DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
 DimensionNumbersLike = (
@@ -45,7 +48,7 @@ def declared_dimension_numbers(
     check_declaration(declaration, argument)
     if isinstance(declaration, EmberDimensionNumbers):
         return [declaration] * len(names)
-    options = FinderOptions() if isinstance(declaration, str) else FinderOptions.of(declaration)
+    options = FinderOptions.of(declaration)
     if options is not None:
         return [match.dimension_numbers for match in find_tables(names, leaves, options)]
     if callable(declaration):
@@ -58,6 +61,35 @@ def declared_dimension_numbers(
     owners = [_owner(name, declared, argument) for name in names]
     _check_all_used(names, owners, declared, tree)
     return [declared[owner] for owner in owners]
+
+
+def check_axes_are_told(
+    declaration: DimensionNumbersLike, names: Sequence[str], leaves: Sequence[Any], of: Container[str], argument: str
+) -> None:
+    """Raises where the rows of one of these leaves would be looked for along an axis that nothing tells, or along the wrong one.
+
+    Raises:
+      ValueError: what to declare.
+    """
+    if (options := FinderOptions.of(declaration)) is None:
+        return
+    matches, shapes = find_tables(names, leaves, options), [np.shape(unbox(leaf)) for leaf in leaves]
+    known = known_sizes((match.dimension_numbers, shape) for match, shape in zip(matches, shapes, strict=True))
+    for name, shape, match in zip(names, shapes, matches, strict=True):
+        if name not in of:
+            continue
+        axis, reason = 0, ""
+        telling = [axis for axis, size in enumerate(shape) if size in known.vocabularies]
+        if match.dimension_numbers is None and telling and 0 not in telling:
+            axis, reason = telling[0], "that has the vocabulary of another table and not axis 0, which is for what no rule finds"
+        elif match.dimension_numbers is not None and match.is_guess:
+            axis, reason = match.dimension_numbers.token_axis, "as is usual under this name; no other table has one of its sizes"
+        if reason:
+            raise ValueError(
+                f"rows of {name!r} of shape {shape} are asked for, but not along which axis. If its {shape[axis]} tokens are in "
+                f"axis {axis} ({reason}), declare it: {argument}={finder_with(name, axis)}; if not, with the other axis. Pass "
+                f"the same as tables to ember."
+            )
 
 
 def check_declaration(declaration: Any, argument: str) -> None:

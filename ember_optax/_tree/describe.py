@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .._math.moments import moment_shapes
 from .declared import AUTO, DimensionNumbersLike
 from .finder import FinderOptions, Include, find_tables, token_tables
-from .suspects import doubtful_stacks, possible_heads
+from .suspects import doubtful_stacks, guessed_heads, possible_heads
 from .tables import Table, TableTree, tables_of
 
 _LARGEST = 5
@@ -30,8 +30,8 @@ def describe_token_tables(
     Returns:
       Text: a line for each table with path, shape, token and batch axes, the rule that matched, and the bytes of optimizer
       state under Ember (4 (V + D) and two counters) and under Adam (two moments in the parameter's dtype); the
-      largest matrices that are no tables, each with the rule that said so; those that may be heads all the same, and stacks whose
-      axes are in doubt; patterns that matched nothing.
+      largest matrices that are no tables, each with the rule that said so; those that may be heads all the same, stacks
+      and heads whose axes are in doubt; patterns that matched nothing.
 
     Raises:
       ValueError: a pattern is not a regular expression, or declared axes do not fit a leaf.
@@ -72,6 +72,9 @@ def describe_token_tables(
         sections.append(f"no head or embedding found besides {name}; may be one (see include): {listed}")
     for table in doubtful_stacks(found):
         sections.append(f"more tables than tokens, declare the axes of: {table.name} {_shape(table)}")
+    for table in guessed_heads(found, options) if options else ():
+        assert table.axes is not None
+        sections.append(f"token axis {table.axes.token[0]} is a guess by the name, declare it: {table.name} {_shape(table)}")
     if options is not None and (unused := options.unused(found.names)):
         sections.append(f"patterns that match no path: {', '.join(unused)}")
     return "\n\n".join(sections)

@@ -13,6 +13,7 @@ from .dimension_numbers import EmberDimensionNumbers
 from .inputs import check_tree, shown
 from .paths import flatten_named
 from .rules import INCLUDED, TableMatch, first_match
+from .vocabulary_axis import KnownSizes, known_sizes, of_head, of_included
 
 Include = Sequence[str] | Mapping[str, EmberDimensionNumbers]
 
@@ -23,7 +24,9 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
     Paths are spelled as names joined by `/`, the same for dictionaries, attributes and sequences, without a leading
     `params` and a trailing `value`. An ordered list of rules over path and rank decides; it knows the names that Flax Linen and
     NNX, Equinox, Haiku, Keras, Hugging Face, Gemma, Tunix, T5X, MaxText, Levanter, Praxis and AXLearn use, and leaves
-    position, type, time, class and patch embeddings alone. `describe_token_tables` shows what it found and why.
+    position, type, time, class and patch embeddings alone. An embedding's vocabulary is its first axis; a head's is the axis with
+    the size of an embedding's vocabulary, if there is one such axis, else the usual one of its name.
+    `describe_token_tables` shows what it found and why.
 
     Args:
       params: any parameter tree; arrays or `jax.ShapeDtypeStruct`.
@@ -127,12 +130,16 @@ class FinderOptions:
 
     @classmethod
     def of(cls, tables: Any) -> "FinderOptions | None":
-        """The options of `token_tables` or a `functools.partial` of it; None for any other declaration."""
-        if tables is token_tables:
+        """The options of "auto", `token_tables` or a `functools.partial` of it; None for any other declaration."""
+        if tables is token_tables or isinstance(tables, str):
             return cls()
         if isinstance(tables, functools.partial) and tables.func is token_tables and not tables.args:
             return cls(**tables.keywords)
         return None
+
+    def declared(self, name: str) -> EmberDimensionNumbers | None:
+        """The dimension numbers of the first pattern of `include` that matches, if it has any."""
+        return next((numbers for pattern, numbers in self.include.items() if pattern.fullmatch(name)), None)
 
     def unused(self, names: Sequence[str]) -> list[str]:
         """The patterns that match none of these paths, each with its argument."""
@@ -140,41 +147,44 @@ class FinderOptions:
         return [f"{argument} {p.pattern!r}" for argument, p in patterns if not any(p.fullmatch(name) for name in names)]
 
 
+def finder_with(name: str, axis: int) -> str:
+    """How to declare the token axis of one table, for messages."""
+    return f"functools.partial(token_tables, include={{{re.escape(name)!r}: EmberDimensionNumbers({axis})}})"
+
+
 def find_tables(names: Sequence[str], leaves: Sequence[Any], options: FinderOptions) -> list[TableMatch]:
     """What the finder decides for each leaf: excludes, then includes, then the rules."""
     if list(names) == [""]:
         check_tree(leaves[0], "params")
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
-    matches = [_match(name, len(shape), options) for name, shape in zip(names, shapes, strict=True)]
-    if not options.include:
+    matches = _by_rules(names, shapes, options)
+    if not options.include and not options.exclude:
         return matches
-    by_rules = [first_match(name, len(shape)) for name, shape in zip(names, shapes, strict=True)]
-    vocabularies = {
-        shape[match.dimension_numbers.token_axis]
-        for shape, match in zip(shapes, by_rules, strict=True)
-        if match.dimension_numbers is not None
-    }
-    return [_with_vocabulary(match, shape, vocabularies) for match, shape in zip(matches, shapes, strict=True)]
+    # Also of tables that are excluded, for another optimizer say: their vocabulary is known all the same.
+    known = known_sizes((match.dimension_numbers, shape) for match, shape in zip(matches, shapes, strict=True))
+    return [_chosen(*one, known, options) for one in zip(names, shapes, matches, strict=True)]
 
 
-def _match(name: str, rank: int, options: FinderOptions) -> TableMatch:
+def _by_rules(names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: FinderOptions) -> list[TableMatch]:
+    """What the rules say of each leaf, and of heads what the embeddings among them and the declared tables do."""
+    matches = [first_match(name, len(shape)) for name, shape in zip(names, shapes, strict=True)]
+    if not any(match.is_head for match in matches):
+        return matches
+    others = [
+        options.declared(name) or (None if m.is_head else m.dimension_numbers) for name, m in zip(names, matches, strict=True)
+    ]
+    known = known_sizes(zip(others, shapes, strict=True))
+    return [of_head(match, shape, known) if match.is_head else match for match, shape in zip(matches, shapes, strict=True)]
+
+
+def _chosen(name: str, shape: tuple[int, ...], by_rules: TableMatch, known: KnownSizes, options: FinderOptions) -> TableMatch:
+    """What the patterns say of a leaf; what the rules do where none matches."""
     if any(pattern.fullmatch(name) for pattern in options.exclude):
         return TableMatch(None, "excluded")
-    for pattern, declared in options.include.items():
-        if pattern.fullmatch(name):
-            return TableMatch(declared, "included") if declared else first_match(name, rank, INCLUDED)
-    return first_match(name, rank)
-
-
-def _with_vocabulary(match: TableMatch, shape: tuple[int, ...], vocabularies: set[int]) -> TableMatch:
-    """The match of an included leaf, with the axis that another table's vocabulary tells, and a word where several may be it."""
-    if match.rule not in {rule.name for rule in INCLUDED} or match.dimension_numbers is None:
-        return match
-    axes = [axis for axis, size in enumerate(shape) if size in vocabularies]
-    if len(axes) == 1:
-        stacked = len(shape) == 3 and axes != [0]
-        return TableMatch(EmberDimensionNumbers(axes[0], (0,) if stacked else ()), "included, vocabulary of another table")
-    return match._replace(rule=f"{match.rule}; ambiguous, axes {axes} have a vocabulary's size") if axes else match
+    if not any(pattern.fullmatch(name) for pattern in options.include):
+        return by_rules
+    declared = options.declared(name)
+    return TableMatch(declared, "included") if declared else of_included(first_match(name, len(shape), INCLUDED), shape, known)
 
 
 def compile_patterns(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:

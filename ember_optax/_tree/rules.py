@@ -43,27 +43,30 @@ class TableRule:
       pattern: matched against the whole path, in lower case, with camel case split by underscores, dots as slashes, and
         storage left out.
       axes: dimension numbers for each rank that can be a table. A matching leaf of another rank is no table.
+      is_head: whether `axes` are a habit only, which the vocabulary of another table overrules (`_tree/finder.py`). Embeddings
+        are read by rows everywhere; heads are stored either way under the same names.
     """
 
     name: str
     pattern: re.Pattern[str]
     axes: Mapping[int, EmberDimensionNumbers]
+    is_head: bool
 
 
-def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers]) -> TableRule:
-    return TableRule(name, re.compile(rf"(.*/)?{pattern}"), axes)
+def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers], *, is_head: bool = False) -> TableRule:
+    return TableRule(name, re.compile(rf"(.*/)?{pattern}"), axes, is_head)
 
 
-# The first rule whose pattern matches decides. The axis is the rule's and never the longer side: Flax and Haiku store a dense
-# layer as (inputs, outputs) in `kernel` or `w`, Equinox and Levanter as (outputs, inputs) in `weight`.
+# The first rule whose pattern matches decides. The axis is never the longer side: Flax and Haiku store a dense layer as (inputs,
+# outputs) in `kernel` or `w`, Equinox and Levanter as (outputs, inputs) in `weight`.
 RULES = (
     _rule("not tokens", rf"([^/]*_)?({_OTHER_THINGS})(_[^/]*)?(/(embeddings?|emb_var|weight|w|kernel|table|[ab]))?", _NO_TABLE),
     _rule("inside a layer", r"([^/]*_)?(attention|attn|router|gate|moe|experts?)(_\d+)?/.+", _NO_TABLE),
     _rule("bias", r"b", _NO_TABLE),
     _rule("per-layer embedding", r"([^/]*_)?per_layer(_input)?_embeddings?", _PER_LAYER),
-    _rule("reversed embedding", r"reverse_embeddings?", _TOKENS_LAST),
-    _rule("head, (inputs, outputs)", rf"({_HEAD})(_\d+)?(/kernel|/w)?", _TOKENS_LAST),
-    _rule("head, (outputs, inputs)", rf"({_HEAD})(_\d+)?/weight", _TOKENS_FIRST),
+    _rule("reversed embedding", r"reverse_embeddings?", _TOKENS_LAST, is_head=True),
+    _rule("head, (inputs, outputs)", rf"({_HEAD})(_\d+)?(/kernel|/w)?", _TOKENS_LAST, is_head=True),
+    _rule("head, (outputs, inputs)", rf"({_HEAD})(_\d+)?/weight", _TOKENS_FIRST, is_head=True),
     # Linen's and Haiku's names for layers without a name: the second one may be an embedding of positions.
     _rule("embedding layer without a name, a guess", rf"([^/]*_)?({_EMBEDDING})_\d+/(embedding|weight|w|table)", _TOKENS_FIRST),
     _rule("embedding", rf"([^/]*_)?({_EMBEDDING})(_var|_table|_tokens?|_words?)?", _TOKENS_FIRST),
@@ -81,10 +84,19 @@ INCLUDED = (
 
 
 class TableMatch(NamedTuple):
-    """What the finder decided for one leaf: `rule` is None where nothing matched."""
+    """What the finder decided for one leaf.
+
+    Attributes:
+      dimension_numbers: None where the leaf is no table.
+      rule: what decided; None where nothing matched.
+      is_head: whether a rule for heads decided.
+      is_guess: whether nothing in the sizes of the other tables speaks for the token axis of a head, though there are others.
+    """
 
     dimension_numbers: EmberDimensionNumbers | None
     rule: str | None
+    is_head: bool = False
+    is_guess: bool = False
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -93,5 +105,5 @@ def first_match(name: str, rank: int, rules: tuple[TableRule, ...] = RULES) -> T
     spelled = _STORAGE.sub("", _WORDS.sub("_", f"/{name}").lower().replace(".", "/"))[1:]
     for rule in rules:
         if rule.pattern.fullmatch(spelled):
-            return TableMatch(rule.axes.get(rank), rule.name)
+            return TableMatch(rule.axes.get(rank), rule.name, rule.is_head)
     return TableMatch(None, None)

@@ -2,7 +2,9 @@
 
 import collections
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .dimension_numbers import EmberDimensionNumbers
 from .finder import FinderOptions, find_tables
@@ -35,9 +37,30 @@ def doubtful_stacks(found: TableTree) -> list[Table]:
     ]
 
 
+def guessed_heads(found: TableTree, options: FinderOptions) -> list[Table]:
+    """Heads whose token axis is the usual one of their name, and of no size that another table has."""
+    matches = find_tables(found.names, [table.box for table in found.tables], options)
+    return [table for table, match in zip(found.tables, matches, strict=True) if match.is_guess and table.axes is not None]
+
+
+def warn_of_suspects(found: TableTree, declaration: Any, caller: str) -> None:
+    """Warns of what a function that finds for itself may have missed or read along the wrong axis, though `ember` was told.
+
+    `ember` itself warns of the first at `init`, and does not mind the second: its dense step is the same along either axis.
+    """
+    if (options := FinderOptions.of(declaration)) is None:
+        return
+    for message in [*_of_heads(found, options, caller, "no tables to it"), *_of_guesses(found, options, caller)]:
+        warnings.warn(message, stacklevel=4)
+
+
 def suspect_warnings(found: TableTree, options: FinderOptions) -> list[str]:
-    """A warning for each table without a partner and for each doubtful stack, with what to write."""
-    warnings = []
+    """The warnings of `ember`: for each table without a partner and for each doubtful stack, with what to write."""
+    return [*_of_heads(found, options, "ember", "trained by the body"), *_of_stacks(found, options)]
+
+
+def _of_heads(found: TableTree, options: FinderOptions, caller: str, treated: str) -> list[str]:
+    messages = []
     for name, heads in possible_heads(found, options).items():
         paths = [re.escape(leaf.name) for leaf in heads]
         listed = ", ".join(f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads[:_LISTED])
@@ -45,23 +68,42 @@ def suspect_warnings(found: TableTree, options: FinderOptions) -> list[str]:
         what = "it is one" if len(heads) == 1 else "one of these is, name it alone, for example the first"
         vocabulary = found.tables[found.names.index(name)]
         axis = heads[0].shape.index(_vocabulary(vocabulary))
-        warnings.append(
-            f"ember found the token table {name!r} and no other one of its vocabulary, a head for an embedding or an embedding "
-            f"for a head; of its sizes, and trained by the body: {listed}{more}. If {what}: "
+        messages.append(
+            f"{caller} found the token table {name!r} and no other one of its vocabulary, a head for an embedding or an "
+            f"embedding for a head; of its sizes, and {treated}: {listed}{more}. If {what}: "
             f"tables={_finder(found, options, include={paths[0]: EmberDimensionNumbers(axis)})}; if none is: "
             f"tables={_finder(found, options, exclude=paths)}."
         )
+    return messages
+
+
+def _of_guesses(found: TableTree, options: FinderOptions, caller: str) -> list[str]:
+    messages = []
+    for table in guessed_heads(found, options):
+        assert table.axes is not None
+        axis = table.axes.token[0]
+        declared = {re.escape(table.name): EmberDimensionNumbers(axis, table.axes.batch)}
+        messages.append(
+            f"{caller} takes {table.name!r} of shape {table.shape} for a head of {table.shape[axis]} tokens in axis {axis}, as "
+            f"is usual under this name; no other table has a vocabulary of one of these sizes. If that is right, declare it: "
+            f"tables={_finder(found, options, include=declared, declare=True)}; if not, with the other axis."
+        )
+    return messages
+
+
+def _of_stacks(found: TableTree, options: FinderOptions) -> list[str]:
+    messages = []
     stacks = doubtful_stacks(found)
     declared = {re.escape(table.name): EmberDimensionNumbers(0, (1,)) for table in stacks}
     for table in stacks:
         first, second, *_ = table.shape
-        warnings.append(
+        messages.append(
             f"ember takes {table.name!r} of shape {table.shape} for {first} stacked tables of {second} tokens each. If it holds "
             f"{second} tables of {first} tokens, as nn.scan stores them, declare it: "
             f"tables={_finder(found, options, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
             f"batch_axes=(0,)) there."
         )
-    return warnings
+    return messages
 
 
 def _vocabulary(table: Table) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._math.axes import TableAxes
 from .boxes import is_box, rebox, unbox
-from .declared import AUTO, DimensionNumbersLike, declared_dimension_numbers
+from .declared import AUTO, DimensionNumbersLike, check_axes_are_told, declared_dimension_numbers
 from .dimension_numbers import EmberDimensionNumbers, table_axes
 from .paths import check_distinct, flatten_named, is_complete
 from .token_ids import check_known, check_one_table
@@ -124,7 +124,7 @@ def tables_of(
       what: of the tree, for error messages.
 
     Raises:
-      ValueError: as `read_tree`; axes do not fit a leaf; ids of stacked tables.
+      ValueError: as `read_tree`; axes do not fit a leaf; ids of stacked tables, or of a head whose axis would be a guess.
       TypeError: a declaration that is none.
     """
     found, dense = read_tree(tree, token_ids, what=what), tree
@@ -133,6 +133,10 @@ def tables_of(
         dense = found.treedef.unflatten(map(_dense, found.tables))
     leaves = [table.box for table in found.tables] if dense is tree else jax.tree.leaves(dense, is_leaf=is_box)
     declared = declared_dimension_numbers(declaration, dense, found.names, leaves, argument)
+    if among == "with ids":
+        check_axes_are_told(
+            declaration, found.names, leaves, {table.name for table in found.tables if table.ids is not None}, argument
+        )
     takes_all = among == "all" and isinstance(declaration, str)
 
     def axes(table: Table, dimension_numbers: EmberDimensionNumbers | None) -> TableAxes | None:
@@ -152,17 +156,24 @@ def tables_of(
 # For `_state/origins.py`, which asks what a state array came from: what each `init` found, in the order of the calls.
 _seen: contextvars.ContextVar[list[TableTree] | None] = contextvars.ContextVar("seen", default=None)
 _known: contextvars.ContextVar[Iterator[TableTree] | None] = contextvars.ContextVar("known", default=None)
+_is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("is_quiet", default=False)
 
 
 @contextlib.contextmanager
-def watched_tables() -> Iterator[list[TableTree]]:
-    """While open, collects the tables that `init` of each Ember in a transformation works on."""
-    seen: list[TableTree] = []
-    token = _seen.set(seen)
+def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
+    """While open, collects the tables that `init` of each Ember in a transformation works on.
+
+    `is_quiet` says that the result of `init` is not what is wanted: it does not warn then.
+    """
+    outer, seen = _seen.get(), []
+    tokens = [(_seen, _seen.set(seen)), (_is_quiet, _is_quiet.set(is_quiet or _is_quiet.get()))]
     try:
         yield seen
     finally:
-        _seen.reset(token)
+        for variable, token in tokens:
+            variable.reset(token)
+        if outer is not None:
+            outer.extend(seen)
 
 
 @contextlib.contextmanager
@@ -177,7 +188,7 @@ def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
 
 def is_observed() -> bool:
     """Whether `init` is asked for its axes alone: it has warned before, or will."""
-    return _seen.get() is not None or _known.get() is not None
+    return _is_quiet.get() or _known.get() is not None
 
 
 def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None) -> TableTree:

@@ -15,6 +15,7 @@ from .._tree.describe import no_table_message
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_tree
 from .._tree.state import ember_moments
+from .._tree.suspects import warn_of_suspects
 from .._tree.tables import Table, read_tree, tables_of
 from ._measured import checked_table, checked_weights
 from ._row_step import StepRule, TableState, checked_state, step_rule, table_states
@@ -80,7 +81,11 @@ def report(
 
     Raises:
       TypeError: an argument is no tree of arrays; hyperparameters are no numbers.
-      ValueError: there is no table; a gradient, a state or counts have another shape than their table; paths that are no table.
+      ValueError: there is no table; `opt_state` has Ember's state of one that "auto" does not find; a gradient, a state or counts
+        have another shape than their table; paths that are no table.
+
+    Warns:
+      UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.
 
     Example:
       >>> import jax
@@ -102,6 +107,8 @@ def report(
     if not taken:
         raise ValueError(no_table_message(found))
     names = [table.name for table in taken]
+    _check_owned(opt_state, names, tables)
+    warn_of_suspects(found, tables, "geometry.report")
     gradients = _gradients_by_name(grads, names)
     states = {} if opt_state is None else table_states(opt_state)
     counts = _counts_by_name(token_counts, names)
@@ -113,6 +120,16 @@ def report(
         metrics |= {f"geometry/{name}/{metric}": value for metric, value in values.items()}
     skipped = [jnp.sum(state.total_notfinite) for state in ember_moments(opt_state).values()]
     return metrics | ({"geometry/skipped_batches": functools.reduce(jnp.add, skipped)} if skipped else {})
+
+
+def _check_owned(opt_state: Any, names: list[str], tables: DimensionNumbersLike) -> None:
+    """Raises where the optimizer was told of tables that the finder, which nobody told, does not find."""
+    missing = sorted(set(ember_moments(opt_state)) - set(names))
+    if missing and isinstance(tables, str):
+        raise ValueError(
+            f"opt_state has Ember's state of {missing}, but the finder takes only {names} for tables: pass the same "
+            f"tables=... as to ember; tables=token_tables reports on those that it finds, and on no more."
+        )
 
 
 def _of_table(

@@ -14,7 +14,8 @@ from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import DimensionNumbersLike, check_declaration
 from .._tree.inputs import check_tree, shown
 from .._tree.paths import is_complete
-from .._tree.tables import Table, TableTree, tables_at_init, tables_of
+from .._tree.suspects import warn_of_suspects
+from .._tree.tables import Table, TableTree, is_observed, tables_at_init, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
 
 
@@ -54,6 +55,8 @@ def on_tables(
         check_tree(params, "params")
         found = tables_at_init(find, params)
         check_found(found, tables, complete=is_complete(params))
+        if not is_observed():
+            warn_of_suspects(found, tables, rule.name)
         first = list(map(_first, found.tables))
         return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(first))
 

@@ -12,6 +12,7 @@ from .._tree.boxes import is_box, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.hyperparameters import checked_coefficient
 from .._tree.inputs import check_tree, shown
+from .._tree.suspects import warn_of_suspects
 from .._tree.tables import Table, tables_of
 from ..geometry._measured import checked_table
 from ..row_sparse._refusals import whole_table_error
@@ -37,6 +38,9 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
       TypeError: `term` is no function; a table is not floating.
       ValueError: no table is found; and what the term raises.
 
+    Warns:
+      UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.
+
     Example:
       >>> import functools
       >>> import jax.numpy as jnp
@@ -56,6 +60,7 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     # A bare `RowSlice` is a pytree of its rows and ids: in its place the finder sees the table that it stands for.
     found = tables_of(_whole(params), tables, "found", argument="tables", what="the parameters are")
     check_found(found, tables, complete=True)
+    warn_of_suspects(found, tables, "over_tables")
     boxes = jax.tree.leaves(params, is_leaf=lambda node: is_box(node) or isinstance(node, RowSlice))
     values = [
         _of_table(term, table, unbox(box)) for table, box in zip(found.tables, boxes, strict=True) if table.axes is not None

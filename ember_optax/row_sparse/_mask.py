@@ -12,8 +12,9 @@ from .._math.rows import flat_ids
 from .._optimizer.checks import check_transformation
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.heads import HeadLeaf
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, TableTree, read_tree, tables_of
+from .._tree.tables import Table, TableTree, read_tree, tables_of, watched_tables
 from .._tree.token_ids import check_compact, token_ids_by_name
 
 
@@ -29,15 +30,16 @@ def train_only_rows(
       inner: the transformation of all parameters, complete with its learning rate; its gradients and updates are masked.
       rows: a tree like the parameters, or a dictionary from paths such as `"embed/embedding"`, to the ids of the rows that are
         trained: integers of any shape.
-      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`. `inner` is not asked: a head that its
-        `tables` had to name, give here too.
+      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`. A head that `tables` of `inner` had
+        to name, give here too.
 
     Returns:
       A `GradientTransformationExtraArgs` with the state of `inner`.
 
     Raises:
       TypeError: `inner` is no transformation, or `rows` are not integers.
-      ValueError: `rows` names nothing; at init or update, `rows` names a path that is no parameter, or a row that does not exist.
+      ValueError: `rows` names nothing; at init or update, `rows` names a path that is no parameter, or a row that does not exist;
+        at init, an Ember in `inner` takes another axis for the vocabulary.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,9 +66,7 @@ def train_only_rows(
 
     def init_fn(params):
         check_tree(params, "params")
-        for table in tables_with_rows(params).tables:
-            _check_rows(table)
-        return inner.init(params)
+        return _init(inner, params, tables_with_rows(params))
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         check_tree(updates, "updates", may_be_empty=True)
@@ -88,6 +88,23 @@ def train_only_rows(
         return _masked(found, masks, updates, -0.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree) -> Any:
+    """The state of `inner`. Raises where a row does not exist, or an Ember in `inner` counts them along another axis."""
+    for table in with_rows.tables:
+        _check_rows(table)
+    with watched_tables(is_quiet=False) as seen:
+        state = inner.init(params)
+    ours = {table.name: table.axes.token for table in with_rows.tables if table.axes is not None}
+    theirs = [(table, table.axes.token) for found in seen for table in found.tables if table.axes is not None]
+    for table, axis in theirs:
+        if table.name in ours and ours[table.name] != axis:
+            raise ValueError(
+                f"rows of {table.name!r} of shape {table.shape} are counted along axis {ours[table.name][0]}, but in inner along "
+                f"axis {axis[0]}: pass the same dimension_numbers to train_only_rows as tables to ember."
+            )
+    return state
 
 
 def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -138,6 +155,11 @@ def _check_update(table: Table, of_params: dict[str, Table]) -> None:
     whole = of_params[table.name]
     if whole.axes is None:
         return
+    if isinstance(table.array, HeadLeaf):
+        raise TypeError(
+            f"rows of {table.name!r} are named, but its update is that of a fused head, of which no array exists that could be "
+            f"masked: leave {table.name!r} out of the heads of value_and_grad, or out of rows."
+        )
     if table.ids is not None:
         check_compact(table.name, table.shape, table.ids, whole.shape, whole.axes)
     elif table.shape != whole.shape:

@@ -164,7 +164,8 @@ def _check_share(name: str, leaf: Any, axis: int, size: int) -> None:
     """Raises where the devices that share the rows of an array could not share so many."""
     if (sharding := named_sharding(leaf)) is not None:
         shape = np.shape(leaf)
-        check_divisible([(name, (*shape[:axis], size, *shape[axis + 1 :]), sharding)])
+        fix = "Pass pad_to_multiple_of to resize or transplant, or so many ids to take, so that it comes"
+        check_divisible([(name, (*shape[:axis], size, *shape[axis + 1 :]), sharding)], fix)
 
 
 def _new_ids(ids_W: np.ndarray, size: int) -> np.ndarray:

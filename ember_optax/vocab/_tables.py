@@ -43,14 +43,20 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, unrelated: Sequence
         raise ValueError(f"no token table was found among {found.names}; name them with the argument tables, as in ember.")
     sizes = {table.name: table.shape[axes[table.name].token[0]] for table in found.tables if table.name in axes}
     if len(set(sizes.values())) > 1:
+        listed = ", ".join(
+            f"{t.name!r} {sizes[t.name]}, axis {axes[t.name].token[0]} of {t.shape}" for t in found.tables if t.name in axes
+        )
         raise ValueError(
-            f"the tables have vocabularies of different sizes: {sizes}. Change one vocabulary at a time, and leave the others "
-            f"out: tables=functools.partial(token_tables, exclude=[...])."
+            f"the tables have vocabularies of different sizes: {listed}. If one is read along the wrong axis, declare it: "
+            f"tables=functools.partial(token_tables, include={{'its/path': EmberDimensionNumbers(axis)}}). If they are several "
+            f"vocabularies, or one of them is padded, change one at a time and leave the others out: "
+            f"tables=functools.partial(token_tables, exclude=['their/path'])."
         )
     size = next(iter(sizes.values()))
-    axis_of = {i: _token_axis(table, axes, size) for i, table in enumerate(found.tables)}
+    of_others = _unrelated(found, axes, unrelated)
+    axis_of = {i: _token_axis(table, axes, size) for i, table in enumerate(found.tables) if table.name not in of_others}
     with_axis = {i: axis for i, axis in axis_of.items() if axis is not None}
-    _check_others(found, with_axis, size, unrelated)
+    _check_others(found, with_axis, size, of_others)
     return Vocabulary(size, found.tables, with_axis)
 
 
@@ -61,20 +67,31 @@ def _token_axis(table: Table, axes: dict[str, TableAxes], size: int) -> int | No
     return 0 if is_bias else None
 
 
-def _check_others(found: TableTree, axis_of: dict[int, int], size: int, unrelated: Sequence[str]) -> None:
-    """Raises where a parameter that is not changed may have the vocabulary as well: a head that was not found, say."""
+def _unrelated(found: TableTree, axes: dict[str, TableAxes], unrelated: Sequence[str]) -> set[str]:
+    """The paths that the patterns match: none of a table, each pattern at least one."""
     patterns = compile_patterns(unrelated, "unrelated")
     if unused := [p.pattern for p in patterns if not any(p.fullmatch(name) for name in found.names)]:
         raise ValueError(f"unrelated has {unused}, which match none of {found.names}; correct the path.")
+    names = {name for name in found.names if any(p.fullmatch(name) for p in patterns)}
+    if tables := sorted(names & set(axes)):
+        raise ValueError(
+            f"unrelated matches {tables}, which are tables and change with their vocabulary: keep them out of the tables as "
+            f"well, tables=functools.partial(token_tables, exclude={tables})."
+        )
+    return names
+
+
+def _check_others(found: TableTree, axis_of: dict[int, int], size: int, unrelated: set[str]) -> None:
+    """Raises where a parameter that is not changed may have the vocabulary as well: a head that was not found, say."""
     others = {
         table.name: table.shape
         for i, table in enumerate(found.tables)
-        if i not in axis_of and size in table.shape and not any(p.fullmatch(table.name) for p in patterns)
+        if i not in axis_of and size in table.shape and table.name not in unrelated
     }
     if others:
         changed = {found.tables[i].name: found.tables[i].shape for i in axis_of}
         raise ValueError(
             f"of the parameters with an axis of {size} only {changed} are known to have the vocabulary, and {others} would be "
-            f"left behind. Declare those that have it with the argument tables, and name those whose size is a coincidence in "
-            f"unrelated={sorted(others)}."
+            f"left behind. If one has it, name it: tables=functools.partial(token_tables, include=['its/path']). If its size is "
+            f"a coincidence, name it in unrelated={sorted(others)}."
         )

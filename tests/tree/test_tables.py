@@ -1,9 +1,7 @@
 """The table finder on paths of real libraries, in every shape that a tree can take."""
 
-import csv
 import functools
 import re
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -11,31 +9,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
+from published_paths import ROWS, nested
 
 from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
 from ember_optax._tree.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-DATA = Path(__file__).parents[1] / "data"
-
-
-def read_rows(name):
-    lines = [line for line in (DATA / name).read_text().splitlines() if not line.startswith("#")]
-    return [
-        (row["path"], tuple(map(int, row["shape"].split("x"))), int(row["token_axis"]) if row["token_axis"] else None)
-        for row in csv.DictReader(lines)
-    ]
-
-
-ROWS = {name: read_rows(name) for name in ("table_paths.csv", "library_paths.csv")}
 ALL_ROWS = [row for rows in ROWS.values() for row in rows]
-
-
-def nested(path, leaf):
-    for name in reversed(path.split("/")):
-        leaf = {name: leaf}
-    return leaf
 
 
 def state_of(path, leaf):

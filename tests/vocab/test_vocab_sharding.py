@@ -123,7 +123,9 @@ def test_rows_that_devices_cannot_share():
     sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
     put = {**params, "embed": jax.device_put(params["embed"], sharding)}
     tables = functools.partial(token_tables, include=["of_body/embedding"])
-    with pytest.raises(ValueError, match=r"axis 0 of 'embed/embedding', of size 33, does not divide by the 4 devices.*Pad it"):
+    with pytest.raises(
+        ValueError, match=r"axis 0 of 'embed/embedding', of size 33, does not divide by the 4 devices.*Pass pad_to_multiple_of to"
+    ):
         vocab.resize(put, state, V + 1, tx=tx, tables=tables)
     assert vocab.resize(put, state, V + 1, tx=tx, tables=tables, pad_to_multiple_of=4).params["embed"]["embedding"].shape[0] == 36
 

@@ -15,13 +15,14 @@ from bad_inputs.examples import (
     D,
     V,
     a_function,
-    each,
     row_slice,
     state,
 )
+from bad_inputs.frozen_rows import frozen
 from bad_inputs.lookups import TIED
+from bad_inputs.row_sums import STACKED_IDS, duplicates, local, micro
 from bad_inputs.steps import NO_TREES
-from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
+from ember_optax import EmberDimensionNumbers, row_sparse, scale_by_ember
 from ember_optax.integrations import linen
 
 FIVE = jnp.arange(5)
@@ -47,31 +48,9 @@ def with_kernel(leaf, tree=COMPACT):
     return {**tree, "dense": {"kernel": leaf}}
 
 
-def micro(grads, token_ids):
-    return lambda: row_sparse.mean_over_micro_batches(grads, token_ids)
-
-
-def duplicates(updates, token_ids):
-    return lambda: row_sparse.sum_over_duplicates(updates, token_ids)
-
-
-def local(mesh_axes, token_ids=TOKEN_IDS, params=PARAMS):
-    return lambda: row_sparse.local_token_ids(token_ids, params, mesh_axes)
-
-
-def frozen(inner=TX, rows=TOKEN_IDS, params=PARAMS):
-    return lambda: row_sparse.train_only_rows(inner, rows).init(params)
-
-
-def frozen_update(updates=PARAMS, params=PARAMS, token_ids=None, of_state=state):
-    return lambda: row_sparse.train_only_rows(TX, TOKEN_IDS).update(updates, of_state(), params, token_ids=token_ids)
-
-
 def compact_update(grads=COMPACT, params=PARAMS, **ids):
     return lambda: TX.update(grads, state(), params, token_ids=TOKEN_IDS | ids)
 
-
-STACKED, STACKED_IDS = {"wte": jnp.ones((3, 2, D)), "b": jnp.ones((3, D))}, {"wte": jnp.ones((3, 2), int)}
 
 BAD = {
     f"params of {name}: {what}": (take(value), error, rf"^params must be a tree .*{got}: pass params")
@@ -91,20 +70,6 @@ BAD |= {
         ("sum_over_duplicates", "updates"): lambda value: duplicates(value, TOKEN_IDS),
     }.items()
     for what, (value, error, got) in NO_TREES.items()
-}
-BAD |= {
-    f"inner of train_only_rows: {what}": (
-        frozen(value),
-        TypeError,
-        rf"^inner must be an optax.GradientTransformation, got .* of type {name}: pass the transformation first",
-    )
-    for what, (value, name) in {
-        "None": (None, "NoneType"),
-        "a number": (3, "int"),
-        "text": ("adam", "str"),
-        "a function": (ember, "function"),
-        "the rows": (TOKEN_IDS, "dict"),
-    }.items()
 }
 BAD |= {
     f"loss_fn: {what}": (
@@ -293,75 +258,6 @@ BAD |= {
         ValueError,
         r"'a/b'\], which stand for more than one leaf|paths \['a/b'\] stand for more than one leaf",
     ),
-    "micro-batches of a (D, V) head": (
-        micro({"head": jnp.ones((6, 6, 5))}, {"head": jnp.zeros((6, 5), jnp.int32)}),
-        ValueError,
-        r"'head' has shape \(6, 6, 5\), but its ids have shape \(6, 5\).*begin with one row",
-    ),
-    "no micro-batches": (micro({"b": jnp.ones((0, 4))}, None), ValueError, r"shapes .*'b': \(0, 4\).*stack them"),
-    "micro-batches that differ": (micro({**STACKED, "b": TABLE}, STACKED_IDS), ValueError, r"shapes .*'b': \(6, 4\).*stack them"),
-    "micro-batches of numbers": (micro({**STACKED, "b": 3.0}, STACKED_IDS), ValueError, r"shapes .*'b': \(\).*stack them"),
-    "micro-batches of text": (micro({**STACKED, "b": "x"}, STACKED_IDS), TypeError, r"gradient of 'b' is 'x' .*not an array"),
-    "micro-batches of integers": (micro({"b": jnp.ones((3, 4), int)}, None), TypeError, r"gradient of 'b' .* int32, .*: convert"),
-    "micro-batches of nothing": (micro({}, STACKED_IDS), ValueError, r"^grads has no array in it, got {} .*: pass the tree"),
-    "micro-batches and ids swapped": (micro(STACKED_IDS, STACKED), TypeError, r"token_ids of 'b' must .*float32: pass"),
-    "ids of no micro-batch": (micro(STACKED, {"nope": IDS}), ValueError, r"token_ids names \['nope'\], but .*; correct"),
-    "duplicates of another shape": (
-        duplicates({"wte": jnp.ones((3, 2))}, {"wte": jnp.arange(4)}),
-        ValueError,
-        r"'wte' has shape \(3, 2\), but its ids have shape \(4,\).*begin with one row",
-    ),
-    "duplicates of text": (duplicates({"wte": "x"}, None), TypeError, r"update of 'wte' is 'x' of type str, not an array"),
-    "duplicates of nothing": (duplicates({}, TOKEN_IDS), ValueError, r"^updates has no array in it, got {} .*: pass the tree"),
-    "local ids outside of shard_map": (
-        local("fsdp"),
-        ValueError,
-        r"mesh_axes names 'fsdp', which is no mesh axis .* Name an axis",
-    ),
-    "local ids of no axis": (local(()), ValueError, r"mesh_axes must name each .*, got \(\); pass"),
-    "local ids of an axis twice": (local(("a", "a")), ValueError, r"mesh_axes must name each .*, got \('a', 'a'\); pass"),
-    "local ids of None": (local(None), TypeError, r"mesh_axes must be a mesh axis name .* got None; pass"),
-    "local ids of a number": (local(3), TypeError, r"mesh_axes must be a mesh axis name .* got 3; pass"),
-    "local ids of the parameters": (
-        local("fsdp", PARAMS, TOKEN_IDS),
-        (TypeError, ValueError),
-        r"(mesh_axes names 'fsdp'|token_ids)",
-    ),
-    "rows that do not exist": (
-        frozen(rows={"embed/embedding": jnp.array([3, 50])}),
-        ValueError,
-        r"rows of 'embed/embedding' names \[50\].*0 to 5; correct",
-    ),
-    "rows below zero": (
-        frozen(rows={"embed/embedding": jnp.array([-1])}),
-        ValueError,
-        r"'embed/embedding' names \[-1\].*; correct",
-    ),
-    "rows of no parameter": (frozen(rows={"wte": FIVE}), ValueError, r"names \['wte'\].*correct the path"),
-    "rows of None": (frozen(rows=None), ValueError, r"^rows must name .* got None of type NoneType; without them"),
-    "rows of nothing": (frozen(rows={}), ValueError, r"^rows must name .* got {} of type dict; without them"),
-    "rows of None for each": (frozen(rows=each(None)), ValueError, r"^rows must name .* of type dict; without them"),
-    "rows of a number": (frozen(rows=3), TypeError, r"^rows must be a tree of arrays, got 3 of type int: pass rows"),
-    "rows of floats": (frozen(rows={"embed/embedding": IDS * 1.0}), TypeError, r"^rows of 'embed/embedding' .* float32: pass"),
-    "rows and transformation swapped": (frozen(TOKEN_IDS, TX), TypeError, r"^inner must be .* of type dict: pass the trans"),
-    "rows of another model at update": (frozen_update(params=WTE), ValueError, r"'embed/embedding'.*(correct|pass)"),
-    "rows with a compact update": (
-        frozen_update(COMPACT),
-        ValueError,
-        r"'embed/embedding' has shape \(2, 4\), .*\(6, 4\): pass token",
-    ),
-    "rows with a dense update and ids": (frozen_update(token_ids=TOKEN_IDS), ValueError, r"is dense, of shape \(6, 4\).*None"),
-    "rows with ids and no parameters": (
-        frozen_update(COMPACT, None, TOKEN_IDS),
-        ValueError,
-        r"embedding'?.*(2, 4).*|token_ids need",
-    ),
-    "rows with text": (frozen_update(with_kernel("x", PARAMS)), TypeError, r"update of 'dense/kernel' is 'x' .*not an array"),
-    "rows with Adam's state": (
-        frozen_update(of_state=lambda: None),
-        TypeError,
-        r"^state must be the one .* NoneType: call update",
-    ),
     "Embed of another width": (
         lambda: linen.Embed(V, D + 1).apply({"params": {"embedding": row_slice()}}, IDS),
         ValueError,
@@ -374,7 +270,5 @@ GOOD = {
     "no ids": grad(lambda params: params["dense"]["kernel"].sum(), token_ids=None),
     "no update of a leaf": apply(updates=with_kernel(None)),
     "what is not trained": apply({**PARAMS, "f": a_function}, {**COMPACT, "f": None}),
-    "rows in all parameters but one": frozen(rows={"embed": {"embedding": IDS}, "dense": {"kernel": None}}),
-    "no row at all": frozen(rows={"embed/embedding": IDS[:0]}),
     "a whole Embed": lambda: linen.Embed(V, D).apply({"params": {"embedding": row_slice()}}, IDS),
 }

@@ -150,12 +150,17 @@ BAD |= {
     "two vocabularies": (
         resize(params={"encoder": {"wte": jnp.ones((V, D))}, "decoder": {"wte": jnp.ones((V + 1, D))}}),
         ValueError,
-        r"vocabularies of different sizes: \{'decoder/wte': 7, 'encoder/wte': 6\}.*exclude",
+        r"different sizes: 'decoder/wte' 7, axis 0 of \(7, 4\), 'encoder/wte' 6, .*include=\{'its/path.*exclude=\['their",
     ),
     "a head that is not found": (
         resize(params={**PARAMS, "output": {"weights": jnp.ones((D, V))}}),
         ValueError,
-        r"only \{'embed/embedding': \(6, 4\)\}.*\{'output/weights': \(4, 6\)\} would be left behind.*unrelated=\['output",
+        r"only \{'embed/embedding': \(6, 4\)\}.*\{'output/weights': \(4, 6\)\} would be left behind.*include=.*unrelated=\['",
+    ),
+    "unrelated of a table": (
+        resize(params=UNTIED, unrelated=["lm_head/.*"]),
+        ValueError,
+        r"unrelated matches \['lm_head/kernel'\], which are tables .*: keep them out .*exclude=\['lm_head/kernel'\]",
     ),
     "a head of its own left out": (
         resize(params=UNTIED, tables=functools.partial(token_tables, exclude=["lm_head/kernel"])),

@@ -1,0 +1,59 @@
+"""Sums of compact gradients, and ids of the parts of a table."""
+
+import jax.numpy as jnp
+
+from bad_inputs.examples import IDS, PARAMS, TABLE, TOKEN_IDS, D
+from ember_optax import row_sparse
+
+STACKED, STACKED_IDS = {"wte": jnp.ones((3, 2, D)), "b": jnp.ones((3, D))}, {"wte": jnp.ones((3, 2), int)}
+
+
+def micro(grads, token_ids):
+    return lambda: row_sparse.mean_over_micro_batches(grads, token_ids)
+
+
+def duplicates(updates, token_ids):
+    return lambda: row_sparse.sum_over_duplicates(updates, token_ids)
+
+
+def local(mesh_axes, token_ids=TOKEN_IDS, params=PARAMS):
+    return lambda: row_sparse.local_token_ids(token_ids, params, mesh_axes)
+
+
+BAD = {
+    "micro-batches of a (D, V) head": (
+        micro({"head": jnp.ones((6, 6, 5))}, {"head": jnp.zeros((6, 5), jnp.int32)}),
+        ValueError,
+        r"'head' has shape \(6, 6, 5\), but its ids have shape \(6, 5\).*begin with one row",
+    ),
+    "no micro-batches": (micro({"b": jnp.ones((0, 4))}, None), ValueError, r"shapes .*'b': \(0, 4\).*stack them"),
+    "micro-batches that differ": (micro({**STACKED, "b": TABLE}, STACKED_IDS), ValueError, r"shapes .*'b': \(6, 4\).*stack them"),
+    "micro-batches of numbers": (micro({**STACKED, "b": 3.0}, STACKED_IDS), ValueError, r"shapes .*'b': \(\).*stack them"),
+    "micro-batches of text": (micro({**STACKED, "b": "x"}, STACKED_IDS), TypeError, r"gradient of 'b' is 'x' .*not an array"),
+    "micro-batches of integers": (micro({"b": jnp.ones((3, 4), int)}, None), TypeError, r"gradient of 'b' .* int32, .*: convert"),
+    "micro-batches of nothing": (micro({}, STACKED_IDS), ValueError, r"^grads has no array in it, got {} .*: pass the tree"),
+    "micro-batches and ids swapped": (micro(STACKED_IDS, STACKED), TypeError, r"token_ids of 'b' must .*float32: pass"),
+    "ids of no micro-batch": (micro(STACKED, {"nope": IDS}), ValueError, r"token_ids names \['nope'\], but .*; correct"),
+    "duplicates of another shape": (
+        duplicates({"wte": jnp.ones((3, 2))}, {"wte": jnp.arange(4)}),
+        ValueError,
+        r"'wte' has shape \(3, 2\), but its ids have shape \(4,\).*begin with one row",
+    ),
+    "duplicates of text": (duplicates({"wte": "x"}, None), TypeError, r"update of 'wte' is 'x' of type str, not an array"),
+    "duplicates of nothing": (duplicates({}, TOKEN_IDS), ValueError, r"^updates has no array in it, got {} .*: pass the tree"),
+    "local ids outside of shard_map": (
+        local("fsdp"),
+        ValueError,
+        r"mesh_axes names 'fsdp', which is no mesh axis .* Name an axis",
+    ),
+    "local ids of no axis": (local(()), ValueError, r"mesh_axes must name each .*, got \(\); pass"),
+    "local ids of an axis twice": (local(("a", "a")), ValueError, r"mesh_axes must name each .*, got \('a', 'a'\); pass"),
+    "local ids of None": (local(None), TypeError, r"mesh_axes must be a mesh axis name .* got None; pass"),
+    "local ids of a number": (local(3), TypeError, r"mesh_axes must be a mesh axis name .* got 3; pass"),
+    "local ids of the parameters": (
+        local("fsdp", PARAMS, TOKEN_IDS),
+        (TypeError, ValueError),
+        r"(mesh_axes names 'fsdp'|token_ids)",
+    ),
+}
+GOOD = {}
