@@ -128,4 +128,4 @@ def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
         raise ValueError(f"known_unused is empty, got {shown(known_unused)}; {fix[:-1]}, or None for the guess.")
     if not isinstance(ids, Tracer) and (outside := np.asarray(ids)[(np.asarray(ids) < 0) | (np.asarray(ids) >= size)]).size:
         raise ValueError(f"known_unused names {outside.tolist()}, but the table has the rows 0 to {size - 1}; correct the ids.")
-    return ids.reshape(-1)
+    return ids.reshape(-1).astype(jnp.int32)  # JAX cannot index with int8 beyond row 127

@@ -180,3 +180,18 @@ def test_has_no_temporary(shape, axis):
 def test_a_schedule_of_seeds_is_refused():
     with pytest.raises(TypeError, match="seed must be one integer"):
         optax.inject_hyperparams(stochastic_rounding)(seed=lambda step: 0.5 * step).init(table())
+
+
+def test_outside_of_a_guard_that_skips_what_is_not_finite():
+    """Inside, its float32 updates of bfloat16 parameters are another dtype than those of a skipped step: `lax.cond` refuses."""
+    params = {"wte": jnp.full((8, 4), 0.02, jnp.bfloat16)}
+    grads = {"wte": jnp.ones((8, 4), jnp.bfloat16)}
+    outside = optax.chain(optax.apply_if_finite(optax.sgd(1e-3), 5), ROUNDING)
+    inside = optax.apply_if_finite(optax.chain(optax.sgd(1e-3), ROUNDING), 5)
+    with pytest.raises(TypeError, match="cond"):
+        inside.update(grads, inside.init(params), params)
+    updates, state = outside.update(grads, outside.init(params), params)
+    plain = optax.chain(optax.sgd(1e-3), ROUNDING)
+    np.testing.assert_array_equal(updates["wte"], plain.update(grads, plain.init(params), params)[0]["wte"])
+    skipped, _ = outside.update({"wte": grads["wte"] * jnp.nan}, state, params)
+    np.testing.assert_array_equal(optax.apply_updates(params, skipped)["wte"], params["wte"])

@@ -10,7 +10,16 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, state_partition_specs, token_tables
+from ember_optax import (
+    EmberDimensionNumbers,
+    describe_token_tables,
+    ember,
+    geometry,
+    regularizers,
+    row_sparse,
+    state_partition_specs,
+    token_tables,
+)
 
 V, D = 97, 16
 # Names of real untied heads: Flax's lm1b and wmt examples, Equinox, and what people write.
@@ -164,3 +173,32 @@ def test_a_partition_is_warned_too_and_conversions_are_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         state_partition_specs(ember(1e-3), params, PartitionSpec())
+
+
+@pytest.mark.parametrize(
+    "name, look",
+    [
+        ("geometry.report", lambda params, **tables: geometry.report(params, spectral=False, **tables)),
+        ("center_rows", lambda params, **tables: regularizers.center_rows(**tables).init(params)),
+        (
+            "over_tables",
+            lambda params, **tables: regularizers.over_tables(
+                functools.partial(regularizers.anisotropy, coefficient=1.0), params, **tables
+            ),
+        ),
+    ],
+)
+def test_whoever_finds_for_itself_warns_of_a_head_that_ember_was_told_of(name, look):
+    params = model("head/kernel")
+    with pytest.warns(UserWarning, match=rf"{name} found .* no tables to it: 'head/kernel' .*include=\['head/kernel'\]"):
+        look(params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        look(params, tables=functools.partial(token_tables, include=["head/kernel"]))
+        look(params, tables=functools.partial(token_tables, exclude=["head/kernel"]))
+
+
+def test_train_only_rows_lets_the_warning_of_ember_through():
+    tx = row_sparse.train_only_rows(ember(1e-3), {"embed/embedding": jnp.array([3])})
+    with pytest.warns(UserWarning, match="ember found the token table 'embed/embedding'"):
+        tx.init(model("head/kernel"))

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 from bad_inputs.examples import ADAM, PARAMS, SCALE, TABLE, TX, WTE, D, V, state
-from ember_optax import EmberDimensionNumbers, geometry
+from ember_optax import EmberDimensionNumbers, geometry, token_tables
 
 
 def call(name, *arguments, **options):
@@ -239,6 +239,12 @@ BAD |= {
             ValueError,
             r"nu_token of the state of 'wte' has shape \(2,\), but .*\(6, 4\)",
         ),
+        "a state of more tables than the finder finds": (
+            ({**PARAMS, "head": TABLE}, None, SCALE.init({**PARAMS, "head": TABLE})),
+            {},
+            ValueError,
+            r"^opt_state has Ember's state of \['dense/kernel', 'head'\], but the finder takes only .*same tables=",
+        ),
         "counts of another vocabulary": (
             (PARAMS, None, None, ONES[:2]),
             {},
@@ -269,6 +275,12 @@ GOOD = {
     "an axis from the end": call("row_norms", TABLE, token_axis=-1),
     "buckets of NumPy": call("by_frequency", geometry.mean_row_norm, TABLE, ONES, np.int64(2)),
     "known tokens of NumPy": call("under_trained_tokens", TABLE, tied=np.bool_(True), known_unused=np.array([1])),
+    "known tokens in eight bits": call(
+        "under_trained_tokens", jnp.ones((200, D)), tied=True, known_unused=np.array([1], np.int8)
+    ),
+    "a report of fewer tables than Ember trains": call(
+        "report", PARAMS, None, SCALE.init(PARAMS), tables=token_tables, spectral=False
+    ),
     "a report without a state of these tables": call("report", WTE, WTE, optax.sgd(0.1).init(WTE), spectral=False),
     "NaN in a second moment": call("factorization_error", TABLE.at[0].set(jnp.nan)),
 }
