@@ -14,6 +14,11 @@ from .._math.head_gradient import HeadTap, TouchedRows
 from .._math.head_step import HeadStep
 from .._math.softmax import HeadLoss
 
+_WHAT = (
+    "the gradient of a fused head is never computed as an array. It can be scaled, clipped by row_sparse.clip_by_global_norm, "
+    "trained by ember or scale_by_ember and applied by row_sparse.apply_updates, all in one jax.jit."
+)
+
 
 class NoArrayError(TypeError, AttributeError):
     """Something was used as an array that is none. An `AttributeError` too, so that `hasattr` is False for what it lacks."""
@@ -61,7 +66,7 @@ class HeadLeaf:
         return self
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise NoArrayError(f"{self!r}, but {reason}.")
+        raise NoArrayError(f"{self._place()}: {reason}, but {_WHAT} For anything else leave {self.name!r} out of `heads`.")
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_") or name in ("name", "shape"):
@@ -83,11 +88,11 @@ class HeadLeaf:
     __lt__ = __le__ = __gt__ = __ge__ = __pow__
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.name!r}, {self.shape}): the gradient of a fused head is never computed as an array. It "
-            f"can be scaled, clipped by row_sparse.clip_by_global_norm, trained by ember or scale_by_ember and applied by "
-            f"row_sparse.apply_updates, all in one jax.jit. For anything else leave {self.name!r} out of `heads`"
-        )
+        # JAX shows it in its own errors.
+        return f"{self._place()}: {_WHAT} For anything else leave {self.name!r} out of `heads`"
+
+    def _place(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.shape})"
 
 
 class HeadGradient(HeadLeaf):

@@ -71,6 +71,8 @@ def softmax_cross_entropy(
       soft cap: Gemma 2, https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311.
     """
     array, token_axis, head = checked_head(table, token_axis)
+    if head is not None and jnp.ndim(hidden):
+        head.check_axis(token_axis, jnp.shape(hidden)[-1])
     hidden = check_hidden(hidden, array.shape, token_axis)
     labels = checked_labels(labels, hidden.shape)
     where = checked_where(where, labels.shape)

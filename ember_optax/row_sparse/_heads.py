@@ -16,6 +16,7 @@ from .._math.head_gradient import LARGEST_VOCABULARY, HeadTap, as_linked, tapped
 from .._math.mesh import varying_axes
 from .._math.rows import rows_first
 from .._math.softmax import HeadLoss, token_losses
+from .._tree.finder import finder_with
 from .._tree.heads import HeadGradient
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Table
@@ -53,17 +54,29 @@ class Head:
 
     def losses(self, hidden_NxD: jax.Array, labels_N: jax.Array, loss: HeadLoss, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
-        if loss.token_axis != self.token_axis:
-            raise ValueError(
-                f"token_axis of softmax_cross_entropy is {loss.token_axis} for the fused head {self.name!r} of shape "
-                f"{self.table.shape}, whose vocabulary is in axis {self.token_axis}: pass token_axis={self.token_axis}, or "
-                f"declare dimension_numbers to value_and_grad."
-            )
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
         self.calls.append(Call(labels_N.size, hidden_NxD.shape[-1], hidden_NxD.dtype, loss))
         if self.tap is None:
             return checkpoint_name(token_losses(hidden_NxD, self.table, labels_N, loss), _MARK + self.name)
         return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, self.link, loss)
+
+    def check_axis(self, token_axis: int, width: int) -> None:
+        """Raises where `value_and_grad`, the loss and hidden states of this width disagree about the axis of the vocabulary."""
+        shape, other = self.table.shape, 1 - self.token_axis
+        agreed = token_axis == self.token_axis and width == shape[other]
+        if agreed or width not in shape:  # a width that fits neither axis is the loss's to refuse
+            return
+        fix = f"pass token_axis={self.token_axis} to the loss"
+        if width == shape[self.token_axis]:
+            fix = (f"{fix} if that is right; " if width == shape[other] else "") + (
+                f"if it is in axis {other}, with {shape[other]} tokens, pass token_axis={other} to the loss, "
+                f"dimension_numbers={finder_with(self.name, other)} to value_and_grad, and the same as tables to ember"
+            )
+        raise ValueError(
+            f"the fused head {self.name!r} of shape {shape} has its vocabulary in axis {self.token_axis} by the "
+            f"dimension_numbers of value_and_grad and in axis {token_axis} by the token_axis of softmax_cross_entropy, and the "
+            f"hidden states have {width} features: {fix}."
+        )
 
 
 def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:

@@ -9,10 +9,17 @@ class WholeTableError(TypeError, AttributeError):
 
 def whole_table_error(table: Any, reason: str) -> WholeTableError:
     """The error of a table of which only some rows exist, with the reason why more were needed."""
+    if (head := getattr(table, "_head", None)) is not None:
+        return WholeTableError(
+            f"{head.name!r} of shape {table.shape} is named in heads, so that losses.softmax_cross_entropy(hidden, table, "
+            f"labels) alone may use it as a head, and table[ids] look rows up that are declared in token_ids; but {reason}. Call "
+            f"that loss, or leave {head.name!r} out of heads."
+        )
     return WholeTableError(
         f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "
-        f"row_sparse.lookup(table, ids). A table that is tied to the head, or a head of all tokens, has a gradient in every row "
-        f"and cannot be row-sparse: leave its ids None, or train an input table next to a head of its own."
+        f"row_sparse.lookup(table, ids), or by ember_optax.integrations.nnx.Embed or linen.Embed in the place of Flax's. A table "
+        f"that is tied to the head, or a head of all tokens, has a gradient in every row and cannot be row-sparse: leave its ids "
+        f"None, or train an input table next to a head of its own."
     )
 
 
