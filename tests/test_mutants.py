@@ -73,7 +73,9 @@ def test_quickest_tests_of_the_faulty_line():
         Ran("b.py::quick", 0.5, {"m": [2]}),
         Ran("a.py::quick", 1.0, {"m": [2]}),
         Ran("b.py::next", 2.0, {"m": [2]}),
-        Ran("a.py::elsewhere", 0.1, {"m": [1], "n": [2]}),
+        Ran("a.py::elsewhere", 0.2, {"m": [1], "n": [2]}),
+        Ran("b.py::imported", 0.1, {}),
+        Ran("b.py::other", 0.1, {"n": [2]}),
     ]
 
     def chosen(line, seconds, old="x"):
@@ -84,7 +86,7 @@ def test_quickest_tests_of_the_faulty_line():
     assert chosen(2, 0) == [["b.py::quick"]]
     assert chosen(1, 5) == [["a.py::elsewhere"]]
     assert chosen(1, 1.2, "x\n+ x") == [["a.py::elsewhere"], ["b.py::quick"]]
-    assert chosen(7, 0.2) == [["a.py::elsewhere"]], "a line of the module alone, a constant say: the tests of the module"
+    assert chosen(7, 0.3) == [["a.py::elsewhere"], ["b.py::imported"]], "run by the import alone: a constant, a default"
 
 
 def test_every_module_that_computes_has_its_tests():

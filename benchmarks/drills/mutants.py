@@ -62,6 +62,7 @@ TESTS = {
     "geometry": "geometry test_bad_inputs.py",
     "vocab": "vocab test_bad_inputs.py",
 }
+IMPORTED = "test_defaults.py"  # runs no line, and looks at what lines are that only an import runs
 EQUIVALENT = RESULTS / "equivalent_mutants.json"
 EVERYWHERE = "math optimizer tree state losses row_sparse vocab geometry regularizers integrations test_bad_inputs.py"
 COMPUTING = ("losses", "regularizers", "_math", "_optimizer", "_tree", "row_sparse", "_state", "vocab", "geometry")
@@ -186,7 +187,7 @@ def own_tests(module: str) -> str:
 
 def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dict[str, Any]:
     """How the mutant was noticed, None if it was not, by whose tests, and after how many seconds."""
-    names = EVERYWHERE if options.everywhere else own_tests(module)
+    names = f"{IMPORTED} {EVERYWHERE if options.everywhere else own_tests(module)}"
     chosen = tests_of(module, mutation, _recorded(names, module), options.seconds)
     began = time.monotonic()
     status = _in_a_fork(lambda: _run(module, mutation, chosen), options.timeout)
@@ -201,8 +202,8 @@ def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dic
 def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[list[str]]:
     """The quickest that run the faulty line, or else the module, or else any, for so many seconds; those of a file together."""
     faulty = set(range(mutation.line, mutation.line + mutation.old.count("\n") + 1))
-    of_module = [ran for ran in recorded if module in ran.lines]
-    of_line = [ran for ran in of_module if faulty.intersection(ran.lines[module])]
+    of_module = [ran for ran in recorded if module in ran.lines or not ran.lines]
+    of_line = [ran for ran in of_module if faulty.intersection(ran.lines.get(module, ()))]
     files: dict[str, list[str]] = {ran.test.partition("::")[0]: [] for ran in recorded}
     for ran in sorted(of_line or of_module or recorded, key=lambda ran: ran.seconds):
         seconds -= ran.seconds
