@@ -257,6 +257,11 @@ BAD = {
         TypeError,
         r"state must be what init or the last update of this cap_row_steps returned",
     ),
+    "cap: a schedule, no table": (
+        lambda: regularizers.cap_row_steps(lambda _: 1.0).init({"dense": PARAMS["dense"]}),
+        ValueError,
+        r"no token table found among the parameters",
+    ),
     "cap: ids of a dense update": (updated(CAP, token_ids=TOKEN_IDS), ValueError, r"the update of 'embed/embedding' is dense"),
     "cap: ids without parameters": (
         updated(CAP, None, COMPACT, token_ids=TOKEN_IDS),
