@@ -209,6 +209,7 @@ def test_frequency_weights(power):
 def test_frequency_weights_do_not_overflow():
     weights = regularizers.frequency_weights(np.array([0.0, 1e30]), 4.0, smoothing=1e-9)
     assert np.isfinite(weights[1]) and weights[1] == 1
+    np.testing.assert_allclose(regularizers.frequency_weights(np.full(6, 7e37)), 1, rtol=1e-5)
 
 
 def test_counts_are_streamed():
