@@ -42,18 +42,18 @@ TESTS = {
     "_math/gaussian_rows": "vocab/test_resize.py",
     "_math/head": "row_sparse/test_fused_head.py",
     "_math/mean_cosine": "geometry/test_table_metrics.py regularizers",
-    "_math/mesh": "state/test_partition_specs.py state/test_sharding.py state/test_shard_map.py regularizers",
+    "_math/mesh": "state/test_partition_specs.py state/test_sharding.py regularizers",
     "_math/row": "row_sparse/test_row_steps.py row_sparse/test_row_mask.py row_sparse/test_row_duplicates.py math",
     "_math/row_moves": "vocab/test_state_follows.py vocab/test_resize.py",
     "_math/singular": "regularizers",
     "_math/softmax": "losses row_sparse/test_fused_head.py",
     "_math/weighted_rows": "geometry/test_table_metrics.py regularizers",
-    "_optimizer": "optimizer/test_dtypes.py optimizer/test_feature_mean.py optimizer/test_contract.py test_bad_inputs.py",
+    "_optimizer": "optimizer/test_dtypes.py optimizer/test_feature_mean.py test_bad_inputs.py",
     "_optimizer/apply": "row_sparse/test_row_steps.py row_sparse/test_fused_head.py test_bad_inputs.py",
     "_optimizer/checks": "test_bad_inputs.py state/test_shard_map.py",
     "_optimizer/stochastic": "math/test_rounding.py optimizer/test_stochastic_rounding.py test_bad_inputs.py",
     "_state": "state test_bad_inputs.py",
-    "_tree": "tree test_bad_inputs.py state/test_partition_specs.py row_sparse/test_row_resolution.py",
+    "_tree": "tree test_bad_inputs.py",
     "_tree/heads": "row_sparse/test_fused_head.py test_bad_inputs.py",
     "_tree/hyperparameters": "test_bad_inputs.py optimizer/test_inject_hyperparams.py",
     "_tree/inputs": "test_bad_inputs.py",
@@ -89,7 +89,7 @@ def main() -> None:
     arguments.add_argument(
         "--seconds", type=float, default=15, help="of tests for a mutant, as long as they take without a fault"
     )
-    arguments.add_argument("--timeout", type=float, default=300, help="seconds after which a mutant hangs")
+    arguments.add_argument("--timeout", type=float, default=1200, help="seconds after which a mutant hangs")
     arguments.add_argument("--output", type=Path, default=RESULTS / "mutants.json", help="where results are kept")
     options = arguments.parse_args()
     _prepare()

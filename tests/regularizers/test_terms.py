@@ -48,6 +48,14 @@ def test_anisotropy_of_rows_of_zeros():
     np.testing.assert_array_equal(gradient[jnp.array([0, 1, -1])], 0)
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_anisotropy_needs_two_rows(rows):
+    alone = TABLE.at[rows:].set(0)
+    value, gradient = jax.value_and_grad(regularizers.anisotropy)(alone)
+    assert value == 0 and not gradient.any()
+    assert np.isnan(geometry.mean_cosine_similarity(alone))
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_anisotropy_does_not_depend_on_the_scale(scale):
     value, gradient = jax.value_and_grad(regularizers.anisotropy)(TABLE * scale)
