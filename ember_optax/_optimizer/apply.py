@@ -27,9 +27,10 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_number
     Args:
       params: the parameters.
       updates: of their structure; where there are ids, of the table's shape with the axes of the ids in place of the token axis.
-      token_ids: a tree like `params` or a dictionary from paths, as in `row_sparse.value_and_grad`. The updates of equal ids
-        are added up, padding is ignored. (Those of `tx.update` are zero where an id stands again. Others, of a 16-bit table, are
-        rounded after each addition where the platform adds them one by one: all but a bfloat16 table on a CPU.)
+      token_ids: a tree like `params` or a dictionary from paths: those that `tx.update` got, which `row_sparse.value_and_grad`
+        returned. The updates of equal ids are added up, padding is ignored. (Those of `tx.update` are zero where an id stands
+        again. Others, of a 16-bit table, are rounded after each addition where the platform adds them one by one: all but a
+        bfloat16 table on a CPU.)
       dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
 
     Returns:

@@ -43,7 +43,7 @@ def value_and_grad(
       such as `"embed/embedding"`, to arrays of integers of any shape; None, or nothing, for dense leaves. Those that come out
       are a dictionary from paths to the N distinct ids in increasing order, padded with V, where N is the size of the ids that
       went in, but at least 2; or all V ids, if V or more went in. The compact gradients have N in the place of V. Pass both to
-      `tx.update`, and these ids, not the first ones, to `row_sparse.apply_updates`.
+      `tx.update`, and these ids, not the first ones, to `row_sparse.apply_updates`: first ones of shape (N,) look alike.
 
     Raises:
       TypeError: ids are not integers, a parameter is not floating; the loss is no function, returns no floating scalar, or needs
