@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 import jax
 import pytest
+from quickly import quickly_compiled
 
 
 @pytest.fixture
@@ -23,10 +24,8 @@ def strict_promotion():
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For files whose cost is compiling, and whose tests look at what a program computes and not at how it is compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # other files must not inherit the programs
+    with quickly_compiled():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,13 @@
 """What Optax expects of a transformation, run on every public one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import jitted
 from three_matrices import TABLES, assert_trees_close, assert_trees_equal, initial_params
 from x64 import enable_x64
 
@@ -29,9 +32,28 @@ TRANSFORMATIONS = {
 }
 
 
+@functools.cache
+def made(name):
+    """One object for all tests, so that `jitted` finds what it has compiled."""
+    return TRANSFORMATIONS[name]()
+
+
 @pytest.fixture(params=TRANSFORMATIONS)
-def make(request):
-    return TRANSFORMATIONS[request.param]
+def tx(request):
+    return made(request.param)
+
+
+def first_step(tx):
+    """`(grads, **extra_args)` to the first updates and the state after them; the gradients are the parameters too."""
+    return lambda grads, **extra_args: tx.update(grads, tx.init(grads), grads, **extra_args)
+
+
+def update(tx):
+    return tx.update
+
+
+def of_tables(updates):
+    return {name: updates[name] for name in ("embed", "lm_head")}
 
 
 def language_model_loss(params):
@@ -66,30 +88,38 @@ def trained(tx, loss_fn, steps, params=None):
     return params, losses
 
 
-@pytest.mark.parametrize("loss_fn, fraction", [(language_model_loss, 0.05), (distance_loss, 0.01), (factorisation_loss, 0.05)])
-def test_converges(make, loss_fn, fraction):
+LOSSES = {"language model": (language_model_loss, 0.05), "distance": (distance_loss, 0.01), "factors": (factorisation_loss, 0.05)}
+
+
+@pytest.mark.parametrize(
+    "name, loss",
+    [
+        pytest.param(name, loss, marks=() if loss == "language model" or name == "ember" else pytest.mark.slow)
+        for name in TRANSFORMATIONS
+        for loss in LOSSES
+    ],
+)
+def test_converges(name, loss):
     """Inside `lax.scan`, with a schedule."""
-    _, losses = trained(make(optax.cosine_decay_schedule(0.05, 600)), loss_fn, 600)
+    loss_fn, fraction = LOSSES[loss]
+    _, losses = trained(TRANSFORMATIONS[name](optax.cosine_decay_schedule(0.05, 600)), loss_fn, 600)
     assert losses[-1] < fraction * losses[0]
 
 
-def test_accepts_extra_arguments(make):
-    params = initial_params()
-    tx = make()
-    updates, _ = tx.update(params, tx.init(params), params)
-    with_extra, _ = tx.update(params, tx.init(params), params, value=jnp.float32(1.0), token_count=3)
+def test_accepts_extra_arguments(tx):
+    updates, _ = jitted(first_step, tx)(initial_params())
+    with_extra, _ = jitted(first_step, tx)(initial_params(), value=jnp.float32(1.0), token_count=3)
     assert_trees_equal(updates, with_extra)
 
 
-def test_state_keeps_structure_shapes_and_dtypes(make):
-    params, tx = initial_params(), make()
-    before = tx.init(params)
-    _, after = tx.update(params, before, params)
-    assert jax.tree.map(jax.typeof, before) == jax.tree.map(jax.typeof, after)
+def test_state_keeps_structure_shapes_and_dtypes(tx):
+    params = initial_params()
+    _, after = jitted(first_step, tx)(params)
+    assert jax.tree.map(jax.typeof, tx.init(params)) == jax.tree.map(jax.typeof, after)
 
 
-def test_may_skip_steps_under_cond(make):
-    params, tx = initial_params(), make()
+def test_may_skip_steps_under_cond(tx):
+    params = initial_params()
     opt_state = tx.init(params)
 
     @jax.jit
@@ -97,13 +127,14 @@ def test_may_skip_steps_under_cond(make):
         return jax.lax.cond(take, lambda: tx.update(params, opt_state, params), lambda: (params, opt_state))
 
     assert_trees_equal(step(False, opt_state)[1], opt_state)
-    assert_trees_close(step(True, opt_state), tx.update(params, opt_state, params), rtol=1e-6)
+    (updates, after), (expected, expected_after) = step(True, opt_state), jitted(first_step, tx)(params)
+    assert_trees_close((of_tables(updates), after), (of_tables(expected), expected_after), rtol=1e-6)
+    assert_trees_close(updates, expected, rtol=1e-3)  # Muon's iteration enlarges the rounding of one program against the other
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_keeps_the_gradient_dtype(make, dtype):
-    params, tx = initial_params(dtype), make()
-    updates, opt_state = tx.update(params, tx.init(params), params)
+def test_keeps_the_gradient_dtype(tx, dtype):
+    updates, opt_state = jitted(first_step, tx)(initial_params(dtype))
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
     for name in ("nu_token", "nu_feature"):
         assert {v.dtype for v in jax.tree.leaves(optax.tree.get(opt_state, name))} == {jnp.dtype("float32")}
@@ -118,20 +149,20 @@ def test_low_precision_gradients_are_squared_in_float32():
         np.testing.assert_allclose(updates.astype(jnp.float32), 1.0, rtol=1e-2)
 
 
-def test_maps_params_of_the_state(make):
-    params, tx = initial_params(), make()
+def test_maps_params_of_the_state(tx):
+    params = initial_params()
     opt_state = tx.init(params)
     masked = {"is_leaf": lambda v: isinstance(v, optax.MaskedNode)}
     doubled = optax.tree.map_params(tx, lambda v: v if isinstance(v, optax.MaskedNode) else v + v, opt_state, **masked)
     assert jax.tree.structure(doubled) == jax.tree.structure(opt_state)
-    _, opt_state = tx.update(params, opt_state, params)
+    _, opt_state = jitted(first_step, tx)(params)
     doubled = optax.tree.map_params(tx, lambda v: v if isinstance(v, optax.MaskedNode) else v + v, opt_state, **masked)
     name = "nu_token"
     assert_trees_equal(optax.tree.get(doubled, name), jax.tree.map(lambda v: v + v, optax.tree.get(opt_state, name)))
 
 
-def test_initialises_from_shapes(make):
-    params, tx = initial_params(), make()
+def test_initialises_from_shapes(tx):
+    params = initial_params()
     expected = tx.init(params)
     shapes = jax.eval_shape(lambda: params)
     assert jax.tree.map(jax.typeof, tx.init(shapes)) == jax.tree.map(jax.typeof, expected)
@@ -139,19 +170,19 @@ def test_initialises_from_shapes(make):
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(abstract)] == [(x.shape, x.dtype) for x in jax.tree.leaves(expected)]
 
 
-def test_vmaps_over_init_and_update(make):
+def test_vmaps_over_init_and_update(tx):
     """An ensemble of models in one array."""
-    tx = make()
     ensemble = [jax.tree.map(lambda p, i=i: p + i, initial_params()) for i in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ensemble)
-    updates, _ = jax.vmap(tx.update)(stacked, jax.vmap(tx.init)(stacked), stacked)
+    updates, _ = jax.jit(lambda grads: jax.vmap(tx.update)(grads, jax.vmap(tx.init)(grads), grads))(stacked)
     for i, params in enumerate(ensemble):
-        alone, _ = tx.update(params, tx.init(params), params)
-        assert_trees_close(jax.tree.map(lambda u, i=i: u[i], updates), alone, rtol=1e-4)
+        mapped, (alone, _) = jax.tree.map(lambda u, i=i: u[i], updates), jitted(first_step, tx)(params)
+        assert_trees_close(of_tables(mapped), of_tables(alone), rtol=1e-5)
+        assert_trees_close(mapped, alone, rtol=1e-3)
 
 
-def test_donates_its_state(make):
-    params, tx = initial_params(), make()
+def test_donates_its_state(tx):
+    params = initial_params()
     opt_state = jax.jit(tx.init)(params)
     _, after = jax.jit(tx.update, donate_argnums=1)(params, opt_state, params)
     before = optax.tree.get(opt_state, "nu_token")
@@ -159,42 +190,41 @@ def test_donates_its_state(make):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
 
 
-def test_averages_micro_batches_under_multi_steps(make):
+def test_averages_micro_batches_under_multi_steps(tx):
     """MultiSteps(k) on k gradients is one step on their mean: averaged before squared."""
-    params, tx = initial_params(), make()
+    params = initial_params()
     grads = [jax.tree.map(lambda p, i=i: p * (i - 0.7), params) for i in range(3)]
     mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
-    expected, _ = tx.update(mean, tx.init(params), params)
+    expected, _ = jitted(update, tx)(mean, tx.init(params), params)
     accumulating = optax.MultiSteps(tx, 3)
-    opt_state = accumulating.init(params)
+    opt_state, accumulate = accumulating.init(params), jax.jit(accumulating.update)
     for g in grads:
-        updates, opt_state = accumulating.update(g, opt_state, params)
+        updates, opt_state = accumulate(g, opt_state, params)
     assert_trees_close(updates, expected, rtol=1e-4)
 
 
-def test_skips_under_apply_if_finite(make):
-    params, tx = initial_params(), optax.apply_if_finite(make(), max_consecutive_errors=5)
-    opt_state = tx.init(params)
+def test_skips_under_apply_if_finite(tx):
+    params, skipping = initial_params(), optax.apply_if_finite(tx, max_consecutive_errors=5)
+    opt_state, step = skipping.init(params), jax.jit(skipping.update)
     bad = jax.tree.map(lambda p: p * jnp.nan, params)
-    updates, after = tx.update(bad, opt_state, params)
+    updates, after = step(bad, opt_state, params)
     assert all((u == 0).all() for u in jax.tree.leaves(updates))
     assert_trees_equal(after.inner_state, opt_state.inner_state)
-    updates, _ = tx.update(params, after, params)
+    updates, _ = step(params, after, params)
     assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
-def test_works_in_x64(make):
+def test_works_in_x64(tx):
     """float64 parameters keep float64 updates over float32 state, and a step is as accurate as before."""
-    params, tx = initial_params(), make()
-    expected, _ = tx.update(params, tx.init(params), params)
+    params = initial_params()
+    expected, _ = jitted(first_step, tx)(params)
     with enable_x64(True):
         wide = jax.tree.map(lambda p: jnp.asarray(np.asarray(p, np.float64)), params)
-        updates, opt_state = jax.jit(tx.update)(wide, tx.init(wide), wide)
+        updates, opt_state = jax.jit(first_step(tx))(wide)
         assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype("float64")}
         assert optax.tree.get(opt_state, "ScaleByEmberState").count["embed"]["embedding"].dtype == jnp.int32
         assert {v.dtype for v in jax.tree.leaves(optax.tree.get(opt_state, "nu_token"))} == {jnp.dtype("float32")}
-        tables = {name: updates[name] for name in ("embed", "lm_head")}
-        assert_trees_close(tables, {name: expected[name] for name in ("embed", "lm_head")}, rtol=1e-5)
+        assert_trees_close(of_tables(updates), of_tables(expected), rtol=1e-5)
 
 
 def test_divides_float64_gradients_in_float64():
