@@ -14,6 +14,8 @@ from steps import sparse_step, sparse_train_step
 from benchmarks.harness.compiled import collectives
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, state_shardings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 V, D, H, B, T = 4096, 64, 16, 16, 8
 TABLES = {"embed": EmberDimensionNumbers(), "head": None}
 # How the table is laid over the mesh, and the batch; the first is plain data parallelism.
@@ -76,9 +78,16 @@ def given_gradients():
     return batches, table, state
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "name, axis_type, weight_decay",
+    [
+        # Every pair of two of the three; the rest are slow.
+        pytest.param(name, axis_type, weight_decay, marks=() if (i + j + k) % 2 else pytest.mark.slow)
+        for i, name in enumerate(LAYOUTS)
+        for j, axis_type in enumerate([AxisType.Auto, AxisType.Explicit])
+        for k, weight_decay in enumerate([0.0, 0.1])
+    ],
+)
 def test_a_train_step_agrees_with_one_device(name, axis_type, weight_decay):
     sizes, spec, batch_spec = LAYOUTS[name]
     mesh = jax.make_mesh(sizes, ("data", "fsdp"), axis_types=(axis_type, axis_type))
