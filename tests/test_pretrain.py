@@ -11,6 +11,7 @@ from programs import call, compiled_once, start
 import pretrain as program  # isort: skip
 from lm.regularizing import KINDS  # isort: skip
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ["--vocabulary-size=512", "--width=16", "--heads=2", "--layers=1"]
 TINY += ["--sequence-length=32", "--batch-size=4", "--validate-every=10"]
 

@@ -15,6 +15,7 @@ from ember_optax import row_sparse
 import sampled_softmax as program  # isort: skip
 from lm.sampled_softmax import draw_negatives, sampled_softmax_loss, smoothed_unigram  # isort: skip
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 5, 3
 RNG = np.random.default_rng(0)
 HIDDEN, HEAD = RNG.standard_normal((4, D), np.float32), RNG.standard_normal((V, D), np.float32)
