@@ -176,6 +176,17 @@ def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
             outer.extend(seen)
 
 
+def check_same_axes(ours: dict[str, tuple[int, ...]], seen: list[TableTree], what: str, where: str, fix: str) -> None:
+    """Raises where an Ember whose `init` was watched counts the tokens of a table along another axis than `ours`, by path."""
+    for table in (table for found in seen for table in found.tables if table.axes is not None):
+        assert table.axes is not None
+        if table.name in ours and ours[table.name] != table.axes.token:
+            raise ValueError(
+                f"{what} of {table.name!r} of shape {table.shape} are counted along axis {ours[table.name][0]}, but in {where} "
+                f"along axis {table.axes.token[0]}: {fix}."
+            )
+
+
 @contextlib.contextmanager
 def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
     """While open, each `init` takes the axes that it took while `seen` was collected, whatever the sizes are now."""

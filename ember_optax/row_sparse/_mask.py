@@ -14,7 +14,7 @@ from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.heads import HeadLeaf
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, TableTree, read_tree, tables_of, watched_tables
+from .._tree.tables import Table, TableTree, check_same_axes, read_tree, tables_of, watched_tables
 from .._tree.token_ids import check_compact, token_ids_by_name
 
 
@@ -97,13 +97,7 @@ def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree
     with watched_tables(is_quiet=False) as seen:
         state = inner.init(params)
     ours = {table.name: table.axes.token for table in with_rows.tables if table.axes is not None}
-    theirs = [(table, table.axes.token) for found in seen for table in found.tables if table.axes is not None]
-    for table, axis in theirs:
-        if table.name in ours and ours[table.name] != axis:
-            raise ValueError(
-                f"rows of {table.name!r} of shape {table.shape} are counted along axis {ours[table.name][0]}, but in inner along "
-                f"axis {axis[0]}: pass the same dimension_numbers to train_only_rows as tables to ember."
-            )
+    check_same_axes(ours, seen, "rows", "inner", "pass the same dimension_numbers to train_only_rows as tables to ember")
     return state
 
 

@@ -13,7 +13,7 @@ from .._math.row_moves import filled_rows, mean_row, moved_rows
 from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
 from .._state.sharding import check_divisible
 from .._tree.paths import path_name
-from .._tree.tables import watched_tables
+from .._tree.tables import check_same_axes, watched_tables
 from ._tables import Vocabulary
 
 # From a table, its token axis and its number among the parameters: its new rows, as an array of the new table's shape or one that
@@ -77,6 +77,7 @@ def change(
             changed[i] = filled_rows(changed[i], new_rows(leaf, axis, i), is_new_W, axis)
     new_params = treedef.unflatten(changed)
     if opt_state is not None:
+        _check_axes(tx, params, vocabulary)
         opt_state = _changed_state(params, new_params, opt_state, tx, vocabulary, ids_W)
     return Changed(new_params, opt_state, _new_ids(ids_W, vocabulary.size))
 
@@ -153,6 +154,15 @@ def _difference(given: dict[tuple[int, str], tuple[int, ...]], wanted: dict[tupl
             has = " and ".join(map(str, found)) or "nothing"
             return f"at {name!r} it has {has}, but init makes an array of {shape}"
     return f"it has {len(given)} arrays, {sorted({name for _, name in given})}, but init makes {len(wanted)} of them"
+
+
+def _check_axes(tx: optax.GradientTransformation, params: Any, vocabulary: Vocabulary) -> None:
+    """Raises where an Ember takes the vocabulary for features: what it averages over them would keep the old size."""
+    with watched_tables() as seen:
+        _state_of(tx, params)
+    ours = {vocabulary.leaves[i].name: (axis,) for i, axis in vocabulary.axis_of.items()}
+    fix = "declare its axes to that Ember too, or begin with a new state (opt_state=None)"
+    check_same_axes(ours, seen, "tokens", "tx", fix)
 
 
 def _check_shares(vocabulary: Vocabulary, leaves: list[Any], size: int) -> None:

@@ -194,3 +194,18 @@ def test_partition_specs_follow():
     grown = resized("(V, D)", V + 4)
     specs = {"table": P("x", None)}
     assert state_partition_specs(tx, params, specs) == state_partition_specs(tx, grown.params, specs)
+
+
+def test_an_ember_that_takes_the_vocabulary_for_features():
+    """It sees the head alone, stored the unusual way: its mean over the tokens would keep the old vocabulary's size."""
+    params = {"wte": draw((V, D)), "lm_head": draw((V, D))}
+
+    def tx_of(numbers):
+        parts = {name: scale_by_ember(dimension_numbers=numbers) for name in params}
+        return optax.partition(parts, {name: name for name in params})
+
+    tx = tx_of(token_tables)
+    with pytest.raises(ValueError, match=r"tokens of 'lm_head' of shape \(12, 4\) .* along axis 0, but in tx along axis 1: de"):
+        vocab.resize(params, tx.init(params), V + 1, tx=tx)
+    tx = tx_of(functools.partial(token_tables, include={"lm_head": EmberDimensionNumbers(0)}))
+    assert vocab.resize(params, tx.init(params), V + 1, tx=tx).params["lm_head"].shape == (V + 1, D)
