@@ -1,5 +1,7 @@
 """What each platform is given: the same numbers, in the form that moves least there. Lowered for platforms that are not here."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ from ember_optax import EmberDimensionNumbers, ember, row_sparse
 from ember_optax._math.axes import TableAxes
 from ember_optax._math.moments import decay_rate, init_moments
 from ember_optax._math.row_writes import add_once, add_once_as_bits, scatter_add
+from ember_optax._math.softmax import _lowest, _times_one
 from ember_optax._math.step import _means_at_once, _means_one_by_one, ember_step
+from ember_optax.losses import softmax_cross_entropy
 
 AXES = TableAxes(token=(0,), feature=(1,), batch=())
 
@@ -79,3 +83,27 @@ def test_all_forms_of_adding_rows_agree(token_axis):
         np.testing.assert_array_equal(np.moveaxis(np.asarray(found), token_axis, 0), expected)
     wide = jnp.asarray(rng.normal(size=(7, 6)), jnp.float32)
     np.testing.assert_array_equal(add_once(table, wide, ids, token_axis), add_once_as_bits(table, wide, ids, token_axis))
+
+
+@pytest.mark.parametrize("platform, factors", [("tpu", 2), ("cpu", 0), ("cuda", 0)])
+def test_chunks_of_a_float32_head_are_multiplied_by_one_on_a_tpu(platform, factors):
+    """In both passes; without it the compiler keeps a copy of the table in bfloat16."""
+    hidden, labels = jnp.ones((6, 5)), jnp.zeros(6, jnp.int32)
+
+    def gradient(table):
+        return jax.grad(lambda table: softmax_cross_entropy(hidden.astype(table.dtype), table, labels, chunk=16).sum())(table)
+
+    def found(dtype):
+        text = lowered_for(platform, gradient, jnp.ones((32, 5), dtype))
+        return len(re.findall(r"stablehlo.multiply .* : tensor<16x5x", text))
+
+    assert found(jnp.float32) == factors
+    assert found(jnp.bfloat16) == 0
+
+
+@pytest.mark.parametrize("start", [0, 16, 2**30])
+def test_the_factor_is_one(start):
+    chunk = jnp.asarray([[1.5, -0.0, jnp.inf, jnp.nan]])
+    for labels in ([0], [0, 7], [2**24, 3]):
+        found = jax.jit(_times_one)(chunk, start, _lowest(jnp.asarray(labels, jnp.int32)))
+        np.testing.assert_array_equal(found.view(jnp.uint32), chunk.view(jnp.uint32))
