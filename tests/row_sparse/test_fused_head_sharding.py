@@ -1,0 +1,85 @@
+"""A fused head on meshes: what is refused by name, and what XLA sends for each chunk."""
+
+import re
+
+import jax
+import pytest
+from fused import Model, fused_step, transformation
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ember_optax import row_sparse, state_shardings
+
+_SENT = re.compile(r"= \w+(\[[\d,]*\])\S* (all-\w+|reduce-scatter|collective-permute)\(")
+V, D, N, CHUNK = 128, 16, 24, 32
+MODEL = Model(V, D, N, options=(("chunk", CHUNK),))
+REFUSAL = r"heads names 'head', which lies on a mesh with explicit axes or is split by jax.shard_map: .* leave it out of heads"
+
+
+def mesh_with(axis_type):
+    return jax.make_mesh((2, 4), ("data", "rows"), axis_types=(axis_type,) * 2)
+
+
+def gradient(params, *batch):
+    return row_sparse.value_and_grad(MODEL.loss, heads="head", dimension_numbers=MODEL.numbers)(params, {}, *batch)[0]
+
+
+@pytest.mark.parametrize("spec", [P(), P("rows"), P(None, "rows")], ids=str)
+def test_explicit_axes_are_refused(spec):
+    mesh = mesh_with(AxisType.Explicit)
+    params = MODEL.params() | {"head": jax.device_put(MODEL.params()["head"], NamedSharding(mesh, spec))}
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=REFUSAL):
+        jax.jit(gradient)(params, *MODEL.batch(0))
+
+
+def test_a_head_that_shard_map_splits_is_refused():
+    specs = {name: P("rows") if name == "head" else P() for name in MODEL.params()}
+    of_part = jax.shard_map(gradient, mesh=mesh_with(AxisType.Auto), in_specs=(specs, P(), P(), P()), out_specs=P())
+    with pytest.raises(ValueError, match=REFUSAL):
+        jax.jit(of_part)(MODEL.params(), *MODEL.batch(0))
+
+
+def sent_in_loops(table, batch):
+    """Shape and kind of every collective inside of the loops over chunks."""
+    mesh, tx = mesh_with(AxisType.Auto), transformation(MODEL)
+
+    def there(spec):
+        return NamedSharding(mesh, spec)
+
+    of_params = {name: there(table if name == "head" else P()) for name in MODEL.params()}
+    shardings = of_params, state_shardings(tx, jax.eval_shape(MODEL.params), of_params)
+    shapes = jax.eval_shape(lambda: (MODEL.params(), tx.init(MODEL.params()))), jax.eval_shape(lambda: MODEL.batch(0))
+
+    def abstract(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    start, given = jax.tree.map(abstract, shapes[0], shardings), [abstract(leaf, there(batch)) for leaf in shapes[1]]
+    step = jax.jit(fused_step(MODEL, tx).__wrapped__, donate_argnums=(0, 1), out_shardings=(*shardings, there(P())))
+    text = step.lower(*start, *given).compile().as_text()
+    loops = text[: text.index("\nENTRY ")]
+    return sorted(" ".join(found) for found in _SENT.findall(loops))
+
+
+CHUNK_SUM = f"[{CHUNK},{D}] all-reduce"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [P("data"), P(("data", "rows"))], ids=str)
+def test_a_replicated_head_sums_each_chunk_of_the_gradient_twice(batch):
+    """For the statistics, and to apply it; for the losses nothing is sent."""
+    assert sent_in_loops(P(), batch) == [CHUNK_SUM] * 2
+
+
+@pytest.mark.slow
+def test_a_head_split_by_rows_is_gathered_for_each_chunk():
+    """Whole, in all three passes. Should XLA do better one day, the page of fused heads has to say so."""
+    sent = sent_in_loops(P("rows"), P("data"))
+    assert sent.count(f"[{V},{D}] all-gather") == 3 and sent.count(CHUNK_SUM) == 2
+
+
+@pytest.mark.slow
+def test_a_head_split_by_features_sends_logits_and_its_part_of_the_gradient():
+    """Of the batch's part on a device; the table stays where it is."""
+    sent = sent_in_loops(P(None, "rows"), P("data"))
+    assert sent.count(f"[{N // 2},{CHUNK}] all-reduce") == 3 and sent.count(f"[{CHUNK},{D // 4}] all-reduce") == 2
+    assert not any("gather" in one for one in sent)
