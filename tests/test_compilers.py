@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp, table_bytes
+from benchmarks.measure import accelerators, fits, fsdp, rounding_times, table_bytes
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -28,6 +28,13 @@ def test_the_table_of_bytes_is_that_of_the_compiler():
     for model, of_recipes in results.items():
         for recipe, found in of_recipes.items():
             assert {what: found[what] for what in found if what != "peak"} == table_bytes.bytes_per_number(model, recipe)
+
+
+def test_the_table_of_rounding_is_that_of_the_clock():
+    """And no figure is above what is promised: twice the time of the plain apply pass."""
+    results = results_of("rounding_times")
+    assert rounding_times.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
+    assert all(found["ratio"] <= 2.0 for found in results["tables"].values())
 
 
 def test_tables_of_what_fits_are_those_of_the_compilers():

@@ -1,4 +1,7 @@
-"""Times of steps that take turns in one process: machines may be shared, so ratios of neighbours count, milliseconds do not."""
+"""Times of steps that take turns in one process: machines may be shared, so ratios of neighbours count, milliseconds do not.
+
+On one that is busy `clock=time.process_time` counts what the process does on all cores, and not how long it waits for them.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -31,15 +34,17 @@ def compile_step(step: Callable[..., Any], fresh: Callable[[], Any], *given: Any
     return CompiledStep(lambda carry: compiled(carry, *given), fresh, cost_of(compiled))
 
 
-def take_turns(steps: Mapping[str, CompiledStep], repeats: int) -> dict[str, list[float]]:
+def take_turns(
+    steps: Mapping[str, CompiledStep], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each step; from fresh carries they take turns, after one turn that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     carries = {name: step.fresh() for name, step in steps.items()}
     for _ in range(repeats + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             carries[name] = jax.block_until_ready(step.run(carries[name]))
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: counted for name, (_, *counted) in seconds.items()}
 
 
