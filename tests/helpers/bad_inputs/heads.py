@@ -170,6 +170,11 @@ BAD = {
         r"update of 'lm_head/kernel' is still a gradient: train a fused head with ember or scale_by_ember",
     ),
     "Ember twice": (step(optax.chain(ember(1e-3), ember(1e-3))), TypeError, r"'lm_head/kernel' is an update already: put one"),
+    "a table in parts": (
+        lambda: jax.vmap(lambda _: step(scale_by_ember(token_mesh_axes="fsdp"))(), axis_name="fsdp")(jnp.zeros(1)),
+        ValueError,
+        r"the fused head 'lm_head/kernel' cannot be split by jax.shard_map",
+    ),
     "another axis in the optimizer": (
         step(ember(1e-3, tables={"dense": None, "lm_head": EmberDimensionNumbers(0)})),
         ValueError,
