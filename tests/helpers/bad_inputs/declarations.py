@@ -182,6 +182,11 @@ BAD |= {
         ValueError,
         r"says None, no table, of 'mlp' with shape \(4,\).*optax.masked or optax.partition",
     ),
+    "a declaration whose paths collide": (
+        lambda: scale_by_ember(dimension_numbers={"a/b": ALL, "a": {"b": ALL}}).init({"a": {"b": TABLE}}),
+        ValueError,
+        r"paths \['a/b'\] stand for more than one leaf.*rename the keys",
+    ),
     "paths that collide": (
         lambda: ember(1e-3, tables={"params": {"a": ALL}, "a": None}).init({"params": {"a": TABLE}, "a": jnp.ones(4)}),
         ValueError,
