@@ -9,6 +9,8 @@ from bad_inputs.examples import trainable, whole_model
 
 from ember_optax import ember
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # One module for each area; `examples` has what they share.
 AREAS = [
     importlib.import_module(f"bad_inputs.{path.stem}")
