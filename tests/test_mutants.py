@@ -1,5 +1,6 @@
 """The drill that puts small faults into the library: its faults, and what the tests made of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,17 @@ def test_every_module_that_computes_has_its_tests():
     tests = Path(__file__).parent
     for module in mutants.modules(mutants.COMPUTING):
         assert all((tests / name).exists() for name in mutants.own_tests(module).split()), module
+
+
+def test_faults_are_noticed_or_explained():
+    """Of those that were drawn and change something at least 95 %; what was not noticed is listed with the reason."""
+    results, equivalent = (
+        json.loads((mutants.RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("mutants", "equivalent_mutants")
+    )
+    survived = mutants.survivors(results)
+    noticed = len(results["mutants"]) - len(survived)
+    assert noticed / (noticed + sum(name not in equivalent for name in survived)) >= 0.95
+    assert set(survived) == set(equivalent), "each survivor has its explanation, and each explanation its survivor"
+    document = (Path(__file__).parents[1] / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert mutants.sentence(results, equivalent) in document
+    assert mutants.table(results, equivalent) in document

@@ -1,10 +1,10 @@
 """Would the tests notice? Every mutant is the library with one small fault (`mutations`); its tests have to fail.
 
 A mutant is tested by the tests of its own room that run the faulty line (`lines_run`; of the whole module where none does), the
-quickest ones, so many seconds of them; with `--everywhere` those that survived are tested by such tests of every room. Each runs
-in a process of its own that is forked from one which has imported the libraries but not this one, and compiles only what the
-fault has changed. A mutant that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as
-each module's mutants come in one shuffled order.
+quickest ones, so many seconds of them. With `--everywhere` those that survived are tested by such tests of every room, with
+`--again` by the tests that they have got since. Each runs in a process of its own that is forked from one which has imported the
+libraries but not this one, and compiles only what the fault has changed. A mutant that hangs is killed and counts as noticed.
+Results are written as they come; runs are repeatable, as each module's mutants come in one shuffled order.
 
 Those that no test can notice, because they change nothing that is promised, are explained in
 benchmarks/results/equivalent_mutants.json.
@@ -60,7 +60,11 @@ TESTS = {
     "_tree/token_ids": "row_sparse/test_row_resolution.py row_sparse/test_row_steps.py test_bad_inputs.py",
     "geometry": "geometry test_bad_inputs.py",
     "geometry/_gradients": "geometry/test_gradient_metrics.py test_bad_inputs.py",
+    "geometry/_isotropy": "geometry/test_table_metrics.py test_bad_inputs.py",
+    "geometry/_measured": "geometry/test_table_metrics.py test_bad_inputs.py",
+    "geometry/_norms": "geometry/test_table_metrics.py test_bad_inputs.py",
     "geometry/_row_step": "geometry/test_gradient_metrics.py test_bad_inputs.py",
+    "geometry/_spectrum": "geometry/test_table_metrics.py test_bad_inputs.py",
     "geometry/_trajectories": "geometry/test_trajectories.py test_bad_inputs.py",
     "losses": "losses test_bad_inputs.py",
     "losses/_checks": "test_bad_inputs.py losses",
@@ -76,6 +80,7 @@ COMPUTING = ("losses", "regularizers", "_math", "_optimizer", "_tree", "row_spar
 _IMPORTED = ("jax", "numpy", "optax", "pytest", "hypothesis", "scipy.stats", "flax.nnx", "flax.linen", "equinox", "haiku")
 _FAILED = 1  # pytest's exit status where a test failed; 2 where a file could not even be imported
 IMPORTED = "test_defaults.py"  # runs no line, and looks at what lines are that only an import runs
+NEW_TEST = "a new test fails"
 EQUIVALENT = RESULTS / "equivalent_mutants.json"
 
 
@@ -85,6 +90,7 @@ def main() -> None:
     arguments.add_argument("--rooms", nargs="+", default=COMPUTING, help="folders of the package, or modules")
     arguments.add_argument("--per-module", type=int, default=20, help="so many of each module, drawn at random")
     arguments.add_argument("--everywhere", action="store_true", help="try those that survived with the tests of every room")
+    arguments.add_argument("--again", action="store_true", help="try those that survived with the tests that they have got since")
     arguments.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no mutant after that")
     arguments.add_argument(
         "--seconds", type=float, default=15, help="of tests for a mutant, as long as they take without a fault"
@@ -96,7 +102,7 @@ def main() -> None:
     results, end = of_present(load(options.output)), time.monotonic() + 60 * options.budget_minutes
     done = results["mutants"]
     every = [(module, name) for module in modules(options.rooms) for name in drawn(module, options.per_module)]
-    left = [(module, name) for module, name in every if _is_left(done.get(name), options.everywhere)]
+    left = [(module, name) for module, name in every if _is_left(done.get(name), options)]
     for module, name in (progress := tqdm(left, unit="mutant", smoothing=0.05)):
         if time.monotonic() > end:
             break
@@ -129,10 +135,12 @@ def table(results: dict[str, Any], equivalent: dict[str, str]) -> str:
 def sentence(results: dict[str, Any], equivalent: dict[str, str]) -> str:
     """All rooms together."""
     possible, tested, noticed, nothing, missed = _counts(results, equivalent, "")
+    new = sum(result["noticed_by"] == NEW_TEST for result in results["mutants"].values())
+    at_first = noticed - new
     return (
-        f"Of {possible:,} possible faults {tested:,} ({tested / possible:.0%}) were drawn and tested. Tests noticed {noticed:,}, "
-        f"{nothing} change nothing that is promised, {missed} were missed: of those that change something, "
-        f"{noticed / max(1, noticed + missed):.1%} were noticed."
+        f"Of {possible:,} possible faults {tested:,} ({tested / possible:.1%}) were drawn and tested. {nothing} change nothing "
+        f"that is promised. Of the others the tests noticed {at_first:,} ({at_first / max(1, noticed + missed):.0%}) as they "
+        f"were, {new} have got a test since that notices them, and {missed} are missed."
     )
 
 
@@ -155,10 +163,10 @@ def _prepare() -> None:
     gc.freeze()
 
 
-def _is_left(result: dict[str, Any] | None, everywhere: bool) -> bool:
-    """Not tested yet, or survived all but the tests of every room."""
-    if everywhere:
-        return bool(result) and result["noticed_by"] is None and result["tests"] != "every room"
+def _is_left(result: dict[str, Any] | None, options: argparse.Namespace) -> bool:
+    """Not tested yet; or survived, all but the tests of every room."""
+    if options.again or options.everywhere:
+        return bool(result) and result["noticed_by"] is None and (options.again or result["tests"] != "every room")
     return result is None
 
 
@@ -200,7 +208,9 @@ def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dic
     chosen = tests_of(module, mutation, _recorded(names, module), options.seconds)
     began = time.monotonic()
     status = _in_a_fork(lambda: _run(module, mutation, chosen), options.timeout)
-    noticed = {0: None, _FAILED: "a test fails", None: "does not end"}.get(status, f"cannot be tested (status {status})")
+    noticed = {0: None, _FAILED: NEW_TEST if options.again else "a test fails", None: "does not end"}.get(
+        status, f"cannot be tested (status {status})"
+    )
     return {
         "noticed_by": noticed,
         "tests": "every room" if options.everywhere else "its room",
