@@ -12,6 +12,8 @@ from steps import to_dense
 
 from ember_optax import row_sparse
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EMBED = "embed/embedding"
 
 

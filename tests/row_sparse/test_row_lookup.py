@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from small_model import IDS, D, V, make_params
 from steps import to_dense
 
 from ember_optax import row_sparse
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_lookup_of_padding_and_of_ids_that_were_not_declared():

@@ -12,6 +12,8 @@ from x64 import enable_x64
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, token_tables
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEAD = {"lm_head": {"kernel": jnp.ones((4, 1000))}}
 IDS = {"lm_head/kernel": jnp.array([500, 600])}
 
