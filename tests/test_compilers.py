@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp, rounding_times, table_bytes
+from benchmarks.measure import accelerators, fits, fsdp, head_losses, rounding_times, table_bytes
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -35,6 +35,11 @@ def test_the_table_of_rounding_is_that_of_the_clock():
     results = results_of("rounding_times")
     assert rounding_times.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
     assert all(found["ratio"] <= 2.0 for found in results["tables"].values())
+
+
+@pytest.mark.parametrize("table", [head_losses.loss_table, head_losses.step_table])
+def test_tables_of_heads_are_what_was_measured(table):
+    assert table(results_of("head_losses")) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
 
 
 def test_tables_of_what_fits_are_those_of_the_compilers():
