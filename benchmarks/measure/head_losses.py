@@ -77,7 +77,7 @@ def main() -> None:
     results = load(options.output)
     if options.write:
         for mark, of_results in TABLES.items():
-            put(PAGE, mark, of_results(results))
+            put(PAGE, mark, of_results(results) + "\n")
         return
     if options.compilers:
         use_compilers()
