@@ -28,6 +28,18 @@ def possible_heads(found: TableTree, options: FinderOptions) -> dict[str, list[T
     return {name: leaves for name, leaves in heads.items() if leaves}
 
 
+def heads_alone(found: TableTree, options: FinderOptions) -> list[Table]:
+    """All tables, where each is a head by its name, and no embedding was found or excluded.
+
+    The embedding of a padded head has another size, so that nothing but its name could tell.
+    """
+    boxes = [table.box for table in found.tables]
+    matches = [*find_tables(found.names, boxes, options), *find_tables(found.names, boxes, FinderOptions())]
+    if any(match.dimension_numbers is not None and not match.is_head for match in matches):
+        return []
+    return [table for table in found.tables if table.axes is not None]
+
+
 def doubtful_stacks(found: TableTree) -> list[Table]:
     """Stacked tables with more tables than tokens: such as come from `nn.scan` with the layers in the second axis, (V, L, D)."""
     return [

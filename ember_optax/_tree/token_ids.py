@@ -30,9 +30,8 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
         dtype = getattr(ids, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
             what = f"of type {type(ids).__name__}" if dtype is None else f"of dtype {dtype}"
-            raise TypeError(
-                f"{argument} of {name!r} must be an array of integers or None, got one {what}: pass jnp.asarray(ids)."
-            )
+            fix = "jnp.flatnonzero(mask) turns a mask into ids" if dtype == np.bool_ else "pass jnp.asarray(ids)"
+            raise TypeError(f"{argument} of {name!r} must be an array of integers or None, got one {what}: {fix}.")
     return {name: _as_array(ids) for name, ids in found.items()}
 
 

@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 from .._math.axes import TableAxes
 from .._state.origins import AxisOrigin
 from .._tree.declared import DimensionNumbersLike
-from .._tree.finder import compile_patterns
+from .._tree.finder import FinderOptions, compile_patterns, finder_with
 from .._tree.paths import parent_of
+from .._tree.suspects import heads_alone
 from .._tree.tables import Table, TableTree, tables_of
+
+# Of many candidates, ordinary matrices with as many features, a message names some.
+_LISTED = 5
 
 
 class Vocabulary(NamedTuple):
@@ -52,12 +56,28 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, unrelated: Sequence
             f"vocabularies, or one of them is padded, change one at a time and leave the others out: "
             f"tables=functools.partial(token_tables, exclude=['their/path'])."
         )
+    if (options := FinderOptions.of(tables)) and (heads := heads_alone(found, options)):
+        _refuse_heads_alone(heads, found, axes)
     size = next(iter(sizes.values()))
     of_others = _unrelated(found, axes, unrelated)
     axis_of = {i: _token_axis(table, axes, size) for i, table in enumerate(found.tables) if table.name not in of_others}
     with_axis = {i: axis for i, axis in axis_of.items() if axis is not None}
     _check_others(found, with_axis, size, of_others)
     return Vocabulary(size, found.tables, with_axis)
+
+
+def _refuse_heads_alone(heads: list[Table], found: TableTree, axes: dict[str, TableAxes]) -> None:
+    """An embedding that was not found would be left behind; the guard of equal sizes does not see it where the head is padded."""
+    head = heads[0]
+    axis = axes[head.name].token[0]
+    features = {size for a, size in enumerate(head.shape) if a != axis}
+    others = [table for table in found.tables if table.axes is None and len(table.shape) == 2]
+    like = [f"{table.name!r} {table.shape}" for table in others if features & set(table.shape)]
+    raise ValueError(
+        f"{head.name!r} of shape {head.shape} is a head, and no embedding was found; it would be left behind. With as many "
+        f"features there are: {', '.join(like[:_LISTED]) or 'none'}. Name the embedding: tables={finder_with('its/path', 0)}; "
+        f"or, if the model has none, the head: tables={finder_with(head.name, axis)}."
+    )
 
 
 def _token_axis(table: Table, axes: dict[str, TableAxes], size: int) -> int | None:

@@ -50,6 +50,11 @@ BAD |= {
     "rows of nothing": (frozen(rows={}), ValueError, r"^rows must name .* got {} of type dict; without them"),
     "rows of None for each": (frozen(rows=each(None)), ValueError, r"^rows must name .* of type dict; without them"),
     "rows of a number": (frozen(rows=3), TypeError, r"^rows must be a tree of arrays, got 3 of type int: pass rows"),
+    "rows of a mask": (
+        frozen(rows={"embed/embedding": jnp.ones(6, bool)}),
+        TypeError,
+        r"^rows of 'embed/embedding' .* dtype bool: jnp.flatnonzero\(mask\) turns a mask into ids",
+    ),
     "rows of floats": (frozen(rows={"embed/embedding": IDS * 1.0}), TypeError, r"^rows of 'embed/embedding' .* float32: pass"),
     "rows and transformation swapped": (frozen(TOKEN_IDS, TX), TypeError, r"^inner must be .* of type dict: pass the trans"),
     "rows of another model at update": (frozen_update(params=WTE), ValueError, r"'embed/embedding'.*(correct|pass)"),

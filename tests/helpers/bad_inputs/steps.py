@@ -332,7 +332,7 @@ BAD |= {
     "ids of truth values": (
         update(token_ids={"embed/embedding": IDS > 1}),
         TypeError,
-        r"token_ids of 'embed/emb.* dtype bool: pass",
+        r"token_ids of 'embed/emb.* dtype bool: jnp.flatnonzero",
     ),
 }
 GOOD = {

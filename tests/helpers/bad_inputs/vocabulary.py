@@ -278,3 +278,12 @@ GOOD = {
     "a token without pieces": transplant(pieces=lambda _: []),
     "nothing to keep": unused([0, 1], keep=[]),
 }
+PADDED = {"tok": {"w": jnp.ones((V, D))}, "unembed": {"w": jnp.ones((D, V + 2))}}
+BAD |= {
+    "a padded head, and an embedding of no known name": (
+        resize(params=PADDED),
+        ValueError,
+        r"^'unembed/w' of shape \(4, 8\) is a head, and no embedding was found; .* 'tok/w' \(6, 4\)\. Name the embedding: .*"
+        r"if the model has none, the head: tables=functools.partial\(token_tables, include=\{'unembed/w'",
+    ),
+}
