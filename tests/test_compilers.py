@@ -22,12 +22,15 @@ def test_tables_of_speed_are_those_of_the_compilers(table):
     assert getattr(accelerators, table)(results_of("accelerators")) in SPEED
 
 
-def test_the_table_of_bytes_is_that_of_the_compiler():
-    results = results_of("table_bytes")
-    assert table_bytes.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
+def test_the_tables_of_bytes_are_those_of_the_compiler():
+    results, page = results_of("table_bytes"), (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
+    assert table_bytes.table(results) in page
+    assert table_bytes.batch_table(results) in page
     for model, of_recipes in results.items():
         for recipe, found in of_recipes.items():
-            assert {what: found[what] for what in found if what != "peak"} == table_bytes.bytes_per_number(model, recipe)
+            expected = table_bytes.bytes_per_number(model, recipe)
+            assert {what: found[what] for what in expected} == expected
+            assert "sequences" not in found or (found["peak"] is None) == (found["sequences"] == 0)
 
 
 def test_the_table_of_rounding_is_that_of_the_clock():

@@ -93,6 +93,23 @@ def _products_in(jaxpr: Any) -> int:
     return total
 
 
+def largest_batch(fits: Callable[[int], bool], guess: int) -> int:
+    """The largest power of two that fits, looked for from a guess on up or, where that does not fit, down; 1 fits.
+
+    Example:
+      >>> [largest_batch(lambda batch: batch <= 12, guess) for guess in (1, 7, 100)]
+      [8, 8, 8]
+    """
+    batch = 2 ** (max(1, guess).bit_length() - 1)
+    if batch == 1 or fits(batch):
+        while fits(2 * batch):
+            batch *= 2
+        return batch
+    while (batch := batch // 2) > 1 and not fits(batch):
+        pass
+    return batch
+
+
 def cost_of(compiled: jax.stages.Compiled) -> Cost:
     """What an already compiled program costs."""
     memory: Any = compiled.memory_analysis()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from tqdm import tqdm
 
-from benchmarks.harness.compiled import Cost, cost_if_it_fits
+from benchmarks.harness.compiled import Cost, cost_if_it_fits, largest_batch
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
 from benchmarks.harness.report import markdown, save_picture
 from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
@@ -59,26 +59,17 @@ def measure(chip: str, model: str, optimizer: str) -> dict[str, Any]:
     one = compiled(chip, model, optimizer, 1)
     if one is None:
         return {"peak of one sequence": None, "sequences": 0}
-    return {"peak of one sequence": one.peak, "sequences": largest_batch(chip, model, optimizer, one)}
+    return {"peak of one sequence": one.peak, "sequences": _largest_batch(chip, model, optimizer, one)}
 
 
-def largest_batch(chip: str, model: str, optimizer: str, one: Cost) -> int:
-    """The largest power of two that compiles: from a guess on up, if it fits, else down."""
+def _largest_batch(chip: str, model: str, optimizer: str, one: Cost) -> int:
     logits = LENGTH * SHAPES[model].table[0] * 4
-    room = max(1, (TARGETS[chip].memory - one.peak) // max(logits, one.temporaries // 2))
-    batch = min(LARGEST, 2 ** (room.bit_length() - 1))
 
     def fits(batch: int) -> bool:
         worth_a_try = batch <= LARGEST and batch * logits < TARGETS[chip].memory
-        return batch == 1 or (worth_a_try and compiled(chip, model, optimizer, batch, QUICK) is not None)
+        return worth_a_try and compiled(chip, model, optimizer, batch, QUICK) is not None
 
-    if fits(batch):
-        while fits(2 * batch):
-            batch *= 2
-        return batch
-    while not fits(batch := batch // 2):
-        pass
-    return batch
+    return largest_batch(fits, min(LARGEST, (TARGETS[chip].memory - one.peak) // max(logits, one.temporaries // 2)))
 
 
 def compiled(chip: str, model: str, optimizer: str, batch: int, effort: float = 0.0) -> Cost | None:

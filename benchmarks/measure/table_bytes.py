@@ -3,6 +3,7 @@
 A number of a table costs its parameter, its optimizer state and, where a step makes one, its gradient. Whole train steps of
 published models with one sequence of 1,024 tokens, by the compiler of a TPU v5e, which need not be there (extra `tpu-compiler`).
 The body is trained by AdamW in float32 unless the recipe says otherwise, activations are bfloat16, blocks rematerialised.
+The largest batch is a power of two, looked for with the compiler's least effort (`fits.QUICK`).
 
 What is in the file already is not compiled again.
 """
@@ -18,12 +19,13 @@ import matplotlib.pyplot as plt
 import optax
 from tqdm import tqdm
 
-from benchmarks.harness.compiled import cost_if_it_fits
+from benchmarks.harness.compiled import cost_if_it_fits, largest_batch
 from benchmarks.harness.models import SHAPES, init_params, loss_fn, token_tables_of
 from benchmarks.harness.report import markdown, save_picture
 from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
 from benchmarks.harness.steps import carry, row_sparse_train_step, train_step
 from benchmarks.harness.targets import TARGETS, on_chip, use_compilers
+from benchmarks.measure.fits import LARGEST, QUICK
 from ember_optax import ember, stochastic_rounding
 
 MODELS = ("SmolLM2-135M", "Gemma 3 270M", "Qwen3-0.6B", "Gemma 3 1B", "Llama-3.2-1B")
@@ -59,7 +61,7 @@ RECIPES = {
 
 
 def main() -> None:
-    """Compiles every step that is not in the file yet, prints the table, writes JSON and picture."""
+    """Compiles every step that is not in the file yet, prints the tables, writes JSON and picture."""
     use_compilers()
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", choices=SHAPES, default=MODELS, help="which models")
@@ -73,7 +75,10 @@ def main() -> None:
         if recipe not in of_model:
             of_model[recipe] = bytes_per_number(model, recipe) | {"peak": peak(model, recipe)}
             save(options.output, results)
-    print(table(results))
+        if "sequences" not in of_model[recipe]:
+            of_model[recipe]["sequences"] = sequences(model, recipe, of_model[recipe]["peak"])
+            save(options.output, results)
+    print(f"{table(results)}\n\n{batch_table(results)}")
     draw(options.picture, results)
 
 
@@ -89,8 +94,23 @@ def bytes_per_number(model: str, recipe: str) -> dict[str, float]:
     }
 
 
-def peak(model: str, recipe: str, batch: int = 1) -> int | None:
+def sequences(model: str, recipe: str, of_one: int | None) -> int:
+    """The largest batch; `of_one` is the peak of one sequence, None where it does not fit."""
+    if of_one is None:
+        return 0
+    size, width = SHAPES[model].table
+    # Rematerialised, a block leaves its input and the gradient of it; the usual loss needs the logits of all tokens.
+    of_each = LENGTH * (4 * SHAPES[model].layers * width + (0 if RECIPES[recipe].fused else 4 * size))
+
+    def fits(batch: int) -> bool:
+        return batch <= LARGEST and peak(model, recipe, batch, QUICK) is not None
+
+    return largest_batch(fits, min(LARGEST, 1 + (TARGETS[CHIP].memory - of_one) // of_each))
+
+
+def peak(model: str, recipe: str, batch: int = 1, effort: float = 0.0) -> int | None:
     """Bytes of a train step by the compiler; None if the chip has not the memory for it."""
+    jax.config.update("jax_exec_time_optimization_effort", effort)
     start = jax.eval_shape(partial(carry, RECIPES[recipe].tx()), abstract_params(model, recipe))
     ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
     found = cost_if_it_fits(jax.jit(step(model, recipe), donate_argnums=0), *on_chip(CHIP, (start, ids)))
@@ -130,22 +150,37 @@ def table(results: dict[str, Any]) -> str:
     return markdown(rows, (*headers, *(f"{model} (GiB)" for model in results)))
 
 
+def batch_table(results: dict[str, Any]) -> str:
+    """One line for each recipe: the largest batch of each model."""
+    rows = []
+    for recipe in RECIPES:
+        found = [of_model.get(recipe, {}).get("sequences") for of_model in results.values()]
+        rows.append((recipe, *("not looked for" if one is None else str(one or "does not fit") for one in found)))
+    return markdown(rows, ("sequences of 1,024 tokens", *results))
+
+
 def draw(path: Path, results: dict[str, Any]) -> None:
-    """Peaks by model and recipe, and the chip's memory."""
-    figure, axes = plt.subplots(figsize=(10, 4.2), layout="constrained")
+    """Peaks by model and recipe beside the chip's memory, and the largest batches."""
+    figure, (of_peaks, of_batches) = plt.subplots(2, 1, figsize=(10, 7), layout="constrained")
     memory, width = TARGETS[CHIP].memory / _GIB, 0.8 / len(RECIPES)
     for number, recipe in enumerate(RECIPES):
-        peaks = [of_model.get(recipe, {}).get("peak") for of_model in results.values()]
+        found = [of_model.get(recipe, {}) for of_model in results.values()]
+        peaks = [one.get("peak") for one in found]
         places = [place + (number - len(RECIPES) / 2) * width for place in range(len(results))]
-        axes.bar(places, [memory if one is None else one / _GIB for one in peaks], width, label=recipe, align="edge")
+        of_peaks.bar(places, [memory if one is None else one / _GIB for one in peaks], width, label=recipe, align="edge")
+        of_batches.bar(places, [one.get("sequences") or 0 for one in found], width, label=recipe, align="edge")
         for place, one in zip(places, peaks, strict=True):
             if one is None:
-                axes.text(place + width / 2, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=7)
-    axes.axhline(memory, color="black", linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(results)), list(results))
-    axes.set(ylabel="peak of one sequence (GiB)", title=f"Whole train step on one {CHIP}, {memory:.2f} GiB, by its compiler")
-    axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=8)
+                of_peaks.text(place + width / 2, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=7)
+    of_peaks.axhline(memory, color="black", linewidth=1, linestyle="--")
+    of_peaks.set(ylabel="peak of one sequence (GiB)", title=f"Whole train step on one {CHIP}, {memory:.2f} GiB, by its compiler")
+    of_batches.set_yscale("log", base=2)
+    of_batches.yaxis.set_major_formatter("{x:g}")
+    of_batches.set(ylabel="largest batch (sequences)", ylim=(0.5, None))
+    for axes in (of_peaks, of_batches):
+        axes.set_xticks(range(len(results)), list(results))
+        axes.grid(alpha=0.3, axis="y")
+    of_peaks.legend(fontsize=8)
     save_picture(path, figure)
 
 
