@@ -59,6 +59,11 @@ def on_one_device(x: jax.Array) -> bool:
     return all(mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto) for mesh in meshes)
 
 
+def in_shard_map() -> bool:
+    """Whether this is traced inside `jax.shard_map`, also where that does not check types and an array tells nothing of it."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
 def varying_axes(array: Any) -> frozenset[str]:
     """Mesh axes along which an array differs by its type; empty outside of `jax.shard_map`, or if that does not check types."""
     aval = jax.typeof(array)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from .._math.head_gradient import LARGEST_VOCABULARY, HeadTap, as_linked, tapped_losses, with_lookup, zero_tap
-from .._math.mesh import varying_axes
+from .._math.mesh import in_shard_map, varying_axes
 from .._math.rows import rows_first
 from .._math.softmax import HeadLoss, token_losses
 from .._tree.finder import finder_with
@@ -101,9 +101,9 @@ def check_head_table(table: Table) -> None:
             f"heads names {table.name!r} of shape {table.shape}, but a fused head has at most 2^24 tokens: leave it out of heads."
         )
     mesh = jax.typeof(table.array).sharding.mesh
-    if jax.sharding.AxisType.Explicit in mesh.axis_types or varying_axes(table.array):
+    if jax.sharding.AxisType.Explicit in mesh.axis_types or varying_axes(table.array) or in_shard_map():
         raise ValueError(
-            f"heads names {table.name!r}, which lies on a mesh with explicit axes or is split by jax.shard_map: use automatic "
+            f"heads names {table.name!r}, which lies on a mesh with explicit axes or inside of jax.shard_map: use automatic "
             f"axes (jax.make_mesh(..., axis_types=(AxisType.Auto,))) under jax.jit, or leave it out of heads."
         )
 

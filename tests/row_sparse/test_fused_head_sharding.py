@@ -13,7 +13,7 @@ from ember_optax import row_sparse, state_shardings
 _SENT = re.compile(r"= \w+(\[[\d,]*\])\S* (all-\w+|reduce-scatter|collective-permute)\(")
 V, D, N, CHUNK = 128, 16, 24, 32
 MODEL = Model(V, D, N, options=(("chunk", CHUNK),))
-REFUSAL = r"heads names 'head', which lies on a mesh with explicit axes or is split by jax.shard_map: .* leave it out of heads"
+REFUSAL = r"heads names 'head', which lies on a mesh with explicit axes or inside of jax.shard_map: .* leave it out of heads"
 
 
 def mesh_with(axis_type):
@@ -32,9 +32,13 @@ def test_explicit_axes_are_refused(spec):
         jax.jit(gradient)(params, *MODEL.batch(0))
 
 
-def test_a_head_that_shard_map_splits_is_refused():
-    specs = {name: P("rows") if name == "head" else P() for name in MODEL.params()}
-    of_part = jax.shard_map(gradient, mesh=mesh_with(AxisType.Auto), in_specs=(specs, P(), P(), P()), out_specs=P())
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("head", [P("rows"), P()], ids=["split", "replicated"])
+def test_a_head_inside_of_shard_map_is_refused(head, checked):
+    """Unchecked, types would not tell that the batch is split, and nothing would add up the devices' gradients of the head."""
+    specs = {name: head if name == "head" else P() for name in MODEL.params()}
+    batch = [P("data")] * len(MODEL.batch(0))
+    of_part = jax.shard_map(gradient, mesh=mesh_with(AxisType.Auto), in_specs=(specs, *batch), out_specs=P(), check_vma=checked)
     with pytest.raises(ValueError, match=REFUSAL):
         jax.jit(of_part)(MODEL.params(), *MODEL.batch(0))
 
