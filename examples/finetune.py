@@ -268,6 +268,7 @@ def fine_tune(
     @functools.partial(jax.jit, donate_argnums=0)
     def fused_step(carry, tokens, is_answer):
         params, opt_state = carry
+        assert lesson.head is not None
         value_and_grad = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=[lesson.head.path])
         (_, loss), grads, token_ids = value_and_grad(params, {lesson.table: tokens[:, :-1]}, tokens, is_answer)
         updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)

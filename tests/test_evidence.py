@@ -193,7 +193,7 @@ def test_a_run_of_pretraining(monkeypatch, text, tmp_path, quick_compilation):
     assert len(details["losses"]) == len(details["table_steps"]) == 12
     assert run(5e-2, 2)[0] != loss
     assert run(1e30, 1)[0] is None
-    for cached in (pretraining._corpus, pretraining._fingerprint, pretraining._init, pretraining._validation):
+    for cached in (pretraining.corpus, pretraining._fingerprint, pretraining._init, pretraining.validation):
         cached.cache_clear()
 
 

@@ -232,6 +232,6 @@ def test_the_published_model_is_read_rightly():
         pytest.skip(str(error))
     model = read_llama(path)
     text = "The quick brown fox jumps over the lazy dog. It was a sunny day, and the children were playing in the garden."
-    ids = jnp.array([model.tokenizer.encode(text).ids])
+    ids = jnp.array([[finetuning._END, *model.tokenizer.encode(text).ids]])  # a text begins behind another's end
     losses = optax.softmax_cross_entropy_with_integer_labels(logits(model.config, model.params, ids[:, :-1]), ids[:, 1:])
-    assert float(losses.mean()) < 2.6
+    assert float(losses.mean()) < 2.3

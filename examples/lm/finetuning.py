@@ -33,20 +33,20 @@ class Lesson(NamedTuple):
     Attributes:
       params: its parameters, which `jax.tree.map(jnp.array, ...)` copies for each run.
       logits: `logits(params, ids)`, (B, T) ids to (B, T, V).
-      hidden: `hidden(params, ids)`, (B, T) ids to what the head gets, (B, T, D).
       table: the path of its input table.
-      head: its head.
       training: examples to learn from.
       held_out: examples to be judged by.
+      hidden: `hidden(params, ids)`, (B, T) ids to what the head gets, (B, T, D); for a fused head alone.
+      head: its head, likewise.
     """
 
     params: Any
     logits: Callable[[Any, jax.Array], jax.Array]
-    hidden: Callable[[Any, jax.Array], jax.Array]
     table: str
-    head: Head
     training: Examples
     held_out: Examples
+    hidden: Callable[[Any, jax.Array], jax.Array] | None = None
+    head: Head | None = None
 
 
 def published_model() -> Path:
@@ -70,7 +70,7 @@ def docstring_lesson(model: Llama, length: int, cache_dir: Path) -> Lesson:
     training, held_out = split_pairs(collect_pairs(cache_dir))
     encode = partial(encode_pairs, tokenizer=model.tokenizer, length=length, end=_END)
     logits, hidden, table = partial(llama.logits, model.config), partial(llama.hidden, model.config), "embed_tokens/weight"
-    return Lesson(model.params, logits, hidden, table, Head(table, 0), encode(training), encode(held_out))
+    return Lesson(model.params, logits, table, encode(training), encode(held_out), hidden, Head(table, 0))
 
 
 def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.GradientTransformation, cache_dir: Path) -> Lesson:
@@ -79,11 +79,11 @@ def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.G
     corpus = load_corpus(library, model.vocabulary_size, cache_dir)
     base = train("from scratch", model, training, tx, corpus, mesh=make_mesh(None, training.batch_size))
     tokenizer = load_tokenizer(library, model.vocabulary_size, cache_dir)
-    examples = [
+    examples, held_out = (
         _windows(encode_documents(tokenizer, part), training.sequence_length) for part in split_documents(read_descriptions())
-    ]
-    functions = logits_function(model), hidden_function(model)
-    return Lesson(base.parameters, *functions, "embed/embedding", head_of(model), *examples)
+    )
+    of_head = hidden_function(model), head_of(model)
+    return Lesson(base.parameters, logits_function(model), "embed/embedding", examples, held_out, *of_head)
 
 
 def prefixed(lesson: Lesson, ids: np.ndarray) -> Lesson:
@@ -100,6 +100,7 @@ def answer_loss(lesson: Lesson, weights_V: Any = None, *, fused_head: bool = Fal
     def loss_fn(params, tokens_BxT, is_answer_BxT):
         inputs_BxT, labels_BxT = tokens_BxT[:, :-1], tokens_BxT[:, 1:]
         if fused_head:
+            assert lesson.head is not None and lesson.hidden is not None
             per_token = lesson.head.losses(params, lesson.hidden(params, inputs_BxT), labels_BxT)
         else:
             per_token = optax.softmax_cross_entropy_with_integer_labels(lesson.logits(params, inputs_BxT), labels_BxT)
