@@ -33,7 +33,7 @@ def compiled(dtype, tied, token_axis=0):
     [
         (jnp.float32, False, 0, 0.2),
         (jnp.float32, True, 0, 0.2),
-        (jnp.float32, True, 1, 0.2),
+        (jnp.float32, True, 1, 0.2 if jax.__version_info__ >= (0, 10) else 1.2),  # the oldest JAX's XLA copies this one once
         (jnp.bfloat16, True, 0, 1.6),  # XLA on CPU copies a bfloat16 table once
     ],
     ids=str,
