@@ -1,10 +1,12 @@
 """Bugs that Optax, Flax and their users met with other optimizers, each with the issue that told of it: not here."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equinox.internal import closure_to_pytree
 from flax import nnx, serialization
 from flax.core import freeze
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -38,6 +40,57 @@ def test_micro_batches_in_another_dtype_than_the_parameters():
         types.append(jax.tree.map(jnp.result_type, updates))
     assert types[0] == types[1] == types[2] == types[3]
     assert jax.tree.map(jnp.result_type, optax.apply_updates(params, updates)) == jax.tree.map(jnp.result_type, params)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("make", [scale_by_ember, lambda: ember(1e-2)], ids=["scale_by_ember", "ember"])
+def test_micro_batches_of_half_precision(make, dtype):
+    """google-deepmind/optax issue 377: `MultiSteps` failed around what made updates of half precision float32."""
+    grads = initial_params(dtype)
+    tx = optax.MultiSteps(make(), 2)
+    state = tx.init(grads)
+    for changes in (False, True, False, True):
+        updates, state = jax.jit(tx.update)(grads, state, grads)
+        assert jax.tree.map(jnp.result_type, updates) == jax.tree.map(jnp.result_type, grads)
+        assert bool(jnp.any(updates["embed"]["embedding"] != 0)) == changes
+
+
+def test_every_hyperparameter_is_injected():
+    """google-deepmind/optax issue 412: optimizers that ask whether a hyperparameter is None failed in `inject_hyperparams`."""
+    params = initial_params()
+    given = {"learning_rate": 1e-2, "b2": 0.9, "eps": 1e-6, "weight_decay": 0.1}
+    plain, injected = ember(**given), optax.inject_hyperparams(ember)(**given)
+    state = injected.init(params)
+    assert set(given) <= set(state.hyperparams)
+    updates, _ = jax.jit(injected.update)(params, state, params)
+    assert_trees_close(updates, plain.update(params, plain.init(params), params)[0], rtol=1e-6)
+
+
+def test_an_optimizer_made_of_traced_numbers():
+    """google-deepmind/optax issue 577: an optimizer is a closure, no pytree, so the numbers that it holds are easily lost."""
+    params, rates = initial_params(), jnp.array([1e-3, 1e-2, 1e-1])
+
+    def updated(tx):
+        return tx.update(params, tx.init(params), params)[0]
+
+    many = jax.jit(jax.vmap(lambda rate: updated(ember(rate))))(rates)
+    taken_apart = eqx.filter_jit(lambda optimizer: updated(optax.GradientTransformationExtraArgs(*optimizer)))
+    for i, rate in enumerate(rates):
+        expected = updated(ember(rate))
+        assert_trees_close(jax.tree.map(lambda u, i=i: u[i], many), expected, rtol=1e-6)
+        assert_trees_close(taken_apart(closure_to_pytree(ember(rate))), expected, rtol=1e-6)
+
+
+def test_micro_batches_without_their_nans():
+    """google-deepmind/optax issue 828: `MultiSteps` failed around a chain that begins with `zero_nans`."""
+    params = initial_params()
+    tx = optax.MultiSteps(optax.chain(optax.zero_nans(), ember(1e-2)), 2)
+    state, grads = tx.init(params), jax.tree.map(lambda p: p.at[0].set(jnp.nan), params)
+    for batch in (grads, params):
+        updates, state = jax.jit(tx.update)(batch, state, params)
+    assert skipped_batches(state.inner_opt_state) == {"embed/embedding": 0, "lm_head/kernel": 0}
+    expected = jax.tree.map(lambda p: p.at[0].set(0), params)
+    assert_trees_close(updates, ember(1e-2).update(expected, ember(1e-2).init(params), params)[0], rtol=1e-5)
 
 
 def test_frozen_dictionaries():
