@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import pytest
 
 from benchmarks.harness.results import ROOT
@@ -61,6 +62,7 @@ class _Recorder:
             lines.setdefault(name, set()).add(frame.f_lineno)
             return trace
 
+        jax.clear_caches()  # what an earlier test has traced would run without a line
         began = time.monotonic()
         sys.settrace(trace)
         try:

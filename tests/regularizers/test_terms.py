@@ -217,7 +217,12 @@ def test_frequency_weights(power):
 def test_frequency_weights_do_not_overflow():
     weights = regularizers.frequency_weights(np.array([0.0, 1e30]), 4.0, smoothing=1e-9)
     assert np.isfinite(weights[1]) and weights[1] == 1
-    np.testing.assert_allclose(regularizers.frequency_weights(np.full(6, 7e37)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e30, 3e37])
+def test_frequency_weights_do_not_depend_on_the_unit_of_counts(scale):
+    found = regularizers.frequency_weights(scale * COUNTS, 0.5, smoothing=scale)
+    np.testing.assert_allclose(found, regularizers.frequency_weights(COUNTS, 0.5), rtol=1e-4)
 
 
 def test_counts_are_streamed():
