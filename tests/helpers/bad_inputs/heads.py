@@ -210,6 +210,12 @@ BAD = {
     "max_norm of zero": (lambda: row_sparse.clip_by_global_norm(0), ValueError, r"max_norm must be above zero, got 0.0; pass"),
     "max_norm below zero": (lambda: row_sparse.clip_by_global_norm(-1), ValueError, r"max_norm must be .* not negative, got -1"),
     "max_norm of text": (lambda: row_sparse.clip_by_global_norm("1"), TypeError, r"max_norm must be a real number, got '1'"),
+    "a clip of nothing": (lambda: row_sparse.clip_by_global_norm(1.0).init(None), TypeError, r"params must be a tree of .* None"),
+    "a clip of a state": (
+        lambda: row_sparse.clip_by_global_norm(1.0).update(optax.EmptyState(), optax.EmptyState()),
+        TypeError,
+        r"updates must be a tree of arrays, got EmptyState\(\)",
+    ),
     "a clip of text": (
         lambda: row_sparse.clip_by_global_norm(1.0).update({"w": "x"}, optax.EmptyState()),
         TypeError,
@@ -235,5 +241,5 @@ GOOD = {
     "a transformation of one table": lambda: scale_by_ember(dimension_numbers=EmberDimensionNumbers(1)).update(
         gradients()["lm_head"]["kernel"], scale_by_ember(dimension_numbers=EmberDimensionNumbers(1)).init(TABLE.T)
     ),
-    "a clip without arrays": lambda: row_sparse.clip_by_global_norm(1.0).update({}, optax.EmptyState()),
+    "a clip without arrays": lambda: row_sparse.clip_by_global_norm(1.0).update({}, row_sparse.clip_by_global_norm(1.0).init({})),
 }

@@ -83,6 +83,7 @@ BAD |= {
     f"RowSlice with {what}": (provoke, error, message)
     for what, (provoke, error, message) in {
         "rows of None": (built(None), TypeError, r"rows must be an array, got None of type NoneType; pass the rows"),
+        "rows of a type": (built(jnp.float32), TypeError, r"rows must be an array, got .*float32.*; pass the rows"),
         "rows of lists": (built([[1.0]]), TypeError, r"rows must be an array, got \[\[1.0\]\] of type list; pass the rows"),
         "rows of integers": (built(jnp.ones((2, D), int)), TypeError, r"rows of shape \(2, 4\) has dtype int32.*floats: convert"),
         "rows of text": (built(np.full((2, D), "a")), TypeError, r"rows of shape \(2, 4\) has dtype <U1.*floats: convert"),
@@ -97,6 +98,7 @@ BAD |= {
         "too few ids": (built(TABLE[:2], IDS[:1]), ValueError, r"ids must have shape \(2,\).* got \(1,\); pass one id"),
         "ids of two axes": (built(TABLE[:2], IDS[None]), ValueError, r"ids must have shape \(2,\).* got \(1, 2\); pass one id"),
         "ids that fall": (built(TABLE[:2], IDS[::-1]), ValueError, r"ids must increase.* got \[3, 1\] of type list; sort"),
+        "ids that fall later": (built(TABLE[:3], jnp.array([1, 4, 3])), ValueError, r"ids must increase.* got \[1, 4, 3\] of"),
         "an id twice": (built(TABLE[:2], jnp.array([1, 1])), ValueError, r"ids must increase.* got \[1, 1\] of type list; sort"),
         "an id too large": (
             built(TABLE[:2], jnp.array([1, 9])),
