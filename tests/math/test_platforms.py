@@ -42,6 +42,13 @@ def test_on_several_devices_the_gradient_is_made_first(platform):
     assert text.count("stablehlo.optimization_barrier") == 2
 
 
+def test_a_mesh_of_one_device_is_none():
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
+    g = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, P("fsdp")))
+    text = lowered_for("tpu", lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
+    assert text.count("stablehlo.optimization_barrier") == 1
+
+
 def test_both_forms_of_the_statistics_agree():
     g = jnp.asarray(np.random.default_rng(0).normal(size=(3001, 700)), jnp.float32)
     for one, other in zip(

@@ -167,6 +167,16 @@ def test_alignment_counts_token_zero():
         np.testing.assert_allclose(regularizers.frequency_alignment(TABLE, sample), expected, rtol=1e-5)
 
 
+def test_alignment_of_equal_rows():
+    """Their distance is zero, and so is its gradient."""
+    sample = regularizers.RareAndFrequent(jnp.array([3, 0, 5]), jnp.array([1, 2, 7, 8]))
+    value, gradient = jax.value_and_grad(regularizers.frequency_alignment)(TABLE.at[jnp.array([0, 2])].set(TABLE[3]), sample)
+    rows = X[[3, 0, 5, 1, 2, 7, 8]]
+    rows[[1, 4]] = rows[0]
+    np.testing.assert_allclose(value, oracle.energy_coefficient(rows[:3], rows[3:]), rtol=1e-5)
+    assert np.isfinite(gradient).all() and gradient.any()
+
+
 @pytest.mark.parametrize("scale, shift", [(1e-22, 0), (1e22, 0), (1.0, 1e3)])
 def test_alignment_does_not_depend_on_scale_and_shift(scale, shift):
     sample = regularizers.sampled_tokens(COUNTS, jax.random.key(3), 5)

@@ -228,17 +228,24 @@ def test_schedules_and_injected_hyperparameters():
     assert_same(applied(tx=ember(optax.constant_schedule(1e-2), tables=TABLE))[0], applied()[0])
 
 
-def test_stochastic_rounding():
+@pytest.mark.parametrize("token_axis", [0, 1])
+def test_stochastic_rounding(token_axis):
     """Rounded as the float32 updates are in a dense step, but for sums that differ in their last place."""
+
+    def loss(table, hidden, labels):
+        return softmax_cross_entropy(hidden, table, labels, token_axis=token_axis, chunk=16).mean()
+
+    numbers = EmberDimensionNumbers(token_axis)
     table = (0.02 * DATA.params()["head"]).astype(jnp.bfloat16)
-    tx, rounding = ember(1e-4, tables=TABLE), stochastic_rounding(3)
-    found, _, _ = applied(tx=optax.chain(tx, rounding), table=table)
-    exact, _, _ = applied(tx=tx, table=table.astype(jnp.float32))
+    table = table.T if token_axis else table
+    tx, rounding = ember(1e-4, tables=numbers), stochastic_rounding(3)
+    found, _, _ = applied(loss, optax.chain(tx, rounding), table, dimension_numbers=numbers)
+    exact, _, _ = applied(loss, tx, table.astype(jnp.float32), dimension_numbers=numbers)
     update, _ = rounding.update(exact - table.astype(jnp.float32), rounding.init(table), table)
     wanted = optax.apply_updates(table, update)
     assert found.dtype == jnp.bfloat16 and (found != table).any()
     assert np.mean(np.asarray(found == wanted)) > 0.99
-    nearest, _, _ = applied(tx=tx, table=table)
+    nearest, _, _ = applied(loss, tx, table, dimension_numbers=numbers)
     assert (found != nearest).any()
 
 

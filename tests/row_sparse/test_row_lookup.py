@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from small_model import IDS, D, V, make_params
 from steps import to_dense
 
@@ -22,6 +24,16 @@ def test_lookup_of_padding_and_of_ids_that_were_not_declared():
     np.testing.assert_array_equal(row_sparse.lookup(part, jnp.array([2, 3]))[:, 0], [3.0, np.nan])
     empty = row_sparse.RowSlice(table[:0], jnp.zeros(0, jnp.int32), 10)
     np.testing.assert_array_equal(empty[jnp.array([-1, 3])][:, 0], [0.0, np.nan])
+
+
+@pytest.mark.parametrize("features", ["model", "data", ("model", "data")], ids=str)
+def test_rows_lie_as_ids_and_features_do(features):
+    """With explicit axes; where both are split over one axis, the ids keep it."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    table = jax.device_put(jnp.arange(32.0).reshape(8, 4), NamedSharding(mesh, P(None, features)))
+    rows = row_sparse.lookup(table, jax.device_put(jnp.array([3, -1]), NamedSharding(mesh, P("data"))))
+    assert jax.typeof(rows).sharding.spec == P("data", "model" if features == "model" else None)
+    np.testing.assert_array_equal(rows, [[12, 13, 14, 15], [0, 0, 0, 0]])
 
 
 def test_a_tap_has_the_compact_gradient():

@@ -17,21 +17,21 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("compact", [False, True])
 def test_frozen_rows_stay_bit_identical(compact):
     params = {"wte": jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)), jnp.float32).at[3].set(-0.0)}
-    tx = row_sparse.train_only_rows(ember(1e-2, weight_decay=0.1), {"wte": jnp.array([18, 19])})
+    tx = row_sparse.train_only_rows(ember(1e-2, weight_decay=0.1), {"wte": jnp.array([0, 19])})
     state, found = tx.init(params), params
     alone, alone_state = ember(1e-2, weight_decay=0.1), ember(1e-2, weight_decay=0.1).init(params)
     step, step_alone, expected = jax.jit(sparse_step(tx)), jax.jit(dense_step(alone)), params
     for number in range(5):
-        ids = jnp.asarray(np.random.default_rng(number).integers(0, 20, 40)).at[:2].set(jnp.array([18, 19]))  # both decay
+        ids = jnp.asarray(np.random.default_rng(number).integers(0, 20, 40)).at[:2].set(jnp.array([0, 19]))  # both decay
         rows = jnp.asarray(np.random.default_rng(number).normal(size=(40, 4)), jnp.float32)
         token_ids = {"wte": ids} if compact else None
         grads = {"wte": rows if compact else to_dense(rows, ids, (20, 4))}
         found, state = step(found, state, grads, token_ids)
-        grads = {"wte": to_dense(rows, ids, (20, 4)).at[:18].set(0.0)}
+        grads = {"wte": to_dense(rows, ids, (20, 4)).at[1:19].set(0.0)}
         expected, alone_state = step_alone(expected, alone_state, grads)
     bits = functools.partial(np.asarray, dtype=np.float32)
-    np.testing.assert_array_equal(bits(found["wte"][:18]).view(np.uint32), bits(params["wte"][:18]).view(np.uint32))
-    np.testing.assert_allclose(found["wte"][18:], expected["wte"][18:], rtol=1e-5)
+    np.testing.assert_array_equal(bits(found["wte"][1:19]).view(np.uint32), bits(params["wte"][1:19]).view(np.uint32))
+    np.testing.assert_allclose(found["wte"], expected["wte"].at[1:19].set(params["wte"][1:19]), rtol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state, alone_state)
 
 

@@ -22,6 +22,11 @@ def twice(params):
     return cross_entropy(params) + cross_entropy(params)
 
 
+def of_jit_twice(params):
+    once = jax.jit(cross_entropy)  # traced once, and called twice
+    return once(params) + once(params)
+
+
 def in_scan(params):
     return jax.lax.scan(lambda total, x: (total + cross_entropy(params, *x), None), jnp.float32(0), (HIDDEN, LABELS))[0]
 
@@ -101,6 +106,11 @@ BAD = {
     ),
     "the loss twice": (
         grad(twice),
+        ValueError,
+        r"calls softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
+    ),
+    "a jitted loss twice": (
+        grad(of_jit_twice),
         ValueError,
         r"calls softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
     ),

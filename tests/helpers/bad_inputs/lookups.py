@@ -1,5 +1,7 @@
 """Lookups, and what stands in a table's place: `lookup` and `RowSlice`."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,4 +183,5 @@ GOOD = {
     "ids with padding in a RowSlice": built(jnp.ones((4, D)), jnp.array([1, 3, V, V])),
     "no rows in a RowSlice": built(TABLE[:0], IDS[:0]),
     "hasattr of a RowSlice": lambda: hasattr(row_slice(), "sum"),
+    "copies of a RowSlice": lambda: (copy.copy(row_slice()).rows, copy.deepcopy(row_slice()).rows),
 }
