@@ -55,6 +55,11 @@ BAD |= {
         ValueError,
         r"'wte' is not there; 'dense/kernel' was not saved.*Restore another checkpoint",
     ),
+    "verify_checksums of five faults": (
+        lambda: verify_checksums({f"{i}": np.ones(2) for i in range(5)}, {}),
+        ValueError,
+        r"'3' was not saved and 1 more\. Restore another",
+    ),
     "verify_checksums of no checksums": (lambda: verify_checksums(WTE, {}), ValueError, r"'wte' was not saved"),
 }
 GOOD = {
