@@ -31,6 +31,7 @@ NO_DECLARATIONS = {
     "None": (None, TypeError, r" is None. Leave it out to use the finder"),
     "a path": ("embed/embedding", TypeError, r" is the text 'embed/embedding'.* include=\['embed/embedding'\]"),
     "a list of paths": (["embed/embedding"], TypeError, r" holds the text 'embed/embedding'.* include=\['embed/embedding'\]"),
+    "a path beside a table": (["embed/embedding", ALL], TypeError, r" must have Ember.* for '0', got 'embed/emb.* include="),
     "a set of paths": ({"embed/embedding"}, TypeError, r" holds the text 'embed/embedding'.* include=\['embed/embedding'\]"),
     "a number": (3, TypeError, r" must declare tables by Ember.*, got 3 of type int.* static_args="),
     "an array": (jnp.ones(3), TypeError, r" must declare tables by Ember.*, got Array\(\[1.* static_args="),

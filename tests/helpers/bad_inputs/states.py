@@ -332,6 +332,11 @@ BAD |= {
         TypeError,
         r"^at_most must be an integer, got 2.5 of type float; pass a number like 5",
     ),
+    "check_skipped_batches since before the table": (
+        lambda: check_skipped_batches(TX.update({"wte": TABLE * jnp.nan}, TX.init(WTE), WTE)[1], since={}),
+        FloatingPointError,
+        r"^1 batch more than at_most=0 was skipped by 'wte' \(1\): its gradient was not finite",
+    ),
     "check_skipped_batches since a number": (
         lambda: check_skipped_batches(state(TX), since=3),  # type: ignore[arg-type]
         TypeError,
