@@ -13,6 +13,7 @@ from layouts import make_mesh
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 from ember_optax._math.axes import TableAxes
 from ember_optax._math.moments import decay_rate, init_moments
+from ember_optax._math.rounding import bits_at, places_of
 from ember_optax._math.row_writes import add_once, add_once_as_bits, scatter_add
 from ember_optax._math.softmax import _lowest, _times_one
 from ember_optax._math.step import _means_at_once, _means_one_by_one, ember_step
@@ -47,6 +48,13 @@ def test_a_mesh_of_one_device_is_none():
     g = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, P("fsdp")))
     text = lowered_for("tpu", lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
     assert text.count("stablehlo.optimization_barrier") == 1
+
+
+def test_places_along_columns_are_hashed_once():
+    """Into an array of their own, by a reduction: otherwise a CPU hashes each of them again for every row."""
+    text = lowered_for("cpu", lambda key: bits_at(key, places_of((64, 32))), jnp.uint32(3))
+    assert len(re.findall(r"stablehlo.reduce\(.*tensor<1x32xui32>", text)) == 1
+    assert "stablehlo.reduce" not in lowered_for("cpu", lambda key: bits_at(key, places_of((64,))), jnp.uint32(3))
 
 
 def test_both_forms_of_the_statistics_agree():

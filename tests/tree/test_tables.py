@@ -1,5 +1,6 @@
 """The table finder on paths of real libraries, in every shape that a tree can take."""
 
+import dataclasses
 import functools
 import re
 from typing import ClassVar
@@ -124,6 +125,14 @@ def test_names_of_no_library_in_particular(path, axis):
     assert found_axis(nested(path, jnp.zeros((12, 8)))) == axis
 
 
+def test_dimension_numbers_are_values():
+    assert {EmberDimensionNumbers(0), EmberDimensionNumbers(0), EmberDimensionNumbers(1)} == set(
+        map(EmberDimensionNumbers, (0, 1))
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EmberDimensionNumbers(0).token_axis = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class TestOptions:
     params: ClassVar = {
         "enc": {"pos_embed": jnp.zeros((9, 4))},
@@ -136,6 +145,10 @@ class TestOptions:
         assert token_tables({"head": {"weight": jnp.zeros((97, 4))}}, include=["head/.*"]) == {
             "head": {"weight": EmberDimensionNumbers(0)}
         }
+
+    def test_any_pattern_includes(self):
+        both = token_tables(self.params, include=["head/kernel", "enc/.*"], exclude=["wte", "none"])
+        assert both == {"enc": {"pos_embed": EmberDimensionNumbers(0)}, "head": {"kernel": EmberDimensionNumbers(1)}, "wte": None}
 
     def test_include_declares_axes(self):
         numbers = EmberDimensionNumbers(0, (1,))

@@ -142,6 +142,11 @@ BAD |= {
         TypeError,
         r"batch_axes must be .* got {0: 1}; .* write",
     ),
+    "the second axis of a scalar": (
+        lambda: scaled(jnp.ones(()), token_axis=1),
+        ValueError,
+        r"\(token_axis=1, batch_axes=\(\)\) does not fit parameter 'wte' of shape \(\): axis 1 is out of range",
+    ),
     "batch axes of a scalar": (
         lambda: EmberDimensionNumbers(1, jnp.array(0)),
         TypeError,
@@ -197,6 +202,7 @@ BAD |= {
 GOOD = {
     "a negative axis": lambda: scaled(TABLE, token_axis=-1),
     "a scalar": lambda: scaled(jnp.ones(())),
+    "the last axis of a scalar": lambda: scaled(jnp.ones(()), token_axis=-1),
     "the last axis of a vector": lambda: scaled(jnp.ones(5), token_axis=-1),
     "axes of NumPy": lambda: EmberDimensionNumbers(np.int64(1), np.array([0])),
     "axes in a list": lambda: EmberDimensionNumbers(1, [0]),
