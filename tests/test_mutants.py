@@ -90,10 +90,9 @@ def test_quickest_tests_of_the_faulty_line():
     assert chosen(7, 0.5) == [["a.py::elsewhere"], ["b.py::imported"]], "run by the import alone: a constant, a default"
 
 
-def test_every_module_that_computes_has_its_tests():
-    tests = Path(__file__).parent
-    for module in mutants.modules(mutants.COMPUTING):
-        assert all((tests / name).exists() for name in mutants.own_tests(module).split()), module
+def test_every_room_is_tested():
+    rooms = {path.parent.name for path in mutants.test_files()}
+    assert {"tests", *(path.parent.name for path in Path(__file__).parent.glob("*/test_*.py"))} == rooms
 
 
 def test_faults_are_noticed_or_explained():

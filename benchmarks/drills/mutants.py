@@ -1,10 +1,10 @@
 """Would the tests notice? Every mutant is the library with one small fault (`mutations`); its tests have to fail.
 
-A mutant is tested by the tests of its own room that run the faulty line (`lines_run`; of the whole module where none does), the
-quickest ones, so many seconds of them. With `--everywhere` those that survived are tested by such tests of every room, with
-`--again` by the tests that they have got since. Each runs in a process of its own that is forked from one which has imported the
-libraries but not this one, and compiles only what the fault has changed. A mutant that hangs is killed and counts as noticed.
-Results are written as they come; runs are repeatable, as each module's mutants come in one shuffled order.
+A mutant is tested by the tests that run the faulty line (`lines_run`; that run the module where none does), the quickest ones, so
+many seconds of them; with `--again` those that survived, by the tests that they have got since. Each runs in a process of its own
+that is forked from one which has imported the libraries but not this one, and compiles only what the fault has changed. A mutant
+that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as each module's mutants come
+in one shuffled order.
 
 Those that no test can notice, because they change nothing that is promised, are explained in
 benchmarks/results/equivalent_mutants.json.
@@ -33,53 +33,10 @@ from benchmarks.drills.mutations import Mutation, mutations
 from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, ROOT, load, parser, save
 
-# The tests of a module: those of the longest name that its own begins with. Of a room that takes long, single files.
-TESTS = {
-    "_math": "math optimizer/test_dtypes.py optimizer/test_feature_mean.py",
-    "_math/checksum": "state/test_checksums.py",
-    "_math/energy_distance": "regularizers",
-    "_math/frequency": "regularizers",
-    "_math/gaussian_rows": "vocab/test_resize.py",
-    "_math/head": "row_sparse/test_fused_head.py",
-    "_math/mean_cosine": "geometry/test_table_metrics.py regularizers",
-    "_math/mesh": "state/test_partition_specs.py state/test_sharding.py regularizers",
-    "_math/row": "row_sparse/test_row_steps.py row_sparse/test_row_mask.py row_sparse/test_row_duplicates.py math",
-    "_math/row_moves": "vocab/test_state_follows.py vocab/test_resize.py",
-    "_math/singular": "regularizers",
-    "_math/softmax": "losses row_sparse/test_fused_head.py",
-    "_math/weighted_rows": "geometry/test_table_metrics.py regularizers",
-    "_optimizer": "optimizer/test_dtypes.py optimizer/test_feature_mean.py test_bad_inputs.py",
-    "_optimizer/apply": "row_sparse/test_row_steps.py row_sparse/test_fused_head.py test_bad_inputs.py",
-    "_optimizer/checks": "test_bad_inputs.py state/test_shard_map.py",
-    "_optimizer/stochastic": "math/test_rounding.py optimizer/test_stochastic_rounding.py test_bad_inputs.py",
-    "_state": "state test_bad_inputs.py",
-    "_tree": "tree test_bad_inputs.py",
-    "_tree/heads": "row_sparse/test_fused_head.py test_bad_inputs.py",
-    "_tree/hyperparameters": "test_bad_inputs.py optimizer/test_inject_hyperparams.py",
-    "_tree/inputs": "test_bad_inputs.py",
-    "_tree/token_ids": "row_sparse/test_row_resolution.py row_sparse/test_row_steps.py test_bad_inputs.py",
-    "geometry": "geometry test_bad_inputs.py",
-    "geometry/_gradients": "geometry/test_gradient_metrics.py test_bad_inputs.py",
-    "geometry/_isotropy": "geometry/test_table_metrics.py test_bad_inputs.py",
-    "geometry/_measured": "geometry/test_table_metrics.py test_bad_inputs.py",
-    "geometry/_norms": "geometry/test_table_metrics.py test_bad_inputs.py",
-    "geometry/_row_step": "geometry/test_gradient_metrics.py test_bad_inputs.py",
-    "geometry/_spectrum": "geometry/test_table_metrics.py test_bad_inputs.py",
-    "geometry/_trajectories": "geometry/test_trajectories.py test_bad_inputs.py",
-    "losses": "losses test_bad_inputs.py",
-    "losses/_checks": "test_bad_inputs.py losses",
-    "regularizers": "regularizers test_bad_inputs.py",
-    "row_sparse": "row_sparse test_bad_inputs.py",
-    "row_sparse/_checks": "test_bad_inputs.py row_sparse/test_row_resolution.py",
-    "row_sparse/_heads": "row_sparse/test_fused_head.py test_bad_inputs.py",
-    "row_sparse/_refusals": "test_bad_inputs.py",
-    "vocab": "vocab/test_resize.py vocab/test_state_follows.py test_bad_inputs.py",
-}
-EVERYWHERE = "math optimizer tree state losses row_sparse vocab geometry regularizers integrations test_bad_inputs.py"
+TESTS = "test_defaults.py math optimizer tree state losses row_sparse vocab geometry regularizers integrations test_bad_inputs.py"
 COMPUTING = ("losses", "regularizers", "_math", "_optimizer", "_tree", "row_sparse", "_state", "vocab", "geometry")
 _IMPORTED = ("jax", "numpy", "optax", "pytest", "hypothesis", "scipy.stats", "flax.nnx", "flax.linen", "equinox", "haiku")
 _FAILED = 1  # pytest's exit status where a test failed; 2 where a file could not even be imported
-IMPORTED = "test_defaults.py"  # runs no line, and looks at what lines are that only an import runs
 NEW_TEST = "a new test fails"
 EQUIVALENT = RESULTS / "equivalent_mutants.json"
 
@@ -89,11 +46,10 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rooms", nargs="+", default=COMPUTING, help="folders of the package, or modules")
     arguments.add_argument("--per-module", type=int, default=20, help="so many of each module, drawn at random")
-    arguments.add_argument("--everywhere", action="store_true", help="try those that survived with the tests of every room")
     arguments.add_argument("--again", action="store_true", help="try those that survived with the tests that they have got since")
     arguments.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no mutant after that")
     arguments.add_argument(
-        "--seconds", type=float, default=15, help="of tests for a mutant, as long as they take without a fault"
+        "--seconds", type=float, default=30, help="of tests for a mutant, as long as they take without a fault"
     )
     arguments.add_argument("--timeout", type=float, default=1200, help="seconds after which a mutant hangs")
     arguments.add_argument("--output", type=Path, default=RESULTS / "mutants.json", help="where results are kept")
@@ -102,7 +58,8 @@ def main() -> None:
     results, end = of_present(load(options.output)), time.monotonic() + 60 * options.budget_minutes
     done = results["mutants"]
     every = [(module, name) for module in modules(options.rooms) for name in drawn(module, options.per_module)]
-    left = [(module, name) for module, name in every if _is_left(done.get(name), options)]
+    wanted = survivors(results) if options.again else set().union(*map(named, modules(COMPUTING))) - set(done)
+    left = [(module, name) for module, name in every if name in wanted]
     for module, name in (progress := tqdm(left, unit="mutant", smoothing=0.05)):
         if time.monotonic() > end:
             break
@@ -163,13 +120,6 @@ def _prepare() -> None:
     gc.freeze()
 
 
-def _is_left(result: dict[str, Any] | None, options: argparse.Namespace) -> bool:
-    """Not tested yet; or survived, all but the tests of every room."""
-    if options.again or options.everywhere:
-        return bool(result) and result["noticed_by"] is None and (options.again or result["tests"] != "every room")
-    return result is None
-
-
 def modules(rooms: Sequence[str]) -> list[str]:
     """The modules of these folders that have something to mutate, in the order of the folders."""
     paths = [path for room in rooms for pattern in (f"{room}.py", f"{room}/*.py") for path in sorted(PACKAGE.glob(pattern))]
@@ -197,25 +147,15 @@ def named(module: str) -> dict[str, Mutation]:
     return found
 
 
-def own_tests(module: str) -> str:
-    """Those of the longest name in `TESTS` that the module's begins with."""
-    return TESTS[max((name for name in TESTS if module.startswith(name)), key=len)]
-
-
 def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dict[str, Any]:
-    """How the mutant was noticed, None if it was not, by whose tests, and after how many seconds."""
-    names = f"{IMPORTED} {EVERYWHERE if options.everywhere else own_tests(module)}"
-    chosen = tests_of(module, mutation, _recorded(names, module), options.seconds)
+    """How the mutant was noticed, None if it was not, and after how many seconds."""
+    chosen = tests_of(module, mutation, _recorded(module), options.seconds)
     began = time.monotonic()
     status = _in_a_fork(lambda: _run(module, mutation, chosen), options.timeout)
     noticed = {0: None, _FAILED: NEW_TEST if options.again else "a test fails", None: "does not end"}.get(
         status, f"cannot be tested (status {status})"
     )
-    return {
-        "noticed_by": noticed,
-        "tests": "every room" if options.everywhere else "its room",
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    return {"noticed_by": noticed, "seconds": round(time.monotonic() - began, 1)}
 
 
 def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[list[str]]:
@@ -232,14 +172,16 @@ def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: 
     return [tests for tests in files.values() if tests]
 
 
-@functools.cache
-def _recorded(names: str, module: str) -> list[Ran]:
-    """What the tests of these names and the examples of the module run."""
-    paths = [
-        path for name in names.split() for path in sorted((ROOT / "tests").glob(f"{name}/test_*.py" if "." not in name else name))
-    ]
-    files = [*(path.relative_to(ROOT).as_posix() for path in paths), f"ember_optax/{module}.py"]
+def _recorded(module: str) -> list[Ran]:
+    """What the tests and the examples of the module run. (`test_defaults.py` looks at what only an import runs.)"""
+    files = [path.relative_to(ROOT).as_posix() for path in test_files()] + [f"ember_optax/{module}.py"]
     return [ran for file in files for ran in _recorded_of(file)]
+
+
+def test_files() -> list[Path]:
+    """The files of the tests that mutants are tested by."""
+    tests = ROOT / "tests"
+    return [path for name in TESTS.split() for path in sorted(tests.glob(name if "." in name else f"{name}/test_*.py"))]
 
 
 @functools.cache
