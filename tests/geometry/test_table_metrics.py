@@ -56,6 +56,12 @@ def test_a_weight_of_zero_is_a_row_that_is_not_there(name):
     check(got, getattr(oracle, name)(TABLE[WEIGHTS > 0], centered=True), 4e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e37])
+def test_weights_have_no_unit(unit):
+    for name in ("mean_cosine_similarity", "mean_row_norm"):
+        check(weighted(name, TABLE, np.float32(unit) * WEIGHTS), weighted(name, TABLE), 4e-6)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mean_cosine_similarity"])
 def test_counts_are_repeated_rows(name):
     """But for pairs: a token makes none with itself."""

@@ -1,6 +1,7 @@
 """The loss in chunks against the dense one in float64: values and gradients, for all options, layouts and sizes."""
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -99,6 +100,21 @@ def test_masked_tokens_do_not_count(token_axis, options):
     assert not losses[~where].any() and not gradients[0][~where].any()
     for found, wanted in zip((losses, *gradients), expected, strict=True):
         assert largest_error(found, wanted) < 2e-6
+
+
+def test_masked_tokens_of_a_vocabulary_of_one():
+    """What stands in for their labels exists in every vocabulary."""
+    hidden, table, labels, weights = example(1, 5, (3,))
+    gradients, losses = of(softmax_cross_entropy)(hidden, table, labels, weights, jnp.array([True, False, False]))
+    for found in (losses, *gradients):
+        np.testing.assert_allclose(found, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens, rows", [(16, 2048), (1 << 16, 512), (1 << 20, 128)])
+def test_the_default_chunk_bounds_the_logits_at_once(tokens, rows):
+    hidden, table = jax.ShapeDtypeStruct((tokens, 4), jnp.float32), jax.ShapeDtypeStruct((1 << 18, 4), jnp.float32)
+    jaxpr = str(jax.make_jaxpr(softmax_cross_entropy)(hidden, table, jax.ShapeDtypeStruct((tokens,), jnp.int32)))
+    assert {int(found) for found in re.findall(rf"f32\[{tokens},(\d+)\]", jaxpr)} == {1, 4, rows}
 
 
 def test_a_mask_may_broadcast():

@@ -140,6 +140,24 @@ def test_nnx_annotations_without_a_mesh():
     assert updates["embed"]["embedding"].get_metadata()["out_sharding"] == ("fsdp", "tp")
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        lambda table: nn.Partitioned(table, names=("fsdp",)),
+        lambda table: nnx.Param(table, out_sharding=("fsdp",), eager_sharding=False),
+    ],
+    ids=["linen", "nnx"],
+)
+def test_fewer_names_than_axes(box):
+    """The axes at the end have none."""
+    state = optax.tree.get(ember(3e-3).init({"wte": box(jnp.ones((V, D)))}), "ScaleByEmberState")
+    token, feature = state.nu_token["wte"], state.nu_feature["wte"]
+    if isinstance(token, nn.Partitioned):
+        assert (token.names, feature.names) == (("fsdp",), ())
+    else:
+        assert (token.get_metadata()["out_sharding"], feature.get_metadata()["out_sharding"]) == (("fsdp",), ())
+
+
 def test_explicit_dimension_numbers_with_boxes():
     box = nn.Partitioned(jnp.ones((D, V)), names=("tp", "fsdp"))
     tx = ember(3e-3, optax.sgd(0.1), tables={"out": EmberDimensionNumbers(1), "mlp": None})
