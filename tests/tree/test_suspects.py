@@ -55,6 +55,7 @@ def test_a_head_without_a_known_name_is_told(head):
         ember(1e-3).init(params)
     (message,) = [str(warning.message) for warning in caught]
     assert f"{head!r} of shape" in message
+    assert caught[0].filename == __file__, "the line that called init"
     included, excluded = re.findall(r"functools\.partial\(token_tables, .*?\]\)", message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -190,8 +191,11 @@ def test_a_partition_is_warned_too_and_conversions_are_not():
 )
 def test_whoever_finds_for_itself_warns_of_a_head_that_ember_was_told_of(name, look):
     params = model("head/kernel")
-    with pytest.warns(UserWarning, match=rf"{name} found .* no tables to it: 'head/kernel' .*include=\['head/kernel'\]"):
+    with pytest.warns(
+        UserWarning, match=rf"{name} found .* no tables to it: 'head/kernel' .*include=\['head/kernel'\]"
+    ) as caught:
         look(params)
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         look(params, tables=functools.partial(token_tables, include=["head/kernel"]))

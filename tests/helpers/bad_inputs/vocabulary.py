@@ -286,4 +286,9 @@ BAD |= {
         r"^'unembed/w' of shape \(4, 8\) is a head, and no embedding was found; .* 'tok/w' \(6, 4\)\. Name the embedding: .*"
         r"if the model has none, the head: tables=functools.partial\(token_tables, include=\{'unembed/w'",
     ),
+    "a padded head, and six matrices": (
+        resize(params={"unembed": PADDED["unembed"], "layers": {f"w{i}": jnp.ones((D, D)) for i in range(6)}}),
+        ValueError,
+        r"'layers/w0' \(4, 4\), .*'layers/w4' \(4, 4\)\. Name the embedding",
+    ),
 }
