@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bad_inputs.examples import trainable, whole_model
 
-from ember_optax import ember
+from ember_optax import ember, stochastic_rounding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -43,6 +43,9 @@ def test_a_whole_equinox_model_at_update_is_its_arrays():
         return tx.update(params, tx.init(params), given)[0].embedding.weight
 
     assert (update(model, 0.1) == update(params, 0.1)).all()
+    tx = stochastic_rounding(0)
+    rounded, _ = tx.update(params, tx.init(params), model)
+    assert (rounded.embedding.weight == params.embedding.weight).all()
     assert (update(model, 0.1) != update(model, 0.0)).any()
 
 

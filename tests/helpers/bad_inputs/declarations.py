@@ -63,6 +63,13 @@ BAD = {
     for argument in ("tables", "dimension_numbers")
     for what, (value, error, message) in NO_DECLARATIONS.items()
 }
+BAD |= {
+    f"{argument}, before any init": (make, TypeError, rf"^{argument} is the text 'embed/embedding'")
+    for argument, make in {
+        "tables": lambda: ember(1e-3, tables="embed/embedding"),
+        "dimension_numbers": lambda: scale_by_ember(dimension_numbers="embed/embedding"),
+    }.items()
+}
 NO_PATTERNS = {
     "None": (None, TypeError, r" must be a sequence .* got None of type NoneType; .*leave it out"),
     "a number": (3, TypeError, r" must be a sequence .* got 3 of type int; .*leave it out"),
