@@ -86,6 +86,11 @@ def test_quickest_tests_of_the_faulty_line():
     assert chosen(2, 5) == [["a.py::quick"], ["b.py::quick", "b.py::next"]]
     assert chosen(2, 0) == [["b.py::quick"]]
     assert chosen(1, 5) == [["a.py::elsewhere"]]
+    cases = [Ran(f"a.py::many[{i}]", 0.1, {"m": [2]}) for i in range(3)]
+    assert mutants.tests_of("m", Mutation(2, 0, "x", "y"), [*recorded, *cases], 1.7) == [
+        ["a.py::many[0]", "a.py::quick"],
+        ["b.py::quick"],
+    ]
     assert chosen(1, 1.2, "x\n+ x") == [["a.py::elsewhere"], ["b.py::quick"]]
     assert chosen(7, 0.5) == [["a.py::elsewhere"], ["b.py::imported"]], "run by the import alone: a constant, a default"
 

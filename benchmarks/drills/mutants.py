@@ -159,12 +159,21 @@ def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dic
 
 
 def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[list[str]]:
-    """The quickest that run the faulty line, or else the module, or else any, for so many seconds; those of a file together."""
+    """The quickest that run the faulty line, or else the module, or else any, for so many seconds; those of a file together.
+
+    The quickest case of each test function comes before a second one: hundreds of cases of one test would notice the same.
+    """
     faulty = set(range(mutation.line, mutation.line + mutation.old.count("\n") + 1))
     of_module = [ran for ran in recorded if module in ran.lines or not ran.lines]
     of_line = [ran for ran in of_module if faulty.intersection(ran.lines.get(module, ()))]
     files: dict[str, list[str]] = {ran.test.partition("::")[0]: [] for ran in recorded}
+    cases: dict[str, int] = {}
+    order = []
     for ran in sorted(of_line or of_module or recorded, key=lambda ran: ran.seconds):
+        function = ran.test.partition("[")[0]
+        cases[function] = cases.get(function, 0) + 1
+        order.append((cases[function], ran))
+    for _, ran in sorted(order, key=lambda place: place[0]):
         seconds -= ran.seconds
         if seconds < 0 and any(files.values()):
             break

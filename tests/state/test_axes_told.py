@@ -9,9 +9,11 @@ from jax.sharding import PartitionSpec as P
 
 from ember_optax import (
     EmberDimensionNumbers,
+    ScaleByEmberState,
     check_shapes,
     ember,
     scale_by_ember,
+    skipped_batches,
     state_from_adam,
     state_partition_specs,
     token_tables,
@@ -102,6 +104,20 @@ def test_paths_that_collide_are_refused(params, what):
     }
     with pytest.raises(ValueError, match=r"paths \['(a/)?w'\] stand for more than one leaf each.*rename"):
         uses[what]()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda params: skipped_batches(ScaleByEmberState(params, params, params, params)),
+        lambda params: state_from_adam(optax.adam(1e-3), {"w": jnp.ones((8, 4))}, optax.adam(1e-3).init(params)),
+    ],
+    ids=["of Ember", "of Adam"],
+)
+@pytest.mark.parametrize("params", COLLIDING)
+def test_states_whose_paths_collide_are_refused(params, read):
+    with pytest.raises(ValueError, match=r"paths \['(a/)?w'\] stand for more than one leaf each.*rename"):
+        read(params)
 
 
 def test_check_shapes_refuses_paths_that_collide():

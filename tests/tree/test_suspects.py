@@ -157,6 +157,15 @@ def test_the_advice_keeps_declared_axes_and_every_stack():
         assert advice(message, 0).keywords["include"] == {"ple/w": EmberDimensionNumbers(0)} | stacks
 
 
+def test_the_advice_declares_what_was_included_without_axes():
+    """One include holds either patterns or axes."""
+    params = {**model("head/kernel"), "one": {"embedding": jnp.ones((40, 4, 8))}}
+    with pytest.warns(UserWarning) as caught:
+        ember(1e-3, tables=functools.partial(token_tables, include=["head/kernel"])).init(params)
+    declared = {"head/kernel": EmberDimensionNumbers(1), "one/embedding": EmberDimensionNumbers(0, (1,))}
+    assert advice(str(caught[0].message), 0).keywords["include"] == declared
+
+
 def test_of_several_candidates_one_is_included_and_all_are_excluded():
     params = {**model("vocab_out/kernel"), **{f"layer_{i}": {"up": jnp.ones((D, V))} for i in range(6)}}
     with pytest.warns(UserWarning, match="and 2 more. If one of these is, name it alone") as caught:

@@ -149,6 +149,12 @@ def test_tables_that_are_included(options, expected):
     assert found({"table": (16, 97), "lm_head": (97, 16)}, "lm_head", **options) == expected
 
 
+@pytest.mark.parametrize("shape, expected", [((4, 97, 16), EmberDimensionNumbers(1, (0,))), ((97, 3, 8), FIRST)])
+def test_three_axes_that_are_included(shape, expected):
+    """Tokens in the second axis make a stack, tokens in the first one have two axes of features."""
+    assert found({"wte": (97, 16), "table": shape}, "table", include=["table"]) == expected
+
+
 def test_the_embedding_is_known_where_it_is_excluded():
     assert found({"wte": (97, 16), "lm_head": (97, 16)}, "lm_head", exclude=["wte"]) == FIRST
 
