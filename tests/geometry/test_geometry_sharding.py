@@ -78,6 +78,14 @@ def test_is_what_it_is_on_one_device(axis_type, spec, quick_compilation):
 
 
 @SPECS
+def test_numbers_of_tokens_lie_as_the_tokens(spec):
+    """With explicit axes; a number of the whole table lies on every device."""
+    table = jax.device_put(TABLE, laid_out(spec, AxisType.Explicit))
+    assert jax.typeof(geometry.row_norms(table)).sharding.spec == P(spec[0])
+    assert jax.typeof(geometry.mean_row_norm(table)).sharding.spec == P()
+
+
+@SPECS
 def test_no_table_is_gathered(spec):
     """A Gram matrix over features that are split needs every column beside every other: there, XLA gathers the table."""
     table = jax.ShapeDtypeStruct(TABLE.shape, TABLE.dtype, sharding=laid_out(spec))

@@ -83,6 +83,12 @@ def test_compiled_by_the_caller():
         check(compiled[name], weighted(name, TABLE), 4e-6)
 
 
+def test_iso_score_of_few_features():
+    """Two features suffice; one has no other direction to compare with."""
+    check(geometry.iso_score(TABLE[:, :2]), oracle.iso_score(TABLE[:, :2]))
+    assert np.isnan(geometry.iso_score(TABLE[:, :1]))
+
+
 @EACH
 def test_order_of_tokens_does_not_matter(name):
     order = RNG.permutation(V)
