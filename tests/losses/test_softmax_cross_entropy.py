@@ -186,6 +186,16 @@ def test_under_vmap_and_checkpoint():
         np.testing.assert_array_equal(found, expected)
 
 
+def test_labels_that_are_the_same_on_all_devices():
+    """What one of hidden states, table and labels varies over, the losses do."""
+    hidden, table, labels, _ = example(40, 5, (8, 2))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    in_specs = (P("data"), P(), P())
+    function = jax.shard_map(softmax_cross_entropy, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
+    found = jax.jit(function)(hidden, table, labels[:4])
+    np.testing.assert_allclose(found, softmax_cross_entropy(hidden, table, jnp.tile(labels[:4], (2, 1))), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit", "auto, rows of the table"])
 def test_on_eight_devices(kind):
     """The batch over `data`: each token's loss, and the gradient of the table summed over all."""

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from layouts import make_mesh
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
+from ember_optax._math import row_writes
 from ember_optax._math.axes import TableAxes
 from ember_optax._math.moments import decay_rate, init_moments
 from ember_optax._math.rounding import bits_at, places_of
@@ -83,6 +84,19 @@ def test_a_narrow_table_is_scattered_into_as_it_is(platform, dtype):
         assert f"64x8x{'bf16' if dtype == 'bfloat16' else 'f16'}" in text
 
 
+def test_ids_that_are_told_to_be_unique_are(monkeypatch):
+    """Padding too: what a scatter makes of the same index twice, beyond the array or not, JAX leaves open."""
+    table, rows, ids = jnp.zeros((8, 2)), jnp.ones((5, 2)), jnp.array([3, 8, 8, 0, 8], jnp.int32)
+    assert "unique_indices = true" in lowered_for("tpu", lambda *arrays: row_writes.set_rows(*arrays, 0), table, rows, ids)
+    given = []
+    monkeypatch.setattr(row_writes, "_set", lambda table, new, ids_N, token_axis: given.append(ids_N) or table)
+    row_writes.set_rows(table, rows, ids, 0)
+    row_writes.add_once(table, rows, ids, 0)
+    for ids_N in given:
+        assert len(set(ids_N.tolist())) == 5
+        assert {token for token in ids_N.tolist() if token < 8} == {0, 3}
+
+
 @pytest.mark.parametrize("token_axis", [0, 1])
 def test_all_forms_of_adding_rows_agree(token_axis):
     rng = np.random.default_rng(0)
@@ -116,7 +130,7 @@ def test_chunks_of_a_float32_head_are_multiplied_by_one_on_a_tpu(platform, facto
     assert found(jnp.bfloat16) == 0
 
 
-@pytest.mark.parametrize("start", [0, 16, 2**30])
+@pytest.mark.parametrize("start", [0, 1, 16, 2**30])
 def test_the_factor_is_one(start):
     chunk = jnp.asarray([[1.5, -0.0, jnp.inf, jnp.nan]])
     for labels in ([0], [0, 7], [2**24, 3]):

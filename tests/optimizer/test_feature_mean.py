@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from oracle import NumpyEmber
 from steps import to_dense
 
-from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
+from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, skipped_batches
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -100,6 +100,8 @@ def test_a_batch_without_gradient_and_a_poisoned_one():
     expected = train(clean)
     np.testing.assert_array_equal(train([clean[0], clean[1].at[0, 0].set(jnp.nan), *clean[1:]]), expected)
     assert np.isfinite(train([jnp.zeros((V, D)), *clean, jnp.zeros((V, D))])).all()
+    state = tx.update(jnp.zeros((V, D)), tx.init(table), table)[1]
+    assert skipped_batches(state) == {"": 0}, "a batch without a gradient counts"
 
 
 @pytest.mark.parametrize("compact", [False, True])
