@@ -1,6 +1,7 @@
 """Which lines of the package each test runs: those that run a faulty line are the ones that could notice the fault."""
 
 import hashlib
+import importlib
 import json
 import sys
 import time
@@ -45,11 +46,15 @@ def _record(file: str, kept: Path) -> int:
 
 
 class _Recorder:
-    """Told by pytest of each test."""
+    """Told by pytest of each test. Lines that only an import runs are no test's, whichever was the first to import them."""
 
     def __init__(self):
         self.ran: list[Ran] = []
         self.failed: set[str] = set()
+
+    def pytest_collection_finish(self) -> None:
+        for path in set(PACKAGE.rglob("*.py")) - set(PACKAGE.rglob("__init__.py")):
+            importlib.import_module(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:

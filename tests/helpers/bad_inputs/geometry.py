@@ -274,7 +274,7 @@ GOOD = {
     "counts of NumPy": call("mean_row_norm", TABLE, weights=np.arange(V)),
     "an axis from the end": call("row_norms", TABLE, token_axis=-1),
     "buckets of NumPy": call("by_frequency", geometry.mean_row_norm, TABLE, ONES, np.int64(2)),
-    "known tokens of NumPy": call("under_trained_tokens", TABLE, tied=np.bool_(True), known_unused=np.array([1])),
+    "known tokens of NumPy": call("under_trained_tokens", TABLE, tied=np.bool_(True), known_unused=np.array([0, 1])),
     "known tokens in eight bits": call(
         "under_trained_tokens", jnp.ones((200, D)), tied=True, known_unused=np.array([1], np.int8)
     ),

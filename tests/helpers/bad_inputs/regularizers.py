@@ -303,6 +303,7 @@ GOOD = {
     "no iteration of a given vector": call("singular_vector", TABLE, jnp.ones(D), iterations=0),
     "a negative power": of_weights(power=-1),
     "a sample of NumPy": call("frequency_alignment", TABLE, (np.array([0, 1]), np.array([2, 3]))),
+    "no arrays at all": lambda: regularizers.center_rows().update({}, optax.EmptyState(), {}),
     "no parameters for updates alone": updated(CENTER, None),
     "compact updates under a cap": updated(CAP, updates=COMPACT, token_ids=TOKEN_IDS),
 }
