@@ -59,7 +59,7 @@ def _set(table: jax.Array, new: jax.Array, ids_N: jax.Array, token_axis: int) ->
 
 
 def _set_as_bits(table: jax.Array, new: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[table.dtype.itemsize]
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[table.dtype.itemsize]
     in_bits = jax.lax.bitcast_convert_type(table, bits)
     in_bits = _set(in_bits, jax.lax.bitcast_convert_type(new, bits), ids_N, token_axis)
     return jax.lax.bitcast_convert_type(in_bits, table.dtype)

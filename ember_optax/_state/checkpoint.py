@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from .._tree.inputs import shown
+from .._tree.inputs import listed, shown
 from .._tree.paths import check_distinct, full_path_name
 
 
@@ -46,9 +46,8 @@ def check_shapes(saved: Any, target: Any) -> None:
     missing = [f"{name!r} of shape {ours[name]} is not in the checkpoint" for name in ours if name not in theirs]
     surplus = [f"{name!r} of shape {theirs[name]} is only in the checkpoint" for name in theirs if name not in ours]
     if found := other + missing + surplus:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise ValueError(
-            f"the checkpoint does not fit: {'; '.join(found[:4])}{more}. Restore it into the model and the optimizer that it was "
+            f"the checkpoint does not fit: {listed(found, '; ')}. Restore it into the model and the optimizer that it was "
             f"saved with; a vocabulary is changed afterwards."
         )
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._math.checksum import partial_checksums
 from .._math.mesh import named_sharding
-from .._tree.inputs import check_array, shown
+from .._tree.inputs import check_array, listed, shown
 from .._tree.paths import check_distinct, full_path_name
 
 
@@ -102,8 +102,7 @@ def verify_checksums(tree: Any, saved: Mapping[str, int]) -> None:
     missing = [f"{name!r} is not there" for name in saved if name not in found]
     surplus = [f"{name!r} was not saved" for name in found if name not in saved]
     if faults := other + missing + surplus:
-        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise ValueError(f"what was restored is not what was saved: {'; '.join(faults[:4])}{more}. Restore another checkpoint.")
+        raise ValueError(f"what was restored is not what was saved: {listed(faults, '; ')}. Restore another checkpoint.")
 
 
 def _sums(arrays: list[jax.Array | np.ndarray]) -> list[np.ndarray]:

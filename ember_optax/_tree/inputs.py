@@ -3,7 +3,7 @@
 import numbers
 import operator
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,18 @@ import optax
 from .boxes import is_box, unbox
 
 _LONGEST = 120
+_LISTED = 5
 
 
 def shown(value: Any) -> str:
     """A value and its type in an error: a whole model would hide the rest of the message."""
     return f"{reprlib.repr(value)[:_LONGEST]} of type {type(value).__name__}"
+
+
+def listed(texts: Sequence[str], separator: str = ", ") -> str:
+    """The first few of many, and how many there are besides."""
+    besides = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return separator.join(texts[:_LISTED]) + besides
 
 
 def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False, may_be_missing: bool = False) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 from .dimension_numbers import EmberDimensionNumbers
 from .finder import FinderOptions, find_tables
+from .inputs import listed
 from .tables import Table, TableTree
-
-# Of many candidates, ordinary matrices of the same sizes, a warning names some.
-_LISTED = 5
 
 
 def possible_heads(found: TableTree, options: FinderOptions) -> dict[str, list[Table]]:
@@ -75,14 +73,13 @@ def _of_heads(found: TableTree, options: FinderOptions, caller: str, treated: st
     messages = []
     for name, heads in possible_heads(found, options).items():
         paths = [re.escape(leaf.name) for leaf in heads]
-        listed = ", ".join(f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads[:_LISTED])
-        more = f" and {len(heads) - _LISTED} more" if len(heads) > _LISTED else ""
+        candidates = listed([f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads])
         what = "it is one" if len(heads) == 1 else "one of these is, name it alone, for example the first"
         vocabulary = found.tables[found.names.index(name)]
         axis = heads[0].shape.index(_vocabulary(vocabulary))
         messages.append(
             f"{caller} found the token table {name!r} and no other one of its vocabulary, a head for an embedding or an "
-            f"embedding for a head; of its sizes, and {treated}: {listed}{more}. If {what}: "
+            f"embedding for a head; of its sizes, and {treated}: {candidates}. If {what}: "
             f"tables={_finder(found, options, include={paths[0]: EmberDimensionNumbers(axis)})}; if none is: "
             f"tables={_finder(found, options, exclude=paths)}."
         )

@@ -7,12 +7,10 @@ from .._math.axes import TableAxes
 from .._state.origins import AxisOrigin
 from .._tree.declared import DimensionNumbersLike
 from .._tree.finder import FinderOptions, compile_patterns, finder_with
+from .._tree.inputs import listed
 from .._tree.paths import parent_of
 from .._tree.suspects import heads_alone
 from .._tree.tables import Table, TableTree, tables_of
-
-# Of many candidates, ordinary matrices with as many features, a message names some.
-_LISTED = 5
 
 
 class Vocabulary(NamedTuple):
@@ -75,7 +73,7 @@ def _refuse_heads_alone(heads: list[Table], found: TableTree, axes: dict[str, Ta
     like = [f"{table.name!r} {table.shape}" for table in others if features & set(table.shape)]
     raise ValueError(
         f"{head.name!r} of shape {head.shape} is a head, and no embedding was found; it would be left behind. With as many "
-        f"features there are: {', '.join(like[:_LISTED]) or 'none'}. Name the embedding: tables={finder_with('its/path', 0)}; "
+        f"features there are: {listed(like) or 'none'}. Name the embedding: tables={finder_with('its/path', 0)}; "
         f"or, if the model has none, the head: tables={finder_with(head.name, axis)}."
     )
 

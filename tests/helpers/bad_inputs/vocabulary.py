@@ -289,6 +289,6 @@ BAD |= {
     "a padded head, and six matrices": (
         resize(params={"unembed": PADDED["unembed"], "layers": {f"w{i}": jnp.ones((D, D)) for i in range(6)}}),
         ValueError,
-        r"'layers/w0' \(4, 4\), .*'layers/w4' \(4, 4\)\. Name the embedding",
+        r"'layers/w0' \(4, 4\), .*'layers/w4' \(4, 4\) and 1 more\. Name the embedding",
     ),
 }
