@@ -67,7 +67,11 @@ class _Recorder:
             lines.setdefault(name, set()).add(frame.f_lineno)
             return trace
 
-        jax.clear_caches()  # what an earlier test has traced would run without a line
+        # What an earlier test has traced, or computed for all of a file, would run without a line.
+        jax.clear_caches()
+        for value in vars(item.module).values() if isinstance(item, pytest.Function) else ():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
         began = time.monotonic()
         sys.settrace(trace)
         try:

@@ -37,7 +37,7 @@ TESTS = "test_defaults.py math optimizer tree state losses row_sparse vocab geom
 COMPUTING = ("losses", "regularizers", "_math", "_optimizer", "_tree", "row_sparse", "_state", "vocab", "geometry")
 _IMPORTED = ("jax", "numpy", "optax", "pytest", "hypothesis", "scipy.stats", "flax.nnx", "flax.linen", "equinox", "haiku")
 _FAILED = 1  # pytest's exit status where a test failed; 2 where a file could not even be imported
-NEW_TEST = "a new test fails"
+LATER = "a test fails later"  # when more of them ran, or it was written
 EQUIVALENT = RESULTS / "equivalent_mutants.json"
 
 
@@ -92,12 +92,12 @@ def table(results: dict[str, Any], equivalent: dict[str, str]) -> str:
 def sentence(results: dict[str, Any], equivalent: dict[str, str]) -> str:
     """All rooms together."""
     possible, tested, noticed, nothing, missed = _counts(results, equivalent, "")
-    new = sum(result["noticed_by"] == NEW_TEST for result in results["mutants"].values())
-    at_first = noticed - new
+    later = sum(result["noticed_by"] == LATER for result in results["mutants"].values())
+    at_once = noticed - later
     return (
         f"Of {possible:,} possible faults {tested:,} ({tested / possible:.1%}) were drawn and tested. {nothing} change nothing "
-        f"that is promised. Of the others the tests noticed {at_first:,} ({at_first / max(1, noticed + missed):.0%}) as they "
-        f"were, {new} have got a test since that notices them, and {missed} are missed."
+        f"that is promised. Of the others the tests noticed {at_once:,} ({at_once / max(1, noticed + missed):.0%}) at once and "
+        f"{later} when more tests ran or one was written for them, and {missed} are missed."
     )
 
 
@@ -152,7 +152,7 @@ def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dic
     chosen = tests_of(module, mutation, _recorded(module), options.seconds)
     began = time.monotonic()
     status = _in_a_fork(lambda: _run(module, mutation, chosen), options.timeout)
-    noticed = {0: None, _FAILED: NEW_TEST if options.again else "a test fails", None: "does not end"}.get(
+    noticed = {0: None, _FAILED: LATER if options.again else "a test fails", None: "does not end"}.get(
         status, f"cannot be tested (status {status})"
     )
     return {"noticed_by": noticed, "seconds": round(time.monotonic() - began, 1)}
