@@ -83,6 +83,9 @@ def test_numbers_of_tokens_lie_as_the_tokens(spec):
     table = jax.device_put(TABLE, laid_out(spec, AxisType.Explicit))
     assert jax.typeof(geometry.row_norms(table)).sharding.spec == P(spec[0])
     assert jax.typeof(geometry.mean_row_norm(table)).sharding.spec == P()
+    rays = geometry.ray()
+    found = rays.value(rays.update(rays.init(table), 2 * table))
+    assert {jax.typeof(leaf).sharding.spec for leaf in found[:4]} == {P(spec[0])}
 
 
 @SPECS

@@ -27,8 +27,9 @@ def compiled(rank, token_axis=0):
     return rays
 
 
-def test_few_displacements_are_measured_exactly():
-    found = compiled(3)(WALK[:4])
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_few_displacements_are_measured_exactly(scale):
+    found = compiled(3)(np.float32(scale) * WALK[:4])
     share, straightness = oracle.ray(WALK[:4])
     np.testing.assert_allclose(found.share, share, rtol=1e-5)
     np.testing.assert_allclose(found.share_at_most, share, rtol=1e-5)

@@ -105,6 +105,12 @@ def test_over_the_tables_of_a_model(name, strict_promotion):
     assert not gradient["dense"].any()
 
 
+def test_over_a_stack_of_stacks():
+    tables = jnp.stack([jnp.stack([factor * TABLE, TABLE**2]) for factor in (1.0, 2.0, -1.0)])
+    found = regularizers.over_tables(regularizers.anisotropy, {"w": tables}, tables={"w": EmberDimensionNumbers(2, (0, 1))})
+    np.testing.assert_allclose(found, sum(regularizers.anisotropy(t) for t in tables.reshape(6, V, D)), rtol=1e-5)
+
+
 @LAYOUTS
 def test_the_singular_vector_is_that_of_the_svd(token_axis):
     """One iteration a step from the last vector arrives where many do."""
