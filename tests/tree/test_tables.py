@@ -12,7 +12,15 @@ import pytest
 from flax import nnx
 from published_paths import ROWS, nested
 
-from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
+from ember_optax import (
+    EmberDimensionNumbers,
+    describe_token_tables,
+    ember,
+    scale_by_ember,
+    skipped_batches,
+    token_table_labels,
+    token_tables,
+)
 from ember_optax._tree.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -123,6 +131,24 @@ def test_shapes_beyond_a_matrix(path, shape, expected):
 )
 def test_names_of_no_library_in_particular(path, axis):
     assert found_axis(nested(path, jnp.zeros((12, 8)))) == axis
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("value", "value"),
+        ("embed/value", "embed"),
+        ("model/embed/value", "model/embed"),
+        ("model/value/embed", "model/value/embed"),
+        ("params", "params"),
+        ("params/embed", "embed"),
+        ("params/value", "params"),
+        ("model/params/embed", "model/params/embed"),
+    ],
+)
+def test_names_without_what_a_library_wraps_around_them(path, name):
+    """A collection `params` before all, a variable's `value` behind all: unless that is all there is."""
+    assert list(skipped_batches(scale_by_ember().init(nested(path, jnp.zeros((4, 2)))))) == [name]
 
 
 def test_dimension_numbers_are_values():
