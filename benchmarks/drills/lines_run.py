@@ -64,7 +64,8 @@ class _Recorder:
             name = frame.f_code.co_filename
             if not name.startswith(str(PACKAGE)):
                 return None
-            lines.setdefault(name, set()).add(frame.f_lineno)
+            if event == "line":  # a call's line is that of the definition, which the import has run
+                lines.setdefault(name, set()).add(frame.f_lineno)
             return trace
 
         # What an earlier test has traced, or computed for all of a file, would run without a line.

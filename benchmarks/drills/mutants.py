@@ -1,10 +1,10 @@
 """Would the tests notice? Every mutant is the library with one small fault (`mutations`); its tests have to fail.
 
-A mutant is tested by the tests that run the faulty line (`lines_run`; that run the module where none does), the quickest ones, so
-many seconds of them; with `--again` those that survived, by the tests that they have got since. Each runs in a process of its own
-that is forked from one which has imported the libraries but not this one, and compiles only what the fault has changed. A mutant
-that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as each module's mutants come
-in one shuffled order.
+A mutant is tested by the tests that run the faulty line (`lines_run`; that run the module where none does), the most specific
+ones, so many seconds of them; with `--again` those that survived, by the tests that they have got since. Each runs in a process of
+its own that is forked from one which has imported the libraries but not this one, and compiles only what the fault has changed. A
+mutant that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as each module's mutants
+come in one shuffled order.
 
 Those that no test can notice, because they change nothing that is promised, are explained in
 benchmarks/results/equivalent_mutants.json.
@@ -159,21 +159,15 @@ def _tested(module: str, mutation: Mutation, options: argparse.Namespace) -> dic
 
 
 def tests_of(module: str, mutation: Mutation, recorded: Sequence[Ran], seconds: float) -> list[list[str]]:
-    """The quickest that run the faulty line, or else the module, or else any, for so many seconds; those of a file together.
+    """The most specific that run the faulty line, or else the module, or else any, for so many seconds; those of a file together.
 
-    The quickest case of each test function comes before a second one: hundreds of cases of one test would notice the same.
+    Specific is what runs few lines of the package. A line that every step runs is run by most tests, and few are about it.
     """
     faulty = set(range(mutation.line, mutation.line + mutation.old.count("\n") + 1))
     of_module = [ran for ran in recorded if module in ran.lines or not ran.lines]
     of_line = [ran for ran in of_module if faulty.intersection(ran.lines.get(module, ()))]
     files: dict[str, list[str]] = {ran.test.partition("::")[0]: [] for ran in recorded}
-    cases: dict[str, int] = {}
-    order = []
-    for ran in sorted(of_line or of_module or recorded, key=lambda ran: ran.seconds):
-        function = ran.test.partition("[")[0]
-        cases[function] = cases.get(function, 0) + 1
-        order.append((cases[function], ran))
-    for _, ran in sorted(order, key=lambda place: place[0]):
+    for ran in sorted(of_line or of_module or recorded, key=lambda ran: (sum(map(len, ran.lines.values())), ran.seconds)):
         seconds -= ran.seconds
         if seconds < 0 and any(files.values()):
             break

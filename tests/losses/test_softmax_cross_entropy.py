@@ -186,14 +186,19 @@ def test_under_vmap_and_checkpoint():
         np.testing.assert_array_equal(found, expected)
 
 
-def test_labels_that_are_the_same_on_all_devices():
-    """What one of hidden states, table and labels varies over, the losses do."""
-    hidden, table, labels, _ = example(40, 5, (8, 2))
+@pytest.mark.parametrize("varies", [0, 1, 2], ids=["hidden", "table", "labels"])
+def test_what_one_argument_varies_over_the_losses_do(varies):
+    """The others are the same on all devices."""
+    arrays = list(example(40, 5, (4, 2))[:3])
+    other = (arrays[varies] + 1) % 40
+    expected = jnp.concatenate(
+        [softmax_cross_entropy(*arrays), softmax_cross_entropy(*arrays[:varies], other, *arrays[varies + 1 :])]
+    )
+    arrays[varies] = jnp.concatenate([arrays[varies], other])
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    in_specs = (P("data"), P(), P())
+    in_specs = tuple(P("data") if i == varies else P() for i in range(3))
     function = jax.shard_map(softmax_cross_entropy, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
-    found = jax.jit(function)(hidden, table, labels[:4])
-    np.testing.assert_allclose(found, softmax_cross_entropy(hidden, table, jnp.tile(labels[:4], (2, 1))), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(function)(*arrays), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit", "auto, rows of the table"])

@@ -96,6 +96,13 @@ def test_matches_float64_with_silent_rows(b2, eps):
     np.testing.assert_allclose(state.nu_feature, oracle.feature, rtol=3e-6)
 
 
+def test_without_memory_every_step_is_a_first_step():
+    grads = random_gradients(3, (6, 4))
+    updates, _ = run(scale_by_ember(0.0), grads)
+    for u, g in zip(updates, grads, strict=True):
+        np.testing.assert_allclose(u, NumpyEmber(g.shape).update(g), rtol=1e-6)
+
+
 def test_average_is_unbiased_over_thousands_of_steps():
     """b2 * nu with b2 rounded to float32 would settle 1.25e-5 too high; rounding noise alone stays below 5e-6."""
     grads = np.random.default_rng(0).normal(size=(5000, 64, 4)).astype(np.float32) + 1
