@@ -86,7 +86,7 @@ def test_specific_tests_of_the_faulty_line():
     assert chosen(2, 3.6) == [["a.py::quick"], ["b.py::quick", "b.py::next"]]
     assert chosen(2, 0) == [["b.py::quick"]]
     assert chosen(1, 0.3) == [["a.py::elsewhere"]]
-    assert chosen(1, 0.8, "x\n+ x") == [["a.py::elsewhere"], ["b.py::quick"]]
+    assert chosen(1, 1.9, "x\n+ x") == [["a.py::quick", "a.py::elsewhere"], ["b.py::quick"]]
     assert chosen(7, 0.7) == [["b.py::imported", "b.py::quick"]], "run by the import alone: a constant, a default"
 
 

@@ -1,10 +1,10 @@
 """Would the tests notice? Every mutant is the library with one small fault (`mutations`); its tests have to fail.
 
 A mutant is tested by the tests that run the faulty line (`lines_run`; that run the module where none does), the most specific
-ones, so many seconds of them; with `--again` those that survived, by the tests that they have got since. Each runs in a process of
-its own that is forked from one which has imported the libraries but not this one, and compiles only what the fault has changed. A
-mutant that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as each module's mutants
-come in one shuffled order.
+ones, so many seconds of them; with `--again` those that survived, by the tests that they have got since. Each runs in a process
+that is forked from one which has imported the libraries but not this one, and compiles only what the fault has changed. A mutant
+that hangs is killed and counts as noticed. Results are written as they come; runs are repeatable, as each module's mutants come
+in one shuffled order.
 
 Those that no test can notice, because they change nothing that is promised, are explained in
 benchmarks/results/equivalent_mutants.json.
