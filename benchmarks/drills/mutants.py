@@ -51,15 +51,15 @@ def main() -> None:
     arguments.add_argument(
         "--seconds", type=float, default=30, help="of tests for a mutant, as long as they take without a fault"
     )
-    arguments.add_argument("--timeout", type=float, default=1200, help="seconds after which a mutant hangs")
+    arguments.add_argument("--timeout", type=float, default=300, help="seconds after which a mutant hangs")
     arguments.add_argument("--output", type=Path, default=RESULTS / "mutants.json", help="where results are kept")
     options = arguments.parse_args()
     _prepare()
     results, end = of_present(load(options.output)), time.monotonic() + 60 * options.budget_minutes
     done = results["mutants"]
-    every = [(module, name) for module in modules(options.rooms) for name in drawn(module, options.per_module)]
-    wanted = survivors(results) if options.again else set().union(*map(named, modules(COMPUTING))) - set(done)
-    left = [(module, name) for module, name in every if name in wanted]
+    survived, count = set(survivors(results)), None if options.again else options.per_module
+    every = [(module, name) for module in modules(options.rooms) for name in drawn(module, count)]
+    left = [(module, name) for module, name in every if (name in survived if options.again else name not in done)]
     for module, name in (progress := tqdm(left, unit="mutant", smoothing=0.05)):
         if time.monotonic() > end:
             break
@@ -127,8 +127,8 @@ def modules(rooms: Sequence[str]) -> list[str]:
     return [module for module in found if named(module)]
 
 
-def drawn(module: str, count: int) -> list[str]:
-    """The first so many of a module's mutants in its shuffled order."""
+def drawn(module: str, count: int | None) -> list[str]:
+    """The first so many of a module's mutants in its shuffled order; None for all."""
     names = list(named(module))
     random.Random(module).shuffle(names)
     return names[:count]
