@@ -28,7 +28,7 @@ class Ran(NamedTuple):
 
 
 def lines_run(file: str, folder: Path, in_a_fork: Callable[[Callable[[], int]], int | None]) -> list[Ran]:
-    """What each test of a file runs, in a process of its own; kept in a folder until this file, a helper or the library changes."""
+    """What each test of a file runs, in a process of its own; kept until this file, a helper or the library changes."""
     sources = [ROOT / file, *sorted((ROOT / "tests" / "helpers").rglob("*.py")), *sorted(PACKAGE.rglob("*.py"))]
     kept = folder / f"{hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()}.json"
     if not kept.exists():
