@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import make_mesh
+from x64 import enable_x64
 
-from ember_optax import EmberDimensionNumbers, ember, row_sparse
+from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 from ember_optax._math import row_writes
 from ember_optax._math.axes import TableAxes
 from ember_optax._math.moments import decay_rate, init_moments
@@ -33,6 +34,14 @@ def test_only_a_cpu_reads_the_gradient_behind_barriers(platform, barriers):
     g = jnp.ones((64, 32))
     text = lowered_for(platform, lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
     assert text.count("stablehlo.optimization_barrier") == barriers
+
+
+def test_rows_are_read_behind_a_barrier():
+    """Beside that of the roots; without it XLA writes their squares to memory."""
+    table, rows, ids = jnp.ones((64, 32)), jnp.ones((4, 32)), jnp.arange(4)
+    tx = scale_by_ember()
+    text = lowered_for("cpu", lambda rows: tx.update(rows, tx.init(table), table, token_ids=ids), rows)
+    assert text.count("stablehlo.optimization_barrier") == 2
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
@@ -112,6 +121,14 @@ def test_all_forms_of_adding_rows_agree(token_axis):
         np.testing.assert_array_equal(np.moveaxis(np.asarray(found), token_axis, 0), expected)
     wide = jnp.asarray(rng.normal(size=(7, 6)), jnp.float32)
     np.testing.assert_array_equal(add_once(table, wide, ids, token_axis), add_once_as_bits(table, wide, ids, token_axis))
+
+
+def test_float64_rows_are_added_to_a_float32_table():
+    with enable_x64(True):
+        table, ids = jnp.ones((8, 2), jnp.float32), jnp.array([3, 0, 3], jnp.int32)
+        found = row_sparse.apply_updates(table, jnp.full((3, 2), 0.25, jnp.float64), ids)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, table.at[ids].add(0.25))
 
 
 @pytest.mark.parametrize("platform, factors", [("tpu", 2), ("cpu", 0), ("cuda", 0)])

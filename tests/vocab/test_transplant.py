@@ -10,12 +10,12 @@ from ember_optax import ember, vocab
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 OLD, D, ROWS = "abcdef", 4, 8  # two rows are padding
-NEW = ["c", "fade", "a", "be", "ccc", "x", "f"]
+NEW = ["c", "fade", "a", "be", "ccc", "x", "f", "y"]
 KEPT = {0: 2, 2: 0, 6: 5}  # new ids to old ones
 
 
 def pieces(text):
-    return [0, 3] if text == "x" else [OLD.index(letter) for letter in text]
+    return {"x": [0, 3], "y": [1]}.get(text) or [OLD.index(letter) for letter in text]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ def tables_of(params):
 @pytest.mark.parametrize("made_of", [pieces, None], ids=["pieces", "no pieces"])
 def test_rows(trained, made_of):
     _, params, _ = trained
-    found, _, new_ids = vocab.transplant(params, None, list(OLD), NEW, pieces=made_of, pad_to_multiple_of=4)
+    found, _, new_ids = vocab.transplant(params, None, list(OLD), NEW, pieces=made_of, pad_to_multiple_of=5)
     assert new_ids.tolist() == [2, -1, 0, -1, -1, 6, -1, -1]
     for table, before in zip(tables_of(found), tables_of(params), strict=True):
-        assert table.shape == (8, D)
+        assert table.shape == (10, D)
         for new_id, old_id in KEPT.items():
             np.testing.assert_array_equal(table[new_id], before[old_id])
-        for new_id in set(range(8)) - set(KEPT):
+        for new_id in set(range(10)) - set(KEPT):
             from_pieces = made_of is not None and new_id < len(NEW)
             rows = before[pieces(NEW[new_id])] if from_pieces else before
             np.testing.assert_allclose(table[new_id], rows.mean(0), rtol=1e-5, atol=1e-7)
