@@ -127,6 +127,7 @@ def test_shapes_beyond_a_matrix(path, shape, expected):
         ("output_embeddings/kernel", 1),
         ("lm_logits/kernel", 1),
         ("embedder/w", 0),
+        ("embedder/per_layer_embedding", 0),
     ],
 )
 def test_names_of_no_library_in_particular(path, axis):

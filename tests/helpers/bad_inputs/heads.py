@@ -179,6 +179,11 @@ BAD = {
         TypeError,
         r"update of 'lm_head/kernel' is still a gradient: train a fused head with ember or scale_by_ember",
     ),
+    "a scale after rounding": (
+        step(optax.chain(ember(1e-3), stochastic_rounding(0), optax.scale(0.5))),
+        TypeError,
+        no_array(r"it was scaled after stochastic_rounding, which must come last"),
+    ),
     "Ember twice": (step(optax.chain(ember(1e-3), ember(1e-3))), TypeError, r"'lm_head/kernel' is an update already: put one"),
     "a table in parts": (
         lambda: jax.vmap(lambda _: step(scale_by_ember(token_mesh_axes="fsdp"))(), axis_name="fsdp")(jnp.zeros(1)),

@@ -21,6 +21,7 @@ def traced(argument):
 BAD = {
     "hidden of None": (loss(None), TypeError, r"hidden must be an array, got None of type NoneType; pass the hidden states"),
     "hidden of lists": (loss([[1.0] * D]), TypeError, r"hidden must be an array, got \[\[1.0.* of type list; pass the hidden"),
+    "hidden of a type": (loss(jnp.float32), TypeError, r"hidden must be an array, got .*float32.*; pass the hidden states"),
     "hidden of a tree": (loss(PARAMS), TypeError, r"hidden must be an array, got .* of type dict; pass the hidden states"),
     "hidden of integers": (loss(LABELS), TypeError, r"hidden of shape \(2, 3\) has dtype int32.*floats: convert"),
     "hidden of text": (loss(np.full((2, D), "a")), TypeError, r"hidden of shape \(2, 4\) has dtype <U1.*floats: convert"),

@@ -287,7 +287,9 @@ BAD |= {
         r"if the model has none, the head: tables=functools.partial\(token_tables, include=\{'unembed/w'",
     ),
     "a padded head, and six matrices": (
-        resize(params={"unembed": PADDED["unembed"], "layers": {f"w{i}": jnp.ones((D, D)) for i in range(6)}}),
+        resize(
+            params={"unembed": PADDED["unembed"], "b": jnp.ones((9, 7)), "layers": {f"w{i}": jnp.ones((D, D)) for i in range(6)}}
+        ),
         ValueError,
         r"'layers/w0' \(4, 4\), .*'layers/w4' \(4, 4\) and 1 more\. Name the embedding",
     ),
