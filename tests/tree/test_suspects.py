@@ -54,7 +54,7 @@ def test_a_head_without_a_known_name_is_told(head):
     with pytest.warns(UserWarning) as caught:
         ember(1e-3).init(params)
     (message,) = [str(warning.message) for warning in caught]
-    assert f"{head!r} of shape" in message
+    assert f"{head!r} of shape" in message and "If it is one: tables=" in message
     assert caught[0].filename == __file__, "the line that called init"
     included, excluded = re.findall(r"functools\.partial\(token_tables, .*?\]\)", message)
     with warnings.catch_warnings():
@@ -131,6 +131,12 @@ def test_a_scanned_embedding_is_doubted():
         state = ember(1e-3, tables=functools.partial(token_tables, include=declared)).init(params)
     assert [leaf.shape for leaf in jax.tree.leaves(state.inner_states["ember"].inner_state[0].nu_token)] == [(V, 3)]
     assert "declare the axes of: value_embed/embedding 97x3x16" in describe_token_tables(params)
+
+
+def test_a_stack_of_as_many_tables_as_tokens_is_not_doubted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ember(1e-3).init({"codes": {"embedding": jnp.ones((4, 4, D))}})
 
 
 def advice(message, which):
