@@ -154,6 +154,15 @@ def test_stacked_tables_are_measured_one_by_one(tx):
     assert names_of(metrics, "codebooks/0") == names_of(metrics, "codebooks/1")
 
 
+def test_skipped_batches_of_a_stack_add_up():
+    tx = ember(1e-2, tables=EmberDimensionNumbers(1, (0,)))
+    stacked = {"codebooks": jnp.stack([TABLE, TABLE])}
+    spoilt = {"codebooks": stacked["codebooks"].at[1, 0].set(jnp.nan)}
+    state = tx.update(spoilt, tx.init(stacked), stacked)[1]
+    metrics = geometry.report(stacked, None, state, tables=EmberDimensionNumbers(1, (0,)), spectral=False)
+    assert metrics["geometry/skipped_batches"] == 1
+
+
 def test_counts_by_path():
     params = {"wte": {"embedding": TABLE}, "lm_head": {"kernel": TABLE.T}}
     metrics = geometry.report(params, token_counts={"lm_head/kernel": COUNTS}, spectral=False)

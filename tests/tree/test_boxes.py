@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -138,6 +139,16 @@ def test_nnx_annotations_without_a_mesh():
         updates, opt_state = tx.update(params, opt_state, params)
     assert jax.tree.structure(opt_state) == jax.tree.structure(tx.init(params))
     assert updates["embed"]["embedding"].get_metadata()["out_sharding"] == ("fsdp", "tp")
+
+
+def test_parameters_that_are_wrapped_where_gradients_are_not():
+    """Found by their names: a decay that reads the parameters is the same."""
+    table = jnp.arange(1.0, 1 + V * D).reshape(V, D)
+    grads = {"wte": table, "wpe_embed": table[:9]}
+    tx = ember(1e-2, weight_decay=0.5, tables=EmberDimensionNumbers())
+    plain, _ = tx.update(grads, tx.init(grads), grads)
+    wrapped, _ = tx.update(grads, tx.init(grads), {"wte": table, "wpe_embed": {"value": table[:9]}})
+    jax.tree.map(np.testing.assert_array_equal, plain, wrapped)
 
 
 @pytest.mark.parametrize(

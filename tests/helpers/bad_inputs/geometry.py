@@ -110,6 +110,11 @@ BAD |= {
             ValueError,
             r"buckets must be counts that .* got \(3, 1\)",
         ),
+        "an edge twice": (
+            (geometry.iso_score, TABLE, ONES, (1, 1)),
+            ValueError,
+            r"buckets must be counts that .* got \(1, 1\)",
+        ),
         "an edge of NaN": (
             (geometry.iso_score, TABLE, ONES, (np.nan,)),
             ValueError,
@@ -273,6 +278,8 @@ GOOD = {
     "weights of truth values": call("row_norms", TABLE, weights=ONES > 0),
     "counts of NumPy": call("mean_row_norm", TABLE, weights=np.arange(V)),
     "an axis from the end": call("row_norms", TABLE, token_axis=-1),
+    "integers as edges of floats": call("by_frequency", geometry.mean_row_norm, TABLE, ONES, (0, 1)),
+    "floats as edges of integers": call("by_frequency", geometry.mean_row_norm, TABLE, np.arange(V), (0.0, 1.5)),
     "buckets of NumPy": call("by_frequency", geometry.mean_row_norm, TABLE, ONES, np.int64(2)),
     "known tokens of NumPy": call("under_trained_tokens", TABLE, tied=np.bool_(True), known_unused=np.array([0, 1])),
     "known tokens in eight bits": call(

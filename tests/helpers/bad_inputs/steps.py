@@ -27,7 +27,7 @@ from bad_inputs.examples import (
     trainable,
     whole_model,
 )
-from ember_optax import describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
+from ember_optax import ScaleByEmberState, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
 
 DECAYING = ember(1e-3, optax.sgd(0.1), weight_decay=0.1)
 PLAIN = ember(1e-3, optax.sgd(0.1))
@@ -336,6 +336,7 @@ BAD |= {
     ),
 }
 GOOD = {
+    "no arrays at all": lambda: SCALE.update({}, ScaleByEmberState({}, {}, {}, {}), {}),
     "the whole Equinox model at update": lambda: TX.update(
         trainable(whole_model()), TX.init(trainable(whole_model())), whole_model()
     ),
