@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from layouts import make_mesh, table_spec
 
 from benchmarks.harness.compiled import collectives
@@ -54,6 +54,12 @@ def step(params, opt_state, key):
     value, grads = jax.value_and_grad(loss)(params, key)
     updates, opt_state = TX.update(grads, opt_state, params, token_counts=COUNTS)
     return value, updates, opt_state
+
+
+def test_tokens_are_sampled_from_explicit_counts():
+    counts = jax.device_put(COUNTS, NamedSharding(make_mesh(AxisType.Explicit), PartitionSpec("fsdp")))
+    found, wanted = (regularizers.sampled_tokens(one, jax.random.key(0), SAMPLES) for one in (counts, COUNTS))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def laid_out(spec, axis_type):

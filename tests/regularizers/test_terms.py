@@ -48,6 +48,13 @@ def test_anisotropy_of_rows_of_zeros():
     np.testing.assert_array_equal(gradient[jnp.array([0, 1, -1])], 0)
 
 
+def test_anisotropy_of_unit_rows():
+    """A norm of one is none of zero."""
+    rows = np.concatenate([np.eye(D), X])
+    gradient = jax.grad(regularizers.anisotropy)(jnp.asarray(rows, jnp.float32))
+    np.testing.assert_allclose(gradient, oracle.anisotropy_gradient(rows, None), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_anisotropy_needs_two_rows(rows):
     alone = TABLE.at[rows:].set(0)
