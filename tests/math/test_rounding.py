@@ -57,13 +57,15 @@ def test_numbers_of_the_dtype_stay(dtype):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_edge_to_infinity(sign):
     """A finite number does not become infinite, unless a cast could not do otherwise."""
-    most = jnp.full((4,), jnp.uint32(0xFFFFFFFF))
+    # Away from zero where it can be: in bfloat16 a carry of the largest bits, in float16 the smallest number below the rest.
+    most, least = (jnp.full((4,), jnp.uint32(word)) for word in (0xFFFFFFFF, 0))
     largest = {dtype: float(jnp.finfo(dtype).max) for dtype in DTYPES}
     x = sign * jnp.float32([largest[jnp.bfloat16], 3.395e38, 3.4e38, jnp.finfo(jnp.float32).max])
     np.testing.assert_array_equal(rounded(x, most, jnp.bfloat16), sign * np.float32(largest[jnp.bfloat16]))
     x = sign * jnp.float32([65504, 65519, 65535.99, 65536.0])
-    found = rounded(x, most, jnp.float16).astype(jnp.float16)
-    np.testing.assert_array_equal(found, sign * jnp.float16([65504, 65504, 65504, jnp.inf]))
+    for bits in (most, least):
+        found = rounded(x, bits, jnp.float16).astype(jnp.float16)
+        np.testing.assert_array_equal(found, sign * jnp.float16([65504, 65504, 65504, jnp.inf]))
 
 
 def landing(param, update, bits):
