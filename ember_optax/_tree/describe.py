@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .._math.moments import moment_shapes
 from .declared import AUTO, DimensionNumbersLike
 from .finder import FinderOptions, Include, find_tables, token_tables
+from .inputs import check_tree
 from .suspects import doubtful_stacks, guessed_heads, possible_heads
 from .tables import Table, TableTree, tables_of
 
@@ -52,6 +53,7 @@ def describe_token_tables(
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
+    check_tree(params, "params", may_be_empty=True)
     if (include or exclude) and tables != AUTO:
         raise ValueError("describe_token_tables takes include and exclude, or tables, not both: put the patterns into tables.")
     options = FinderOptions(include, exclude) if tables == AUTO else FinderOptions.of(tables)

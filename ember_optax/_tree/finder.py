@@ -154,8 +154,6 @@ def finder_with(name: str, axis: int) -> str:
 
 def find_tables(names: Sequence[str], leaves: Sequence[Any], options: FinderOptions) -> list[TableMatch]:
     """What the finder decides for each leaf: excludes, then includes, then the rules."""
-    if list(names) == [""]:
-        check_tree(leaves[0], "params")
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
     matches = _by_rules(names, shapes, options)
     if not options.include and not options.exclude:

@@ -23,6 +23,10 @@ def injected(factory, **options):
     return lambda: optax.inject_hyperparams(factory)(**options).init(PARAMS)
 
 
+def of_no_tree(find, params):
+    return lambda: find(params)
+
+
 def of_finder(find, **options):
     return lambda: find(PARAMS, **options)
 
@@ -69,6 +73,11 @@ BAD |= {
         "tables": lambda: ember(1e-3, tables="embed/embedding"),
         "dimension_numbers": lambda: scale_by_ember(dimension_numbers="embed/embedding"),
     }.items()
+}
+BAD |= {
+    f"{find.__name__} of {what}": (of_no_tree(find, params), TypeError, r"^params must be a tree of arrays, got ")
+    for find in (token_tables, token_table_labels, describe_token_tables)
+    for what, params in {"None": None, "a number": 3, "a path": "wte", "a transformation": TX}.items()
 }
 NO_PATTERNS = {
     "None": (None, TypeError, r" must be a sequence .* got None of type NoneType; .*leave it out"),
