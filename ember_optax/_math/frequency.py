@@ -19,7 +19,7 @@ def weights_of_counts(counts: jax.Array, power: jax.Array | float, smoothing: ja
     """`(counts + smoothing)^-power`, in units of its mean over the counted tokens; all ones without a count. float32."""
     counts = counts.astype(jnp.float32)
     largest = jnp.max(counts, axis, keepdims=True)
-    # XLA multiplies with the divisor's reciprocal, and that of the largest float32 is subnormal: zero.
+    # XLA on CPU (jax 0.10.2) multiplies with the divisor's reciprocal, and that of the largest float32 is subnormal: zero.
     unit = jnp.where(largest > 1, 0.25, 1)
     share = jnp.where(largest > 0, counts * unit / jnp.where(largest > 0, largest * unit, 1), 1)
     # In logarithms, and the largest weight of a counted token first: no power of a count overflows, and the mean is not zero.

@@ -1,11 +1,11 @@
-"""Checksums of what a checkpoint holds."""
+"""What a checkpoint holds: its checksums and its shapes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bad_inputs.examples import PARAMS, TX, WTE, a_function
-from ember_optax import checksums, verify_checksums
+from bad_inputs.examples import PARAMS, TABLE, TX, WTE, a_function
+from ember_optax import check_shapes, checksums, verify_checksums
 
 SAVED = checksums(WTE)
 BAD = {
@@ -62,7 +62,41 @@ BAD |= {
     ),
     "verify_checksums of no checksums": (lambda: verify_checksums(WTE, {}), ValueError, r"'wte' was not saved"),
 }
+BAD |= {
+    f"check_shapes {argument}: {what}": (
+        lambda pair=pair: check_shapes(*pair),
+        error,
+        rf"^{argument} {message}",
+    )
+    for what, (value, error, message) in {
+        "text": ("x", TypeError, r"must be a tree .* got 'x' of type str; pass what"),
+        "a function": (a_function, TypeError, r"must be a tree .* got <function.* of type function; pass what"),
+        "a transformation": (TX, TypeError, r"must be a tree .* of type GradientTransformationExtraArgs; pass what"),
+        "None": (None, ValueError, r"has no array in it, got None of type NoneType: pass the tree"),
+        "nothing": ({}, ValueError, r"has no array in it, got {} of type dict: pass the tree"),
+        "a function inside": ({"wte": a_function}, TypeError, r"has <function.* at 'wte', which has no shape: filter the tree"),
+    }.items()
+    for argument, pair in (("saved", (value, WTE)), ("target", (WTE, value)))
+}
+BAD |= {
+    "check_shapes of one array": (
+        lambda: check_shapes(PARAMS, TABLE),
+        ValueError,
+        r"'' of shape \(6, 4\) is not in the .*Restore",
+    ),
+    "check_shapes of six others": (
+        lambda: check_shapes({f"{i}": TABLE for i in range(6)}, {f"{i}": TABLE[:3] for i in range(6)}),
+        ValueError,
+        r"'4' was saved with shape \(6, 4\), wanted is \(3, 4\) and 1 more\. Restore it",
+    ),
+    "check_shapes of another size": (
+        lambda: check_shapes(WTE, {"wte": TABLE[:3]}),
+        ValueError,
+        r"'wte' was saved with shape \(6, 4\), wanted is \(3, 4\).*Restore",
+    ),
+}
 GOOD = {
+    "metadata of scalars": lambda: check_shapes({"step": 3, "wte": TABLE}, {"step": 0, "wte": jax.eval_shape(lambda: TABLE)}),
     "numbers": lambda: checksums({"step": 3, "rate": 0.5, "on": True}),
     "an empty array": lambda: checksums({"ids": np.zeros((0, 4))}),
     "one array": lambda: verify_checksums(WTE["wte"], checksums(WTE["wte"])),

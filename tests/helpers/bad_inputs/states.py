@@ -13,7 +13,6 @@ from bad_inputs.examples import (
     ADAM,
     PARAMS,
     SPECS,
-    TABLE,
     TX,
     WTE,
     a_function,
@@ -24,10 +23,7 @@ from bad_inputs.examples import (
 )
 from bad_inputs.steps import NO_TREES
 from ember_optax import (
-    check_shapes,
-    check_skipped_batches,
     ember,
-    skipped_batches,
     state_from_adam,
     state_partition_specs,
     state_shardings,
@@ -257,39 +253,6 @@ BAD |= {
     "b2 of the conversion": (from_adam(b2=1.0), ValueError, r"^b2 must be in \[0, 1\), got 1.0; 0.999"),
     "Adam's b2 of the conversion": (from_adam(adam_b2="x"), TypeError, r"^adam_b2 must be .* got 'x' of type str; pass a number"),
 }
-BAD |= {
-    f"check_shapes {argument}: {what}": (
-        lambda pair=pair: check_shapes(*pair),
-        error,
-        rf"^{argument} {message}",
-    )
-    for what, (value, error, message) in {
-        "text": ("x", TypeError, r"must be a tree .* got 'x' of type str; pass what"),
-        "a function": (a_function, TypeError, r"must be a tree .* got <function.* of type function; pass what"),
-        "a transformation": (TX, TypeError, r"must be a tree .* of type GradientTransformationExtraArgs; pass what"),
-        "None": (None, ValueError, r"has no array in it, got None of type NoneType: pass the tree"),
-        "nothing": ({}, ValueError, r"has no array in it, got {} of type dict: pass the tree"),
-        "a function inside": ({"wte": a_function}, TypeError, r"has <function.* at 'wte', which has no shape: filter the tree"),
-    }.items()
-    for argument, pair in (("saved", (value, WTE)), ("target", (WTE, value)))
-}
-BAD |= {
-    "check_shapes of one array": (
-        lambda: check_shapes(PARAMS, TABLE),
-        ValueError,
-        r"'' of shape \(6, 4\) is not in the .*Restore",
-    ),
-    "check_shapes of six others": (
-        lambda: check_shapes({f"{i}": TABLE for i in range(6)}, {f"{i}": TABLE[:3] for i in range(6)}),
-        ValueError,
-        r"'4' was saved with shape \(6, 4\), wanted is \(3, 4\) and 1 more\. Restore it",
-    ),
-    "check_shapes of another size": (
-        lambda: check_shapes(WTE, {"wte": TABLE[:3]}),
-        ValueError,
-        r"'wte' was saved with shape \(6, 4\), wanted is \(3, 4\).*Restore",
-    ),
-}
 GOOD = {
     "specs as a prefix": specs(param_specs=P()),
     "specs of shapes": specs(params=jax.eval_shape(lambda: PARAMS)),
@@ -300,46 +263,4 @@ GOOD = {
     "a restored count": moments(count=np.int64(3)),
     "a count of Python": moments(count=3),
     "a run that never stepped": from_adam(),
-    "metadata of scalars": lambda: check_shapes({"step": 3, "wte": TABLE}, {"step": 0, "wte": jax.eval_shape(lambda: TABLE)}),
-}
-BAD |= {
-    f"skipped_batches of {what}": (
-        lambda value=value: skipped_batches(value),
-        ValueError,
-        r"^opt_state has no ScaleByEmberS.*: pass the state of",
-    )
-    for what, value in {
-        "None": None,
-        "Adam's state": ADAM.init(PARAMS),
-        "parameters": PARAMS,
-        "text": "x",
-        "the transformation": TX,
-    }.items()
-}
-BAD |= {
-    "skipped_batches inside jit": (
-        lambda: jax.jit(skipped_batches)(state(TX)),
-        TypeError,
-        r"^opt_state is traced \(total_notfinite of 'embed/embedding'\).*: call this outside of jax\.jit",
-    ),
-    "check_skipped_batches at most -1": (
-        lambda: check_skipped_batches(state(TX), at_most=-1),
-        ValueError,
-        r"^at_most must not be negative, got -1; 0 allows",
-    ),
-    "check_skipped_batches at most 2.5": (
-        lambda: check_skipped_batches(state(TX), at_most=2.5),  # type: ignore[arg-type]
-        TypeError,
-        r"^at_most must be an integer, got 2.5 of type float; pass a number like 5",
-    ),
-    "check_skipped_batches since before the table": (
-        lambda: check_skipped_batches(TX.update({"wte": TABLE * jnp.nan}, TX.init(WTE), WTE)[1], since={}),
-        FloatingPointError,
-        r"^1 batch more than at_most=0 was skipped by 'wte' \(1\): its gradient was not finite",
-    ),
-    "check_skipped_batches since a number": (
-        lambda: check_skipped_batches(state(TX), since=3),  # type: ignore[arg-type]
-        TypeError,
-        r"^since must be what an earlier call returned, got 3 of type int; pass that",
-    ),
 }
