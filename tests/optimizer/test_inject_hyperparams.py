@@ -19,8 +19,8 @@ class TestInjectHyperparams:
     def test_needs_no_static_arguments(self):
         """`tables` and `body` keep their defaults although inject_hyperparams takes callables for schedules."""
         params = initial_params()
-        tx = optax.inject_hyperparams(ember)(learning_rate=0.1, weight_decay=0.01)
-        expected = ember(0.1, weight_decay=0.01)
+        tx = optax.inject_hyperparams(ember)(learning_rate=0.1, body=optax.adamw(0.1), weight_decay=0.01)
+        expected = ember(0.1, optax.adamw(0.1), weight_decay=0.01)
         updates, opt_state = jax.jit(tx.update)(params, tx.init(params), params)
         plain, _ = expected.update(params, expected.init(params), params)
         assert_trees_close(updates, plain, rtol=1e-4)
@@ -83,7 +83,7 @@ class TestInjectHyperparams:
         state = static.init(params)
         assert optax.tree.get(state, "nu_token")["embed"]["embedding"].shape == (12,)
 
-    @pytest.mark.parametrize("factory", [scale_by_ember, lambda b2: ember(0.1, b2=b2)])
+    @pytest.mark.parametrize("factory", [scale_by_ember, lambda b2: ember(0.1, optax.adamw(0.1), b2=b2)])
     def test_refuses_a_b2_that_lost_its_digits(self, factory):
         """0.999 is 1.0 in bfloat16, 0.99 is 0.98828125."""
         params = initial_params(jnp.bfloat16)
