@@ -69,7 +69,7 @@ def stochastic_rounding(
       >>> import optax
       >>> from ember_optax import ember, stochastic_rounding
       >>> params = {"embedding": jnp.ones((1000, 64), jnp.bfloat16)}
-      >>> tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), stochastic_rounding(seed=0))
+      >>> tx = optax.chain(ember(1e-3, optax.adamw(1e-4)), stochastic_rounding(seed=0))
       >>> grads = {"embedding": jnp.ones((1000, 64), jnp.bfloat16)}
       >>> updates, opt_state = tx.update(grads, tx.init(params), params)
       >>> new = optax.apply_updates(params, updates)["embedding"]  # 0.99609375 is the next number below 1

@@ -29,6 +29,7 @@ def skipped_batches(opt_state: Any) -> dict[str, int]:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import optax
       >>> from ember_optax import ember, skipped_batches
       >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
       >>> tx = ember(1e-2, optax.adamw(1e-3))

@@ -90,6 +90,7 @@ def report(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
+      >>> import optax
       >>> from ember_optax import ember, geometry
       >>> params = {"embed": {"embedding": jnp.eye(8, 4)}, "dense": {"kernel": jnp.ones((4, 4))}}
       >>> opt_state = ember(1e-2, optax.adamw(1e-3)).init(params)

@@ -106,7 +106,7 @@ def test_frozen_rows_inside_a_partition_are_checked():
         {"t": row_sparse.train_only_rows(ember(1e-2, optax.adamw(1e-2)), {"wte": np.array([1, 99])}), "b": optax.sgd(1e-2)},
         {"wte": "t", "mlp": "b"},
     )
-    with pytest.raises(ValueError, match=r"rows of 'wte' names \[99\].*0 to 11"):
+    with pytest.raises(ValueError, match=r"token_ids of 'wte' names \[99\].*0 to 11"):
         tx.init({"wte": jnp.ones((12, 4)), "mlp": jnp.ones((4, 4))})
 
 

@@ -164,7 +164,7 @@ BAD |= {
     "the second axis of a scalar": (
         lambda: scaled(jnp.ones(()), token_axis=1),
         ValueError,
-        r"\(token_axis=1, batch_axes=\(\)\) does not fit parameter 'wte' of shape \(\): axis 1 is out of range",
+        r"\(token_axis=1, batch_axes=\(\).*\) does not fit parameter 'wte' of shape \(\): axis 1 is out of range",
     ),
     "batch axes of a scalar": (
         lambda: EmberDimensionNumbers(1, jnp.array(0)),
@@ -175,7 +175,7 @@ BAD |= {
     "axis named twice": (
         lambda: EmberDimensionNumbers(0, (0,)),
         ValueError,
-        r"batch_axes=\(0,\)\) names an axis twice; each axis",
+        r"batch_axes=\(0,\).*\) names an axis twice; each axis",
     ),
     "axis out of range": (lambda: scaled(TABLE, token_axis=2), ValueError, r"'wte' of shape \(6, 4\).*use axes from -2 to 1"),
     "axis below range": (lambda: scaled(TABLE, token_axis=-3), ValueError, r"'wte' of shape \(6, 4\).*use axes from -2 to 1"),

@@ -133,7 +133,7 @@ BAD = {
     "another token axis": (
         grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)), token_axis=0)),
         ValueError,
-        r"'lm_head/kernel' of .* axis 1 by the dim.* axis 0 by the token_axis.* 6 features: if .* axis 0, with 4 tokens",
+        r"'lm_head/kernel' of .* axis 1 by the tables of .* axis 0 by the token_axis.* 6 features: if .* axis 0, with 4 tokens",
     ),
     "no token axis": (
         grad(functools.partial(cross_entropy, token_axis=0)),
@@ -143,7 +143,7 @@ BAD = {
     "hidden states of the tokens' axis": (
         grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)))),
         ValueError,
-        r"axis 1 by the dim.* axis 1 by .* 6 features: if it is in axis 0, with 4 tokens, pass token_axis=0 to the loss, "
+        r"axis 1 by the tables of .* axis 1 by .* 6 features: if it is in axis 0, with 4 tokens, pass token_axis=0 to the loss, "
         r"tables=functools.partial\(token_tables, include=\{'lm_head/kernel': EmberDimensionNumbers\(0\)\}\)",
     ),
     "a square head": (
