@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .dimension_numbers import EmberDimensionNumbers
 
@@ -72,7 +72,7 @@ class TableRule:
     is_doubtful: bool = False
 
 
-def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers], **is_what: bool | None) -> TableRule:
+def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers], **is_what: Any) -> TableRule:
     return TableRule(name, re.compile(rf"(.*/)?({pattern})"), axes, **is_what)
 
 

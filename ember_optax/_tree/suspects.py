@@ -53,9 +53,9 @@ def candidates(found: TableTree) -> list[Candidate]:
                 return Candidate(leaf, owners[size], axis)
         for axis, size in enumerate(leaf.shape):
             for owner, table in owners.items():
-                if same_vocabulary(size, owner) and size not in features and len(users[size]) == 1:
-                    if _is_named_like_a_table(leaf) or (features.intersection(leaf.shape) and size <= 1.25 * owner):
-                        return Candidate(leaf, table, axis)
+                is_padded = same_vocabulary(size, owner) and size not in features and len(users[size]) == 1
+                if is_padded and (_is_named_like_a_table(leaf) or (features.intersection(leaf.shape) and size <= 1.25 * owner)):
+                    return Candidate(leaf, table, axis)
         return None
 
     return [candidate for candidate in map(of, rest) if candidate is not None]
