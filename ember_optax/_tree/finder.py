@@ -149,16 +149,17 @@ class TokenTables:
     exclude: Sequence[str] = ()
 
     def __post_init__(self):
-        is_mapping = isinstance(self.include, Mapping)
-        for pattern, value in self.include.items() if isinstance(self.include, Mapping) else ():
+        declared = dict(self.include) if isinstance(self.include, Mapping) else None
+        patterns: Any = self.include if declared is None else list(declared)
+        for pattern, value in (declared or {}).items():
             if not isinstance(value, EmberDimensionNumbers):
                 raise TypeError(
                     f"include[{pattern!r}] must be EmberDimensionNumbers, got {shown(value)}; for the usual axes write "
                     f"include=[{pattern!r}]."
                 )
-        compile_patterns(list(self.include) if is_mapping else self.include, "include")
+        compile_patterns(patterns, "include")
         compile_patterns(self.exclude, "exclude")
-        object.__setattr__(self, "include", dict(self.include) if is_mapping else tuple(self.include))
+        object.__setattr__(self, "include", tuple(patterns) if declared is None else declared)
         object.__setattr__(self, "exclude", tuple(self.exclude))
 
     def __hash__(self):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from ember_optax import (
     EmberDimensionNumbers,
+    TokenTables,
     describe_token_tables,
     ember,
     geometry,
@@ -56,7 +57,7 @@ def test_a_head_without_a_known_name_is_told(head):
     (message,) = [str(warning.message) for warning in caught]
     assert f"{head!r} of shape" in message and "If it is one: tables=" in message
     assert caught[0].filename == __file__, "the line that called init"
-    included, excluded = re.findall(r"functools\.partial\(token_tables, .*?\]\)", message)
+    included, excluded = re.findall(r"TokenTables\(.*?\]\)", message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tables = eval(included, {"functools": functools, "token_tables": token_tables})
@@ -92,7 +93,7 @@ def test_own_declarations_are_not_doubted():
 
 def test_the_patterns_that_were_given_stay_in_the_advice():
     params = {**model("head/kernel"), "extra": {"kernel": jnp.ones((D, 50))}}
-    tables = functools.partial(token_tables, include=["extra/kernel"], exclude=["mlp/kernel"])
+    tables = TokenTables(include=["extra/kernel"], exclude=["mlp/kernel"])
     with pytest.warns(UserWarning, match=r"include=\['extra/kernel', 'head/kernel'\], exclude=\['mlp/kernel'\]"):
         ember(1e-3, optax.adamw(1e-3), tables=tables).init(params)
 
@@ -110,7 +111,7 @@ def test_a_layer_without_a_name_is_shown_as_a_guess():
 
 def test_description_takes_what_ember_takes():
     params = model("head/kernel")
-    tables = functools.partial(token_tables, include=["head/kernel"])
+    tables = TokenTables(include=["head/kernel"])
     assert describe_token_tables(params, tables=tables) == describe_token_tables(params, include=["head/kernel"])
     declared = describe_token_tables(params, tables={"embed": EmberDimensionNumbers(), "head": None, "mlp": None})
     assert re.search(r"embed/embedding\s+97x16\s+0\s+\(\)\s+declared", declared)
@@ -128,7 +129,7 @@ def test_a_scanned_embedding_is_doubted():
     declared = {"value_embed/embedding": EmberDimensionNumbers(0, batch_axes=(1,))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        state = ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=declared)).init(params)
+        state = ember(1e-3, optax.adamw(1e-3), tables=TokenTables(include=declared)).init(params)
     assert [leaf.shape for leaf in jax.tree.leaves(state.inner_states["ember"].inner_state[0].nu_token)] == [(V, 3)]
     assert "declare the axes of: value_embed/embedding 97x3x16" in describe_token_tables(params)
 
@@ -141,7 +142,7 @@ def test_a_stack_of_as_many_tables_as_tokens_is_not_doubted():
 
 def advice(message, which):
     """One of the two declarations that a warning prints, evaluated as a user would."""
-    written = re.findall(r"functools\.partial\(token_tables, .*?[\]}]\)(?=[;.])", message)[which]
+    written = re.findall(r"TokenTables\(.*?[\]}]\)(?=[;.])", message)[which]
     names = {"functools": functools, "token_tables": token_tables, "EmberDimensionNumbers": EmberDimensionNumbers}
     return eval(written, names)
 
@@ -150,7 +151,7 @@ def test_the_advice_keeps_declared_axes_and_every_stack():
     """What is pasted replaces the whole declaration, so it must hold all of it."""
     params = {**model("readout/kernel"), "ple": {"w": jnp.ones((50, 3, 4))}, "one": {"embedding": jnp.ones((40, 4, 8))}}
     params["two"] = {"embedding": jnp.ones((30, 4, 8))}
-    tables = functools.partial(token_tables, include={"ple/w": EmberDimensionNumbers(0)}, exclude=["mlp/.*"])
+    tables = TokenTables(include={"ple/w": EmberDimensionNumbers(0)}, exclude=["mlp/.*"])
     with pytest.warns(UserWarning) as caught:
         ember(1e-3, optax.adamw(1e-3), tables=tables).init(params)
     messages = [str(warning.message) for warning in caught]
@@ -167,7 +168,7 @@ def test_the_advice_declares_what_was_included_without_axes():
     """One include holds either patterns or axes."""
     params = {**model("head/kernel"), "one": {"embedding": jnp.ones((40, 4, 8))}}
     with pytest.warns(UserWarning) as caught:
-        ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=["head/kernel"])).init(params)
+        ember(1e-3, optax.adamw(1e-3), tables=TokenTables(include=["head/kernel"])).init(params)
     declared = {"head/kernel": EmberDimensionNumbers(1), "one/embedding": EmberDimensionNumbers(0, (1,))}
     assert advice(str(caught[0].message), 0).keywords["include"] == declared
 
@@ -215,8 +216,8 @@ def test_whoever_finds_for_itself_warns_of_a_head_that_ember_was_told_of(name, l
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        look(params, tables=functools.partial(token_tables, include=["head/kernel"]))
-        look(params, tables=functools.partial(token_tables, exclude=["head/kernel"]))
+        look(params, tables=TokenTables(include=["head/kernel"]))
+        look(params, tables=TokenTables(exclude=["head/kernel"]))
 
 
 def test_train_only_rows_lets_the_warning_of_ember_through():

@@ -1,7 +1,6 @@
 """The table finder on paths of real libraries, in every shape that a tree can take."""
 
 import dataclasses
-import functools
 import re
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from published_paths import ROWS, nested
 
 from ember_optax import (
     EmberDimensionNumbers,
+    TokenTables,
     describe_token_tables,
     ember,
     scale_by_ember,
@@ -202,7 +202,7 @@ class TestOptions:
         assert labels == {"enc": {"pos_embed": "body"}, "head": {"kernel": "ember"}, "wte": "ember"}
 
     def test_ember_trains_what_is_included(self):
-        tx = ember(0.1, optax.adamw(0.1), tables=functools.partial(token_tables, include=["head/kernel"]))
+        tx = ember(0.1, optax.adamw(0.1), tables=TokenTables(include=["head/kernel"]))
         state = optax.tree.get(tx.init(self.params), "nu_token")
         assert jax.tree.map(jnp.shape, state["head"]["kernel"]) == (97,)
 
@@ -223,7 +223,7 @@ class TestOptions:
         assert "patterns that match no path: include 'heads/kernel'" in describe_token_tables(
             self.params, include=["heads/kernel"]
         )
-        tx = ember(0.1, optax.adamw(0.1), tables=functools.partial(token_tables, include=["heads/kernel"]))
+        tx = ember(0.1, optax.adamw(0.1), tables=TokenTables(include=["heads/kernel"]))
         with pytest.raises(ValueError, match=r"include 'heads/kernel' of token_tables matches no path.*'head/kernel' \(4, 97\)"):
             tx.init(self.params)
 

@@ -11,6 +11,7 @@ from published_paths import ROWS, nested
 
 from ember_optax import (
     EmberDimensionNumbers,
+    TokenTables,
     describe_token_tables,
     ember,
     geometry,
@@ -198,7 +199,7 @@ def test_tables_of_a_guess_are_warned_of(call):
 
 def test_a_guess_is_described_and_may_be_declared():
     assert "token axis 1 is a guess by the name, declare it: lm_head 16x5" in describe_token_tables(DOUBTFUL)
-    tables = functools.partial(token_tables, include={"lm_head": FIRST})
+    tables = TokenTables(include={"lm_head": FIRST})
     assert "guess" not in describe_token_tables(DOUBTFUL, tables=tables)
     tx = row_sparse.train_only_rows(ember(0.1, optax.adamw(0.1), tables=tables), {"lm_head": jnp.array([V])}, tables=tables)
     updates, _ = tx.update(DOUBTFUL, tx.init(DOUBTFUL), DOUBTFUL)
