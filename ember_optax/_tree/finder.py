@@ -246,8 +246,8 @@ def _doubt(name: str, match: TableMatch) -> int:
     if match.rule == "included" or match.is_head is False:
         return 0
     if match.is_head is None:
-        return 4 if match.rule == INCLUDED[0].name else 2
-    return 5 if match.is_doubtful else 1 if name.rpartition("/")[2] in ("kernel", "w", "weight") else 3
+        return 1 if is_embedding_name(name) else 5 if match.rule == INCLUDED[0].name else 3
+    return 6 if match.is_doubtful else 2 if name.rpartition("/")[2] in ("kernel", "w", "weight") else 4
 
 
 def _with_bias(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:

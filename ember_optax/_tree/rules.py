@@ -112,7 +112,7 @@ HEAD_NAME = re.compile(
 INCLUDED = (
     _rule(
         "included, (inputs, outputs)",
-        rf".*/(kernel|w)|kernel|w|{HEAD_NAME.pattern}(?<!weight)(?<!weights)",
+        rf".*/(kernel|w)|kernel|w|(?:{HEAD_NAME.pattern})(?<!weight)(?<!weights)",
         _INCLUDED_LAST,
         is_head=None,
     ),

@@ -148,12 +148,13 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
                 one.axis, (0,) if len(one.leaf.shape) == 3 and one.axis else ()
             )
     patterns = [*likely, *others]
-    treated = treated.format("it" if len(patterns) == 1 else "them")
     if not likely:
         likely, others = others, {}
-    what = "it is a table" if len(patterns) == 1 else "they are tables" if not others else "only those named like one are tables"
+    is_one = len(patterns) == 1
+    names, treated = ("its name", treated.format("it")) if is_one else ("their names", treated.format("them"))
+    what = "it is a table" if is_one else "they are tables" if not others else "only those that are named like tables are tables"
     return [
-        f"{' '.join(sentences)} No rule knows what that is: {treated}. If {what}: "
+        f"{' '.join(sentences)} No rule knows {names}, so {treated}. If {what}: "
         f"tables={_written_finder(found, include=likely, exclude=list(others))}. If not: "
         f"tables={_written_finder(found, exclude=patterns)}."
     ]

@@ -41,7 +41,8 @@ class KnownSizes:
         """
         if size in self.features:
             return False
-        return any(same_vocabulary(size, one) for one in self.vocabularies) if padded else size in self.vocabularies
+        vocabularies = self.vocabularies - self.features
+        return any(same_vocabulary(size, one) for one in vocabularies) if padded else size in vocabularies
 
     def telling(self, shape: tuple[int, ...], batch_axes: tuple[int, ...] = ()) -> list[int]:
         """The axes with the size of a vocabulary; if there is none, those with the size of a padded one."""

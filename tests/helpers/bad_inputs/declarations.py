@@ -1,6 +1,7 @@
 """Which parameters are tables, and which axis is what: `tables`, `dimension_numbers`, `include`, `exclude`."""
 
 import functools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
