@@ -69,7 +69,9 @@ class Masked:
 
 def compare(model, steps=5, **options):
     """Fused steps of `linear_softmax_cross_entropy` against dense steps of Optax's loss, behind clips."""
-    of_dense, tx = (transformation(model, clip, **options) for clip in (optax.clip_by_global_norm, row_sparse.clip_by_global_norm))
+    of_dense, tx = (
+        transformation(model, clip, **options) for clip in (optax.clip_by_global_norm, row_sparse.clip_by_global_norm)
+    )
     wanted = dense_step(dataclasses.replace(model, is_dense=True), of_dense)
     found = run(lambda _: fused_step(model, tx), model, tx, steps)
     assert_same(found, run(lambda _: wanted, model, of_dense, steps))
