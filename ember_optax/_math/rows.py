@@ -1,10 +1,13 @@
 """Rows of a table and the ids that say which: arrays only.
 
-A compact array holds N rows of a (V, D) table instead of all V. Ids below zero and from V on are padding; the same id may stand
-more than once.
+A compact array holds N rows of a (V, D) table instead of all V. Ids below zero and from V on are padding; the same id may occur
+more than once. Sums over equal ids are made in float32 and rounded once: in bfloat16, which has 8 bits, a sum of ones ends at 256.
 """
 
+import functools
 import math
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +45,56 @@ def rows_back(rows_NxF: jax.Array, shape: tuple[int, ...], token_axis: int, ids_
     return jnp.moveaxis(moved, range(ids_rank), range(token_axis, token_axis + ids_rank))
 
 
-def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int, *, distinct: bool = False) -> jax.Array:
     """The rows `ids_N` of a table, (N, ...); zeros for padding."""
-    rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+    rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0, unique_indices=distinct)
     return jnp.moveaxis(rows, token_axis, 0)
+
+
+def looked_up(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    """`take_rows` whose gradient adds the rows of equal ids up in float32, where it is an array of the table's dtype and size.
+
+    There is no float32 array of the table's size for it.
+    """
+    return _looked_up(table, ids_N, token_axis) if is_narrow(table) else take_rows(table, ids_N, token_axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _looked_up(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
+    return take_rows(table, ids_N, token_axis)
+
+
+@_looked_up.defjvp
+def _looked_up_jvp(token_axis: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # Two linear steps, whose transposes are the sum over equal ids in float32 and then a scatter that meets each id once.
+    (table, ids_N), (tangent, _) = primals, tangents
+    first_place_N, first_N = first_places(ids_N)
+    distinct_NxF = take_rows(tangent, distinct_ids(ids_N, first_N, table.shape[token_axis]), token_axis, distinct=True)
+    return _looked_up(table, ids_N, token_axis), taken(distinct_NxF, first_place_N, 0)
+
+
+def taken(rows_NxF: jax.Array, places_M: jax.Array, fill_value: float) -> jax.Array:
+    """The rows at these places, (M, ...), and `fill_value` for places from N on. The gradient adds up in float32."""
+    if is_narrow(rows_NxF):
+        return _taken(rows_NxF, places_M, fill_value)
+    return jnp.take(rows_NxF, places_M, 0, mode="fill", fill_value=fill_value)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _taken(rows_NxF: jax.Array, places_M: jax.Array, fill_value: float) -> jax.Array:
+    return jnp.take(rows_NxF, places_M, 0, mode="fill", fill_value=fill_value)
+
+
+@_taken.defjvp
+def _taken_jvp(fill_value: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (rows_NxF, places_M), (tangent, _) = primals, tangents
+    wide = jnp.take(tangent.astype(jnp.float32), places_M, 0, mode="fill", fill_value=0)
+    return _taken(rows_NxF, places_M, fill_value), wide.astype(rows_NxF.dtype)
+
+
+def is_narrow(array: jax.Array) -> bool:
+    """Whether sums need another dtype than the array's."""
+    return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
 
 
 def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -57,8 +106,8 @@ def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[ja
       size: the number of rows of the table.
 
     Returns:
-      The sums, (N, ...) in float32: each where its id stands first, zeros in all other places and in padding. And (N,) of bool:
-      the places where an id stands first.
+      The sums, (N, ...) in float32: each where its id occurs first, zeros in all other places and in padding. And (N,) of bool:
+      the places where an id occurs first.
     """
     dtype = compute_dtype(rows_NxF)
     rows_NxF = as_varying(rows_NxF, varying_axes(ids_N) - varying_axes(rows_NxF))
@@ -82,15 +131,26 @@ def _keep(rows_NxF: jax.Array, kept_N: jax.Array) -> jax.Array:
 
 
 def _add_up(rows_NxF: jax.Array, ids_N: jax.Array, valid_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums of the rows of equal ids in the places where an id stands first, and these places."""
+    """Sums of the rows of equal ids in the places where an id occurs first, and these places."""
+    first_place_N, first_N = first_places(ids_N)
+    # Padding has no place, instead of a zero row: the rows are not written to memory once more.
+    sums_NxF = jnp.zeros_like(rows_NxF).at[jnp.where(valid_N, first_place_N, ids_N.size)].add(rows_NxF, mode="drop")
+    return sums_NxF, first_N & valid_N
+
+
+def first_places(ids_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each place the first one with the same id, int32; and whether that is the place itself."""
     places_N = jnp.arange(ids_N.size, dtype=jnp.int32)
     sorted_N, order_N = jax.lax.sort((ids_N, places_N), num_keys=1)  # stable: of equal ids the first place comes first
     starts_N = jnp.concatenate([jnp.ones_like(sorted_N[:1], bool), sorted_N[1:] != sorted_N[:-1]])
     first_place_N = order_N[jax.lax.cummax(jnp.where(starts_N, places_N, 0))]
-    target_N = jnp.zeros_like(order_N).at[order_N].set(first_place_N, unique_indices=True)
-    # Padding has no place, instead of a zero row: the rows are not written to memory once more.
-    sums_NxF = jnp.zeros_like(rows_NxF).at[jnp.where(valid_N, target_N, ids_N.size)].add(rows_NxF, mode="drop")
-    return sums_NxF, (target_N == places_N) & valid_N
+    first_place_N = jnp.zeros_like(order_N).at[order_N].set(first_place_N, unique_indices=True)
+    return first_place_N, first_place_N == places_N
+
+
+def distinct_ids(ids_N: jax.Array, first_N: jax.Array, size: int) -> jax.Array:
+    """The ids, each once: where an id occurs again there is an id of padding, each another one."""
+    return jnp.where(first_N & (ids_N < size), ids_N, size + jnp.arange(ids_N.size, dtype=ids_N.dtype))
 
 
 def like_rows(vector_N: jax.Array, rows_NxF: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .._math.mesh import entry_names, in_auto_mode, spec_entries, spec_of
-from .._math.rows import flat_ids, rows_first, take_rows
+from .._math.rows import flat_ids, looked_up, rows_first, taken
 from .._tree.inputs import checked_axis
 from ._checks import check_slice, check_tap, checked_ids, checked_table
 from ._refusals import RefusesWholeTable, whole_table_error
@@ -154,7 +154,7 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
         if isinstance(table, RowSlice):
             rows_NxF = _lookup_slice(table, flat_ids(ids, table.num_rows))
         else:
-            rows_NxF = take_rows(table, flat_ids(ids, table.shape[token_axis]), token_axis)
+            rows_NxF = looked_up(table, flat_ids(ids, table.shape[token_axis]), token_axis)
         return rows_NxF.reshape(*ids.shape, *rows_NxF.shape[1:])
 
     def spec():
@@ -207,7 +207,7 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
         rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # there is nothing to take, and no id is known
     place_M = jnp.searchsorted(table.ids, ids_M).astype(jnp.int32)
     known_M = (jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M) if count else jnp.zeros(ids_M.shape, bool)
-    found = jnp.take(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, mode="fill", fill_value=jnp.nan)
+    found = taken(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), jnp.nan)
     padding_M = (ids_M == table.num_rows).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
     return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
 
