@@ -1,12 +1,12 @@
 """Rows of a table and the ids that say which: arrays only.
 
 A compact array holds N rows of a (V, D) table instead of all V. Ids below zero and from V on are padding; the same id may occur
-more than once. Sums over equal ids are made in float32 and rounded once: in bfloat16, which has 8 bits, a sum of ones ends at 256.
+more than once. Sums over equal ids are made in float32 and rounded once: in bfloat16, which has 8 bits, a sum of ones ends at
+256.
 """
 
 import functools
 import math
-
 from typing import Any
 
 import jax

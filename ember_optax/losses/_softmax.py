@@ -40,8 +40,8 @@ def linear_softmax_cross_entropy(
     Products have the wider dtype of `hidden` and `table`, and add up in float32. With both in bfloat16 they run at bfloat16's
     speed. For a float32 table in mixed precision pass `table.astype(jnp.bfloat16)`.
 
-    A loss may be masked afterwards, as by `jnp.where(labels != -100, losses, 0.0)`, instead of by `where`. A token whose loss does
-    not count adds exactly zero to every gradient, also if its loss is NaN or its hidden state is not finite.
+    A loss may be masked afterwards, as by `jnp.where(labels != -100, losses, 0.0)`, instead of by `where`. A token whose loss
+    does not count adds exactly zero to every gradient, also if its loss is NaN or its hidden state is not finite.
     (`losses * mask` is not enough: NaN times zero is NaN.)
 
     Args:
