@@ -5,7 +5,6 @@ more than once. Sums over equal ids are made in float32 and rounded once: in bfl
 256.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -45,51 +44,25 @@ def rows_back(rows_NxF: jax.Array, shape: tuple[int, ...], token_axis: int, ids_
     return jnp.moveaxis(moved, range(ids_rank), range(token_axis, token_axis + ids_rank))
 
 
-def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int, *, distinct: bool = False) -> jax.Array:
-    """The rows `ids_N` of a table, (N, ...); zeros for padding."""
-    rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0, unique_indices=distinct)
-    return jnp.moveaxis(rows, token_axis, 0)
+def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: float = 0.0) -> jax.Array:
+    """The rows `ids_N` of a table, (N, ...); `fill_value` for padding. The gradient adds up in float32, and is rounded once."""
+    taken = _taken if is_narrow(table) else _plainly_taken
+    return jnp.moveaxis(taken(table, ids_N, token_axis, fill_value), token_axis, 0)
 
 
-def looked_up(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """`take_rows` whose gradient adds the rows of equal ids up in float32, where it is an array of the table's dtype and size.
-
-    There is no float32 array of the table's size for it.
-    """
-    return _looked_up(table, ids_N, token_axis) if is_narrow(table) else take_rows(table, ids_N, token_axis)
+def _plainly_taken(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: float) -> jax.Array:
+    return jnp.take(table, ids_N, token_axis, mode="fill", fill_value=fill_value)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _looked_up(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    return take_rows(table, ids_N, token_axis)
-
-
-@_looked_up.defjvp
-def _looked_up_jvp(token_axis: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # Two linear steps, whose transposes are the sum over equal ids in float32 and then a scatter that meets each id once.
-    (table, ids_N), (tangent, _) = primals, tangents
-    first_place_N, first_N = first_places(ids_N)
-    distinct_NxF = take_rows(tangent, distinct_ids(ids_N, first_N, table.shape[token_axis]), token_axis, distinct=True)
-    return _looked_up(table, ids_N, token_axis), taken(distinct_NxF, first_place_N, 0)
-
-
-def taken(rows_NxF: jax.Array, places_M: jax.Array, fill_value: float) -> jax.Array:
-    """The rows at these places, (M, ...), and `fill_value` for places from N on. The gradient adds up in float32."""
-    if is_narrow(rows_NxF):
-        return _taken(rows_NxF, places_M, fill_value)
-    return jnp.take(rows_NxF, places_M, 0, mode="fill", fill_value=fill_value)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _taken(rows_NxF: jax.Array, places_M: jax.Array, fill_value: float) -> jax.Array:
-    return jnp.take(rows_NxF, places_M, 0, mode="fill", fill_value=fill_value)
+# By forward mode, so that both modes, `jax.vmap` and second derivatives work. JAX makes the transpose, a sum in float32.
+_taken = jax.custom_jvp(_plainly_taken, nondiff_argnums=(2, 3))
 
 
 @_taken.defjvp
-def _taken_jvp(fill_value: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (rows_NxF, places_M), (tangent, _) = primals, tangents
-    wide = jnp.take(tangent.astype(jnp.float32), places_M, 0, mode="fill", fill_value=0)
-    return _taken(rows_NxF, places_M, fill_value), wide.astype(rows_NxF.dtype)
+def _taken_jvp(token_axis: int, fill_value: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (table, ids_N), (tangent, _) = primals, tangents
+    of_rows = _plainly_taken(tangent.astype(jnp.float32), ids_N, token_axis, 0.0)
+    return _taken(table, ids_N, token_axis, fill_value), of_rows.astype(table.dtype)
 
 
 def is_narrow(array: jax.Array) -> bool:
