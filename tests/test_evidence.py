@@ -42,7 +42,7 @@ def prepared(monkeypatch):
 
     def prepare(cell):
         run = distance_from({"ember": 2e-2, "adamw": 1e-3, "sgd": 7.0}[cell.method])
-        return lambda rate, seed: made.append((cell.method, rate, seed)) or run(rate, seed)
+        return lambda rate, seed, head_rate: made.append((cell.method, rate, seed)) or run(rate, seed)
 
     monkeypatch.setattr(sweep, "_prepare", prepare)
     return made

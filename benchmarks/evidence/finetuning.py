@@ -20,7 +20,7 @@ from lm.optimizers import make_optimizer
 from lm.tokens import default_cache_dir
 
 from benchmarks.evidence.methods import make_method
-from benchmarks.evidence.training import curve, partitioned, table_numbers
+from benchmarks.evidence.training import curve, partitioned, table_numbers, tree_hash
 
 
 class Setting(NamedTuple):
@@ -44,31 +44,35 @@ SETTINGS = {
 }
 
 
-def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
-    """`run(rate, seed)` gives the held-out loss at the end and details; all runs share one program."""
+def prepare(setting: Setting, method: str) -> Callable[..., tuple[float | None, dict[str, Any]]]:
+    """`run(rate, seed, head_rate)` gives the held-out loss at the end and details; all runs share one program."""
     lesson = _lesson(setting)
     loss_fn, evaluate = answer_loss(lesson), evaluator(lesson, setting.evaluation_examples)
     tables = make_method(method, setting.batch * setting.length)
-    before = evaluate(lesson.params)
+    before, base = evaluate(lesson.params), tree_hash(lesson.params)
+
+    def optimizer(rate, head_rate):
+        return partitioned(tables, rate, setting.body_rate, setting.steps, head_rate)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(carry, tokens, is_answer, rate):
+    def step(carry, tokens, is_answer, rate, head_rate):
         params, opt_state = carry
         loss, grads = jax.value_and_grad(loss_fn)(params, tokens, is_answer)
-        updates, opt_state = partitioned(tables, rate, setting.body_rate, setting.steps).update(grads, opt_state, params)
+        updates, opt_state = optimizer(rate, head_rate).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    def run(rate: float, seed: int) -> tuple[float | None, dict[str, Any]]:
+    def run(rate: float, seed: int, head_rate: float | None = None) -> tuple[float | None, dict[str, Any]]:
+        rates = jnp.float32(rate), jnp.float32(rate if head_rate is None else head_rate)
         params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
-        carry, losses = (params, partitioned(tables, rate, setting.body_rate, setting.steps).init(params)), []
+        carry, losses = (params, optimizer(*rates).init(params)), []
         examples = batches(lesson.training, setting.batch, seed)
         for _ in range(setting.steps):
-            carry, loss = step(carry, *next(examples), jnp.float32(rate))
+            carry, loss = step(carry, *next(examples), *rates)
             losses.append(float(loss))
             if not np.isfinite(losses[-1]):
                 break
         after = evaluate(carry[0])
-        numbers = table_numbers(tables, lesson.params)
+        numbers = table_numbers(tables, lesson.params) | {"base": base}
         measured = {"text": _fingerprint(lesson), "loss_before": round(before, 6), "losses": curve(losses)}
         details = setting._asdict() | numbers | measured
         return (round(after, 6) if np.isfinite(after) else None), details

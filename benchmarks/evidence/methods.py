@@ -111,6 +111,7 @@ def title(name: str) -> str:
     """
     method, numbers = read_name(name)
     words = {
+        "b1": "b1",
         "b2": "b2",
         "eps": "eps",
         "weight_decay": "decay",

@@ -29,6 +29,11 @@ class Cell(NamedTuple):
         """A run of this cell."""
         return Run(self.task, self.setting, self.method, rate, seed)
 
+    def next_run(self, records: Records) -> Run | None:
+        """The first run that is missing, None once the cell is complete."""
+        missing = (run for run in _rates_of(self, records) if run not in records)
+        return next(missing, None) or next((run for run in _seeds_of(self, records) if run not in records), None)
+
 
 class Best(NamedTuple):
     """The best rate so far, and whether rates on both sides of it were tried and were worse."""
@@ -69,12 +74,6 @@ def fresh(cell: Cell, records: Records) -> dict[int, Record]:
     found = best(cell, records)
     runs = {} if found is None else {seed: cell.run(found.rate, seed) for seed in _fresh_seeds(cell)}
     return {seed: records[run] for seed, run in runs.items() if run in records}
-
-
-def next_run(cell: Cell, records: Records) -> Run | None:
-    """The first run of the cell that is missing, None once it is complete."""
-    missing = (run for run in _rates_of(cell, records) if run not in records)
-    return next(missing, None) or next((run for run in _seeds_of(cell, records) if run not in records), None)
 
 
 def _rates_of(cell: Cell, records: Records):

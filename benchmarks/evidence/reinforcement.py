@@ -19,7 +19,7 @@ from lm.optimizers import make_optimizer
 from lm.reinforcement import Policy, RlConfig, make_policy, model_config, reinforce, warm_up
 
 from benchmarks.evidence.methods import make_method
-from benchmarks.evidence.training import curve, partitioned, table_numbers
+from benchmarks.evidence.training import curve, partitioned, table_numbers, tree_hash
 
 _WARM_UP_BATCH = 64
 # What half-lives in tokens are counted in here: completions have so many tokens on average.
@@ -53,30 +53,34 @@ SETTINGS = {
 }
 
 
-def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
-    """`run(rate, seed)` gives the share of wrong answers at the end and details; all runs share one program."""
+def prepare(setting: Setting, method: str) -> Callable[..., tuple[float | None, dict[str, Any]]]:
+    """`run(rate, seed, head_rate)` gives the share of wrong answers at the end and details; all runs share one program."""
     policy = _policy(setting.width, setting.clip, setting.kl_weight)
     base = _base(setting.width, setting.warm_up_steps)
     tables = make_method(method, setting.prompts * setting.group * _TOKENS_OF_COMPLETION)
     steps = setting.steps * setting.updates
 
+    def optimizer(rate, head_rate):
+        return partitioned(tables, rate, setting.body_rate, steps, head_rate)
+
     @jax.jit
-    def update(carry, batch, rate):
+    def update(carry, batch, rate, head_rate):
         params, opt_state = carry
         grads = jax.grad(policy.loss)(params, batch)
-        updates, opt_state = partitioned(tables, rate, setting.body_rate, steps).update(grads, opt_state, params)
+        updates, opt_state = optimizer(rate, head_rate).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    def run(rate: float, seed: int) -> tuple[float | None, dict[str, Any]]:
-        carry = base, partitioned(tables, rate, setting.body_rate, steps).init(base)
-        step = functools.partial(update, rate=jnp.float32(rate))
+    def run(rate: float, seed: int, head_rate: float | None = None) -> tuple[float | None, dict[str, Any]]:
+        rates = jnp.float32(rate), jnp.float32(rate if head_rate is None else head_rate)
+        carry = base, optimizer(*rates).init(base)
+        step = functools.partial(update, rate=rates[0], head_rate=rates[1])
         params, rewards = base, []
         for learnt, reward in reinforce(policy, carry, step, setting.config(seed)):
             rewards.append(reward)
             params = learnt[0]
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
         measured = {"loss_before": round(1 - policy.accuracy(base), 6), "rewards": curve(rewards)}
-        details = setting._asdict() | table_numbers(tables, base) | measured
+        details = setting._asdict() | table_numbers(tables, base) | {"base": tree_hash(base)} | measured
         return (round(1 - policy.accuracy(params), 6) if finite else None), details
 
     return run

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from benchmarks.evidence.pairs import PairCell
 from benchmarks.evidence.plan import Cell, cells
 
 
@@ -21,12 +22,15 @@ class Study(NamedTuple):
       main: the setting of each task in which most methods are compared.
       sizes: settings of pretraining by size.
       batches: settings by batch size, for each task that has several.
+      pairs: cells with two rates, in the order of the sweep, which goes through them first. A cell may come twice, first with
+        few fresh seeds.
     """
 
     cells: list[Cell]
     main: dict[str, str]
     sizes: tuple[str, ...]
     batches: dict[str, tuple[str, ...]]
+    pairs: tuple[PairCell, ...] = ()
 
 
 TASKS = {
@@ -60,6 +64,31 @@ def _of(task: str, settings: tuple[str, ...], methods: tuple[str, ...], seeds: i
     return cells(task, settings, methods, rates or TASKS[task].rates, seeds)
 
 
+# AdamW as it is used, with less momentum and without any, and Ember: by these the page says what momentum is worth.
+MOMENTA = (BASELINE, "adamw b1=0.5", "rmsprop")
+FOUR = (*MOMENTA, OURS)
+# The best pair of all four at 0.5M, 300 steps, and the grid around it.
+_PAIR = ((5e-3,), (2e-2,))
+_GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
+_SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
+LENGTHS = (_SHORT, _LONGER, _LONGEST)
+
+
+def _pairs(setting: str, start, seeds: int = 8, methods: tuple[str, ...] = FOUR, task: str = "pretraining") -> list[PairCell]:
+    return [PairCell(task, setting, method, *start, seeds) for method in methods]
+
+
+_PAIRS = [
+    *_pairs(_SHORT, _GRID, seeds=3),
+    *_pairs(_LONGER, _PAIR, seeds=3),
+    *_pairs(_SHORT, _GRID),
+    *_pairs(_LONGER, _PAIR),
+    *_pairs(_LONGEST, _PAIR, seeds=3),
+    *_pairs(_LONGEST, _PAIR),
+    *_pairs("0.5M, batch 128", _GRID),
+    *_pairs("0.5M, batch 2048", _GRID),
+    *_pairs("2.1M, main job", _GRID),
+]
 _FULL = [
     *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),
     *_of("reinforcement", ("64 completions", "8 completions", "256 completions"), HEADLINE),
@@ -97,6 +126,7 @@ FULL = Study(
         "pretraining": ("0.5M, batch 128", "0.5M", "0.5M, batch 2048"),
         "reinforcement": ("8 completions", "64 completions", "256 completions"),
     },
+    tuple(_PAIRS),
 )
 # For one GPU; the toy shows that everything of it runs.
 _GPT2 = ("124M, GPT-2 small",)
