@@ -67,15 +67,18 @@ def _of(task: str, settings: tuple[str, ...], methods: tuple[str, ...], seeds: i
 # AdamW as it is used, with less momentum and without any, and Ember: by these the page says what momentum is worth.
 MOMENTA = (BASELINE, "adamw b1=0.5", "rmsprop")
 FOUR = (*MOMENTA, OURS)
+RIVALS = ("row_norm", "rmnp", "hybrid", "scale", "token_factor", "ember_active_rows")
 # The best pair of all four at 0.5M, 300 steps, and the grid around it.
 _PAIR = ((5e-3,), (2e-2,))
+_ADAFACTOR_PAIR = ((1e-1,), (2e-1,))  # its rate is in units of a table's root mean square
 _GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
 _SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
 LENGTHS = (_SHORT, _LONGER, _LONGEST)
 
 
 def _pairs(setting: str, start, seeds: int = 8, methods: tuple[str, ...] = FOUR, task: str = "pretraining") -> list[PairCell]:
-    return [PairCell(task, setting, method, *start, seeds) for method in methods]
+    rates, head_rates = start
+    return [PairCell(task, setting, method, rates, head_rates, seeds) for method in methods]
 
 
 _PAIRS = [
@@ -87,7 +90,11 @@ _PAIRS = [
     *_pairs(_LONGEST, _PAIR),
     *_pairs("0.5M, batch 128", _GRID),
     *_pairs("0.5M, batch 2048", _GRID),
+    *_pairs(_SHORT, _PAIR, methods=RIVALS),
+    *_pairs(_SHORT, _ADAFACTOR_PAIR, methods=("adafactor",)),
     *_pairs("2.1M, main job", _GRID),
+    *_pairs(_LONGER, _PAIR, methods=RIVALS),
+    *_pairs(_LONGER, _ADAFACTOR_PAIR, methods=("adafactor",)),
 ]
 _FULL = [
     *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),

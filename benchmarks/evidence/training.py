@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from lm.optimizers import schedule, state_bytes, with_label
 
+from benchmarks.evidence.kinds import kinds
 from benchmarks.evidence.records import rounded
 from ember_optax import token_table_labels
 
@@ -34,15 +35,6 @@ def partitioned(tables: optax.GradientTransformation, table_rate: Any, body_rate
 
     rates = {"input": of_tables(table_rate), "head": of_tables(table_rate if head_rate is None else head_rate)}
     return optax.partition(rates | {"body": optax.adamw(lambda count: body_rate * shape(count))}, kinds)
-
-
-def kinds(params: Any) -> Any:
-    """A tree of "input", "head" and "body". Tied tables are input tables."""
-
-    def kind(path, label):
-        return "body" if label == "body" else "head" if "lm_head" in jax.tree_util.keystr(path) else "input"
-
-    return jax.tree_util.tree_map_with_path(kind, token_table_labels(params))
 
 
 def table_step(updates: Any, rate: Any) -> jax.Array:
