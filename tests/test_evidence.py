@@ -173,7 +173,7 @@ def test_numbers_of_a_name_are_used():
     assert second_update("ember half_life=512") == pytest.approx(2 / math.sqrt((0.25 + 0.5 * 4) / 0.75), rel=1e-5)
     assert second_update("ember accumulate=2") == pytest.approx(1.0)
     assert second_update("ember eps=2") == pytest.approx(2 / (math.sqrt(2.5) + 2), rel=1e-3)
-    assert {cell.method.split()[0] for cell in studies.FULL.cells} == set(METHODS)
+    assert {cell.method.split()[0] for cell in (*studies.FULL.cells, *studies.FULL.pairs)} == set(METHODS)
     with pytest.raises(ValueError, match="'adam' is no method: adamw, rmsprop"):
         make_method("adam", 512)
 

@@ -47,10 +47,6 @@ METHODS = {
     "feature_factor": Method("feature factor only", lambda b2=0.999: scale_by_part("feature", b2)),
     "scalar": Method("one number for the table", lambda b2=0.999: scale_by_part("scalar", b2)),
     "rowwise_adagrad": Method("row-wise Adagrad", scale_by_token_sum),
-    "row_norm": Method("row normalization, no state (2605.18106)", scale_by_row_norm),
-    "rmnp": Method("row-normalized momentum (RMNP)", scale_by_rmnp),
-    "hybrid": Method("row norm, then spectral (2605.18106)", scale_by_hybrid),
-    "scale": Method("SCALE", scale_by_scale),
     "adafactor": Method("Adafactor of Optax", _adafactor),
     "factored_rms": Method("its factored RMS alone", lambda: optax.scale_by_factored_rms(min_dim_size_to_factor=1)),
     "sm3": Method("SM3", optax.scale_by_sm3),
@@ -59,6 +55,10 @@ METHODS = {
     "sgd": Method("SGD", optax.identity),
     "sgd_momentum": Method("SGD with momentum 0.9", lambda: optax.trace(0.9)),
     "frozen": Method("not trained", optax.set_to_zero),
+    "row_norm": Method("row normalization, no state (2605.18106)", scale_by_row_norm),
+    "rmnp": Method("row-normalized momentum (RMNP)", scale_by_rmnp),
+    "hybrid": Method("row norm, then spectral (2605.18106)", scale_by_hybrid),
+    "scale": Method("SCALE", scale_by_scale),
 }
 _HALF_LIFE, _ACCUMULATE = "half_life", "accumulate"
 

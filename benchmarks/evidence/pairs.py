@@ -41,6 +41,11 @@ class PairCell(NamedTuple):
         """The first run that is missing, None once the cell is complete."""
         return next((run for run in _runs(self, records) if run not in records), None)
 
+    def missing(self, records: Records) -> int:
+        """How many runs are missing at least: the grid may have to be extended."""
+        fresh = self.seeds if best(self, records) is None else 0
+        return fresh + sum(run not in records for run in _runs(self, records))
+
 
 class BestPair(NamedTuple):
     """The best pair so far, and whether its neighbours on all four sides were tried and were worse."""
@@ -60,7 +65,7 @@ def tried(cell: PairCell, records: Records) -> dict[Pair, dict[int, Record]]:
 
 def best(cell: PairCell, records: Records) -> BestPair | None:
     """The pair with the lowest mean over all seeds of the grid; None before one has all of them."""
-    return _best(tried(cell, records))
+    return _best(cell, tried(cell, records))
 
 
 def fresh(cell: PairCell, records: Records) -> dict[int, Record]:
@@ -81,12 +86,14 @@ def neighbours(pair: Pair) -> list[Pair]:
     return [*((neighbour(rate, side), head) for side in (-1, 1)), *((rate, neighbour(head, side)) for side in (-1, 1))]
 
 
-def _best(grid: dict[Pair, dict[int, Record]]) -> BestPair | None:
+def _best(cell: PairCell, grid: dict[Pair, dict[int, Record]]) -> BestPair | None:
     means = {pair: mean(record.value for record in runs.values()) for pair, runs in grid.items() if len(runs) == len(GRID_SEEDS)}
     if not means:
         return None
     pair = min(means, key=lambda pair: means[pair])
-    return BestPair(pair, all(_is_settled(other, pair, grid) for other in neighbours(pair)))
+    # What is not trained is the same at any rate.
+    inside = cell.method == "frozen" or all(_is_settled(other, pair, grid) for other in neighbours(pair))
+    return BestPair(pair, inside)
 
 
 def _is_settled(other: Pair, best: Pair, grid: dict[Pair, dict[int, Record]]) -> bool:
@@ -101,7 +108,7 @@ def _runs(cell: PairCell, records: Records):
     start = list(itertools.product(cell.rates, cell.head_rates))
     yield from (cell.run(pair, seed) for pair in start for seed in GRID_SEEDS)
     grid = tried(cell, records)
-    found = _best(grid)
+    found = _best(cell, grid)
     if found is None:
         return
     if not found.inside and len(grid) < len(start) + MOST_EXTENSIONS:

@@ -31,8 +31,12 @@ class Cell(NamedTuple):
 
     def next_run(self, records: Records) -> Run | None:
         """The first run that is missing, None once the cell is complete."""
-        missing = (run for run in _rates_of(self, records) if run not in records)
-        return next(missing, None) or next((run for run in _seeds_of(self, records) if run not in records), None)
+        return next((run for run in _runs(self, records) if run not in records), None)
+
+    def missing(self, records: Records) -> int:
+        """How many runs are missing at least: the grid may have to be extended."""
+        fresh = self.seeds if best(self, records) is None else 0
+        return fresh + sum(run not in records for run in _runs(self, records))
 
 
 class Best(NamedTuple):
@@ -74,6 +78,11 @@ def fresh(cell: Cell, records: Records) -> dict[int, Record]:
     found = best(cell, records)
     runs = {} if found is None else {seed: cell.run(found.rate, seed) for seed in _fresh_seeds(cell)}
     return {seed: records[run] for seed, run in runs.items() if run in records}
+
+
+def _runs(cell: Cell, records: Records):
+    yield from _rates_of(cell, records)
+    yield from _seeds_of(cell, records)
 
 
 def _rates_of(cell: Cell, records: Records):

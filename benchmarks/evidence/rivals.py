@@ -49,7 +49,7 @@ def scale_by_scale(b1: float = 0.9) -> optax.GradientTransformation:
     Source: SCALE, https://arxiv.org/abs/2506.16659, and its authors' code, which says which axis "column-wise" is for which
     table. Momentum is on the last layer alone.
     """
-    by_kind = {"input": _stateless(lambda g_VxD, kind: _unit_rows(g_VxD.T).T), "head": scale_by_rmnp(b1)}
+    by_kind: dict[Any, Any] = {"input": _stateless(lambda g_VxD, kind: _unit_rows(g_VxD.T).T), "head": scale_by_rmnp(b1)}
     return optax.partition(by_kind, kinds)
 
 

@@ -33,8 +33,12 @@ def partitioned(tables: optax.GradientTransformation, table_rate: Any, body_rate
     def of_tables(rate):
         return optax.chain(tables, optax.scale_by_learning_rate(lambda count: rate * shape(count)))
 
-    rates = {"input": of_tables(table_rate), "head": of_tables(table_rate if head_rate is None else head_rate)}
-    return optax.partition(rates | {"body": optax.adamw(lambda count: body_rate * shape(count))}, kinds)
+    parts: dict[Any, Any] = {
+        "input": of_tables(table_rate),
+        "head": of_tables(table_rate if head_rate is None else head_rate),
+        "body": optax.adamw(lambda count: body_rate * shape(count)),
+    }
+    return optax.partition(parts, kinds)
 
 
 def table_step(updates: Any, rate: Any) -> jax.Array:
