@@ -25,7 +25,7 @@ Params = dict[str, jax.Array]
 def loss_fn(params: Params, ids: jax.Array) -> jax.Array:
     """Each token predicts itself, through a tanh and an untied head."""
     hidden = jnp.tanh(params["embed"][ids])
-    return jnp.mean(losses.softmax_cross_entropy(hidden, params["lm_head"], ids))
+    return jnp.mean(losses.linear_softmax_cross_entropy(hidden, params["lm_head"], ids))
 
 
 def dense_step(tx: optax.GradientTransformationExtraArgs, params: Params, state: optax.OptState) -> tuple[Params, optax.OptState]:

@@ -25,7 +25,7 @@ LONGEST = [
     "math/test_moments.py",
     "math/test_laws.py",
     "vocab/test_resize.py",
-    "losses/test_softmax_cross_entropy.py",
+    "losses/test_linear_softmax_cross_entropy.py",
     "integrations/test_libraries.py",
     "row_sparse/test_row_steps.py",
     "test_sampled_softmax.py",

@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
+import optax
 import pytest
 from bad_inputs.examples import trainable, whole_model
 
@@ -39,7 +40,7 @@ def test_a_whole_equinox_model_at_update_is_its_arrays():
     model, params = whole_model(), trainable(whole_model())
 
     def update(given, weight_decay):
-        tx = ember(1e-2, weight_decay=weight_decay)
+        tx = ember(1e-2, optax.adamw(1e-2), weight_decay=weight_decay)
         return tx.update(params, tx.init(params), given)[0].embedding.weight
 
     assert (update(model, 0.1) == update(params, 0.1)).all()

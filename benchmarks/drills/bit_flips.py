@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from benchmarks.harness.report import markdown
@@ -113,7 +114,7 @@ def _checkpoint() -> Checkpoint:
         "lm_head": {"kernel": jax.random.normal(keys[1], (32, 512), jnp.bfloat16)},
         "mlp": {"kernel": jax.random.normal(keys[2], (32, 64))},
     }
-    tx = ember(1e-3)
+    tx = ember(1e-3, optax.adamw(1e-3))
     state = tx.init(params)
     for step in range(3):
         grads = jax.tree.map(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ember_optax import EmberDimensionNumbers, ember
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 
 class Shape(NamedTuple):
@@ -87,7 +87,7 @@ def loss_fn(
 
     x_BxTxD, _ = jax.lax.scan(jax.checkpoint(block), x_BxTxD, params["blocks"])
     if in_chunks:
-        return softmax_cross_entropy(x_BxTxD, table, ids_BxT[:, 1:], token_axis=0).mean()
+        return linear_softmax_cross_entropy(x_BxTxD, table, ids_BxT[:, 1:], token_axis=0).mean()
     head_DxV = table.T if shape.tied else params["lm_head"]["kernel"].astype(dtype)
     logits = jnp.matmul(x_BxTxD, head_DxV, preferred_element_type=jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxT[:, 1:]).mean()
@@ -125,7 +125,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "SGD": lambda: optax.sgd(1e-3),
     "Adam": lambda: optax.adamw(1e-3),
     "Adafactor": lambda: optax.adafactor(1e-3),
-    "Ember + Adam": lambda: ember(1e-3, tables=token_tables_of),
+    "Ember + Adam": lambda: ember(1e-3, optax.adamw(1e-3), tables=token_tables_of),
     "Muon + Adam": lambda: muon(1e-3),
     "Muon + Ember": lambda: ember(1e-3, muon(1e-3), tables=token_tables_of),
 }

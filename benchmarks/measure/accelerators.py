@@ -39,7 +39,7 @@ TABLES: dict[str, tuple[tuple[int, ...], EmberDimensionNumbers]] = {
 }
 PLAIN = "(262144, 1024)"
 OPTIMIZERS: dict[str, Callable[[EmberDimensionNumbers], optax.GradientTransformationExtraArgs]] = {
-    "Ember": lambda numbers: ember(RATE, tables=numbers),
+    "Ember": lambda numbers: ember(RATE, optax.adamw(RATE), tables=numbers),
     "adamw": lambda _: optax.with_extra_args_support(optax.adamw(RATE)),
     "adafactor": lambda _: optax.with_extra_args_support(optax.adafactor(RATE)),
     "sgd": lambda _: optax.with_extra_args_support(optax.sgd(RATE)),
@@ -136,7 +136,10 @@ def _mesh(name: str) -> jax.sharding.Mesh:
 def sent_by_step(name: str, layout: str) -> dict[str, int]:
     """Elements that one device gets by each kind of collective in `update` and `apply_updates`."""
     sharding = NamedSharding(_mesh(name), LAYOUTS[layout])
-    table, tx = jax.ShapeDtypeStruct(SHARDED, jnp.float32, sharding=sharding), ember(RATE, tables=EmberDimensionNumbers())
+    table, tx = (
+        jax.ShapeDtypeStruct(SHARDED, jnp.float32, sharding=sharding),
+        ember(RATE, optax.adamw(RATE), tables=EmberDimensionNumbers()),
+    )
     start, shardings = abstract_carry(tx, table, sharding)
     found = cost(jax.jit(optimizer_step(tx), donate_argnums=0, out_shardings=shardings), start, table)
     return elements_by_operation(found.collectives)

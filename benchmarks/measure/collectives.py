@@ -33,7 +33,7 @@ LAYOUTS = {
 # Of the input table of a train step, whose batch is split over all devices.
 INPUT_LAYOUTS = {"replicated": P(), "rows": P(("data", "fsdp", "tp"))}
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "Ember": lambda: ember(1e-3, tables=EmberDimensionNumbers()),
+    "Ember": lambda: ember(1e-3, optax.adamw(1e-3), tables=EmberDimensionNumbers()),
     "Adam": lambda: optax.adam(1e-3),
     "Adafactor": lambda: optax.adafactor(1e-3),
 }
@@ -102,7 +102,7 @@ def measure_train_steps(shape: tuple[int, int], batch: int) -> dict[str, dict[st
 
 def of_train_step(shape: tuple[int, int], batch: int, sharding: NamedSharding, *, sparse: bool) -> list[Collective]:
     """The collectives of lookup, backward pass and Ember's step for one input table and a batch split over all devices."""
-    tx = ember(1e-3, tables=EmberDimensionNumbers())
+    tx = ember(1e-3, optax.adamw(1e-3), tables=EmberDimensionNumbers())
     table = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     ids = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=NamedSharding(sharding.mesh, P(("data", "fsdp", "tp"))))
 

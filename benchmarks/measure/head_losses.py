@@ -29,7 +29,7 @@ from benchmarks.harness.steps import Step, carry, row_sparse_train_step, train_s
 from benchmarks.harness.targets import TARGETS, has_compiler, on_chip, use_compilers
 from benchmarks.harness.timing import compile_step, take_turns
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, stochastic_rounding
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 # V, D, N, dtype. The first is that of the promise; the others vary one number of the second at a time.
 SIZES = [
@@ -183,7 +183,7 @@ def _usual_loss(hidden: jax.Array, head: jax.Array, labels: jax.Array) -> jax.Ar
 
 def _in_chunks(chunk: int | None) -> Callable[..., jax.Array]:
     def loss(hidden, head, labels):
-        return softmax_cross_entropy(hidden, head, labels, chunk=chunk)
+        return linear_softmax_cross_entropy(hidden, head, labels, chunk=chunk)
 
     return loss
 

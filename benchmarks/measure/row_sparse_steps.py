@@ -73,7 +73,7 @@ def optimizer_steps(size: int, width: int, tokens: int) -> dict[str, CompiledSte
     rng = np.random.default_rng(0)
     ids = jnp.asarray(np.sort(rng.choice(size, tokens, replace=False)), jnp.int32)
     rows = jnp.asarray(rng.standard_normal((tokens, width), np.float32))
-    ember_tx, adamw = ember(RATE, tables=EmberDimensionNumbers()), optax.adamw(RATE)
+    ember_tx, adamw = ember(RATE, optax.adamw(RATE), tables=EmberDimensionNumbers()), optax.adamw(RATE)
 
     def fresh(tx):
         return lambda: carry(tx, jnp.ones((size, width)))
@@ -93,7 +93,7 @@ def train_steps(head: str) -> dict[str, CompiledStep]:
     ids = jnp.asarray(rng.integers(0, MODEL["vocabulary"], (MODEL["batch"], MODEL["length"] + 1)), jnp.int32)
     negatives = jnp.asarray(rng.integers(0, MODEL["vocabulary"], MODEL["negatives"]), jnp.int32)
     loss_fn, looked_up = HEADS[head]
-    ember_tx, adamw = ember(RATE, tables=_tables), optax.adamw(RATE)
+    ember_tx, adamw = ember(RATE, optax.adamw(RATE), tables=_tables), optax.adamw(RATE)
 
     def fresh(tx):
         return lambda: carry(tx, _init_model(head))

@@ -33,7 +33,7 @@ CHIP, LENGTH, _GIB = "v5e", 1024, 2**30
 
 
 def _ember() -> optax.GradientTransformationExtraArgs:
-    return ember(1e-3, tables=token_tables_of)
+    return ember(1e-3, optax.adamw(1e-3), tables=token_tables_of)
 
 
 def _rounded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

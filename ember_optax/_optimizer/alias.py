@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import optax
@@ -16,21 +16,50 @@ from .._tree.state import ember_states
 from .._tree.suspects import suspect_warnings
 from .._tree.tables import TableTree, is_observed, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
-from .checks import check_found, check_given, check_params, check_transformation
+from .checks import check_found, check_given, check_kinds, check_params, check_transformation
 from .transform import FeatureMean, scale_tables
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+_NO_BODY = (
+    "ember() needs a body, the optimizer of everything that is no token table, with its own learning rate: "
+    "ember(1e-2, optax.adamw(1e-3)). Tables usually want about ten times the rate of the body."
+)
+
+
+class _Rates(NamedTuple):
+    """Of the tables; `head` is None where heads have the rate of the others."""
+
+    others: Any
+    head: Any
+
+
+def _shows_the_call(make: Callable[P, T]) -> Callable[P, T]:
+    """Says what to write where `body` is missing; Python would name the argument alone."""
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if len(args) < 2 and "body" not in kwargs:
+            raise TypeError(_NO_BODY)
+        return make(*args, **kwargs)
+
+    return call
+
+
+@_shows_the_call
 def ember(
     learning_rate: optax.ScalarOrSchedule,
-    body: optax.GradientTransformation | None = None,
+    body: optax.GradientTransformation,
     *,
+    head_learning_rate: optax.ScalarOrSchedule | None = None,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: jax.typing.ArrayLike = 0.0,
     feature_mean: FeatureMean = "all_rows",
     tables: DimensionNumbersLike = AUTO,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains token tables with Ember and everything else with `body`: the one-line swap for `optax.adamw(learning_rate)`.
+    r"""Trains token tables with Ember and everything else with `body`, the optimizer that you had.
 
     .. math:: p \leftarrow p - \eta\, (u + \lambda p)
 
@@ -41,9 +70,12 @@ def ember(
     counts that step all the same.
 
     Args:
-      learning_rate: step size for the tables, and for the default body; a number or an `optax` schedule.
-      body: transformation for all other parameters, complete with its own learning rate; None means
-        `optax.adamw(learning_rate)`. For example `optax.contrib.muon(2e-2)`.
+      learning_rate: step size for input tables and tied tables; a number or an `optax` schedule. Tables usually want about ten
+        times the rate of the body (docs/choose.md).
+      body: transformation for all other parameters, complete with its own learning rate, for example `optax.adamw(1e-3)` or
+        `optax.contrib.muon(2e-2)`.
+      head_learning_rate: step size for heads that are not tied; a number or a schedule. None: `learning_rate`.
+        `describe_token_tables` shows which table has which rate.
       b2: decay rate of Ember's averages, in [0, 1).
       eps: added to Ember's denominator after the root.
       weight_decay: decoupled weight decay of the tables, in units of the learning rate as in `optax.adamw`; zero unless you say
@@ -52,14 +84,15 @@ def ember(
       tables: which parameters are tables, and their axes: a function from parameters to a tree of
         `EmberDimensionNumbers` (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for
         every leaf. "auto" means `token_tables`: what its rules find. Its patterns go in as
-        `functools.partial(token_tables, include=[r"head/kernel"])`.
+        `functools.partial(token_tables, include=[r"head/kernel"])`. More than two learning rates: docs/recipes.md.
 
     Returns:
       A `GradientTransformationExtraArgs`; an `optax.partition` of "ember" and "body". Extra arguments reach both.
 
     Raises:
       TypeError: a hyperparameter is not a real number, or lost its digits in less than float32; `body` is no transformation.
-      ValueError: a hyperparameter is out of range; at `init`, no table is found, or two leaves have the same path.
+      ValueError: a hyperparameter is out of range; at `init`, no table is found, two leaves have the same path, or there is a
+        `head_learning_rate` but no head, or a table of which nothing tells whether it is one.
 
     Warns:
       UserWarning: at `init`, an embedding was found and no head, but a matrix of the body has the embedding's sizes; or a stack
@@ -70,53 +103,56 @@ def ember(
       >>> import optax
       >>> from ember_optax import ember
       >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
-      >>> tx = ember(1e-3)  # was: optax.adamw(1e-3)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))  # was: optax.adamw(1e-3)
       >>> opt_state = tx.init(params)
       >>> updates, opt_state = tx.update(params, opt_state, params)
       >>> params = optax.apply_updates(params, updates)
       >>> print(f"{params['embed']['embedding'][0, 0]:.6f}")
-      0.999000
+      0.990000
 
-      Tables usually want about ten times the learning rate of the body (docs/choose.md):
+      Input tables and heads with rates of their own:
 
-      >>> tx = ember(1e-2, body=optax.adamw(1e-3))
+      >>> tx = ember(5e-3, optax.adamw(1e-3), head_learning_rate=2e-2)
 
       A learning rate that can be changed while training:
 
-      >>> tx = optax.inject_hyperparams(ember, hyperparam_dtype=jnp.float32)(learning_rate=1e-3)
+      >>> tx = optax.inject_hyperparams(ember, hyperparam_dtype=jnp.float32)(learning_rate=1e-2, body=optax.adamw(1e-3))
       >>> opt_state = tx.init(params)
-      >>> opt_state.hyperparams["learning_rate"] = jnp.float32(5e-4)
+      >>> opt_state.hyperparams["learning_rate"] = jnp.float32(5e-3)
 
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
     check_declaration(tables, "tables")
-    if body is not None:
-        check_transformation(body, "body", "pass one with its own learning rate, for example optax.adamw(1e-3)")
+    check_transformation(body, "body", "pass one with its own learning rate, for example optax.adamw(1e-3)")
     learning_rate = checked_learning_rate(learning_rate)
-    body = optax.adamw(learning_rate) if body is None else body
+    if head_learning_rate is not None:
+        head_learning_rate = checked_learning_rate(head_learning_rate, "head_learning_rate")
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
     scaling(tables_of)  # checks the numbers, here where they are written
     find = functools.partial(tables_of, declaration=tables, among="found", argument="tables", what="the parameters are")
-    return _routed(find, tables, scaling, optax.scale_by_learning_rate(learning_rate), body)
+    return _routed(find, tables, scaling, _Rates(learning_rate, head_learning_rate), body)
 
 
 def _routed(
     find: Callable[..., TableTree],
     tables: DimensionNumbersLike,
     scaling: Callable[..., optax.GradientTransformation],
-    rate: optax.GradientTransformation,
+    rates: _Rates,
     body: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
     """An `optax.partition` of the tables that `find` makes of a tree, and of the rest."""
 
-    partition = functools.partial(_partition, scaling=scaling, rate=rate, body=body)
+    partition = functools.partial(_partition, scaling=scaling, rates=rates, body=body)
 
     def init_fn(params):
         check_tree(params, "params")
         found = tables_at_init(find, params)
         _check_arrays(found, "parameter")
-        _check_found(found, tables, complete=is_complete(params))
+        complete = is_complete(params)
+        _check_found(found, tables, complete=complete)
+        if rates.head is not None:
+            check_kinds(found, complete=complete)
         return partition(found).init(params)
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
@@ -139,11 +175,24 @@ def _routed(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _partition(found: TableTree, *, scaling, rate, body) -> optax.GradientTransformationExtraArgs:
+def _partition(found: TableTree, *, scaling, rates: _Rates, body) -> optax.GradientTransformationExtraArgs:
     labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
-    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), rate)
+    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), _by_kind(found, rates))
     # As a function, because a tree that is callable, an Equinox model, would be called.
     return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
+
+
+def _by_kind(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
+    """The learning rates of input tables and heads, on the tree of the tables alone."""
+    others = optax.scale_by_learning_rate(rates.others)
+    if rates.head is None:
+        return others
+
+    def labels(tree):
+        part = found.part(tree)
+        return part.treedef.unflatten(["head" if table.kind == "head" else "others" for table in part.tables])
+
+    return optax.partition({"head": optax.scale_by_learning_rate(rates.head), "others": others}, labels)
 
 
 def _check_arrays(found: TableTree, what: str) -> None:

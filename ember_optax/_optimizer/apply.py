@@ -17,7 +17,7 @@ from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
 
 
-def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_numbers: DimensionNumbersLike = AUTO) -> Any:
+def apply_updates(params: Any, updates: Any, token_ids: Any, *, tables: DimensionNumbersLike = AUTO) -> Any:
     """`optax.apply_updates` for updates of which some are compact.
 
     .. math:: p_{ids_n} \\leftarrow p_{ids_n} + u_n
@@ -31,7 +31,7 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_number
         returned. The updates of equal ids are added up, padding is ignored. (Those of `tx.update` are zero where an id stands
         again. Others, of a 16-bit table, are rounded after each addition where the platform adds them one by one: all but a
         bfloat16 table on a CPU.)
-      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+      tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       The parameters after the step, in their dtypes.
@@ -54,7 +54,7 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, dimension_number
     check_tree(params, "params")
     check_tree(updates, "updates", may_be_empty=True)
     ids = token_ids_by_name(token_ids)
-    found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
+    found = tables_of(params, tables, "with ids", token_ids=ids, what="the parameters are")
     new = [_apply(table, unbox(update)) for table, update in zip(found.tables, _updates_of(found, updates), strict=True)]
     return found.rebuild(new)
 

@@ -17,7 +17,7 @@ from .._tree.declared import DimensionNumbersLike
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
 from .._tree.heads import HeadGradient
-from .._tree.inputs import check_array, shown
+from .._tree.inputs import check_array, listed, shown
 from .._tree.tables import Table, TableTree
 from .._tree.token_ids import check_compact
 
@@ -70,6 +70,23 @@ def check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: boo
     if complete and all(table.axes is None for table in found.tables):
         raise ValueError(no_table_message(found))
     return options
+
+
+def check_kinds(found: TableTree, *, complete: bool) -> None:
+    """Raises where a learning rate for heads is given and a table may be one, or none is: it would be ignored in silence."""
+    tables = [table for table in found.tables if table.axes is not None]
+    if unknown := [table for table in tables if table.kind is None]:
+        listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in unknown])
+        raise ValueError(
+            f"head_learning_rate is given, but nothing says whether these tables are heads: {listed_tables}. Declare it, "
+            f'EmberDimensionNumbers({unknown[0].axes.token[0] if unknown[0].axes else 0}, kind="head") or kind="input".'
+        )
+    if complete and not any(table.kind == "head" for table in tables):
+        listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in tables])
+        raise ValueError(
+            f"head_learning_rate is given, but no table is a head that is not tied: {listed_tables}. Leave it out; or, if one is "
+            f'such a head, declare it with EmberDimensionNumbers(..., kind="head").'
+        )
 
 
 def check_params(found: TableTree, leaves: Sequence[Any]) -> None:

@@ -29,7 +29,7 @@ class StochasticRoundingState(NamedTuple):
 
 
 def stochastic_rounding(
-    seed: jax.typing.ArrayLike, *, dimension_numbers: DimensionNumbersLike = AUTO
+    seed: jax.typing.ArrayLike, *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rounds parameters of 16 bits stochastically as they are updated, so that no copy in float32 is needed.
 
@@ -53,7 +53,7 @@ def stochastic_rounding(
 
     Args:
       seed: an integer in 0 to 2^32 - 1.
-      dimension_numbers: which axis of a compact update's table is the vocabulary, as in `scale_by_ember`.
+      tables: which axis of a compact update's table is the vocabulary, as in `ember`.
 
     Returns:
       A `GradientTransformationExtraArgs`; its state is the number of steps, which counts skipped ones too, as a schedule does.
@@ -69,7 +69,7 @@ def stochastic_rounding(
       >>> import optax
       >>> from ember_optax import ember, stochastic_rounding
       >>> params = {"embedding": jnp.ones((1000, 64), jnp.bfloat16)}
-      >>> tx = optax.chain(ember(1e-3), stochastic_rounding(seed=0))
+      >>> tx = optax.chain(ember(1e-3, optax.adamw(1e-4)), stochastic_rounding(seed=0))
       >>> grads = {"embedding": jnp.ones((1000, 64), jnp.bfloat16)}
       >>> updates, opt_state = tx.update(grads, tx.init(params), params)
       >>> new = optax.apply_updates(params, updates)["embedding"]  # 0.99609375 is the next number below 1
@@ -80,7 +80,7 @@ def stochastic_rounding(
       docs/fused_head.md. Ember, https://arxiv.org/abs/2607.01455; Gupta et al., "Deep Learning with Limited Numerical Precision",
       https://arxiv.org/abs/1502.02551; Zamirai et al., "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
     """
-    check_declaration(dimension_numbers, "dimension_numbers")
+    check_declaration(tables, "tables")
     word = _checked_seed(seed)
 
     def init_fn(params):
@@ -99,7 +99,7 @@ def stochastic_rounding(
             )
         check_tree(params, "params", may_be_empty=True)
         ids = token_ids_by_name(token_ids)
-        found = tables_of(updates, dimension_numbers, "with ids", token_ids=ids, params=params)
+        found = tables_of(updates, tables, "with ids", token_ids=ids, params=params)
         leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
         for table in found.tables:
             check_array(table.box, f"the update of {table.name!r}")

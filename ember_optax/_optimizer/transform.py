@@ -116,7 +116,7 @@ def scale_by_ember(
             f"token_mesh_axes={token_mesh_axes!r} and feature_mesh_axes={feature_mesh_axes!r} name a mesh axis twice; "
             f"it splits either the tokens or the features."
         )
-    find = functools.partial(tables_of, declaration=dimension_numbers)
+    find = functools.partial(tables_of, declaration=dimension_numbers, argument="dimension_numbers")
     return scale_tables(find, b2=b2, eps=eps, feature_mean=feature_mean, mesh_axes=mesh_axes)
 
 

@@ -42,7 +42,7 @@ def state_from_adam(
     touched, and the :math:`\nu^{feature}` of that form is larger by the inverse of their share.
 
     Args:
-      tx: the transformation to go on with, for example `ember(1e-3)`.
+      tx: the transformation to go on with, for example `ember(1e-2, optax.adamw(1e-3))`.
       params: the parameters, arrays.
       adam_state: the optimizer state of the Adam run for the same parameters: any state with `optax.ScaleByAdamState` in it.
       b2: the decay rate of the Ember in `tx`.
@@ -64,7 +64,7 @@ def state_from_adam(
       >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
       >>> adam = optax.adamw(1e-3)
       >>> _, adam_state = adam.update(params, adam.init(params), params)
-      >>> tx = ember(1e-3)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> opt_state = state_from_adam(tx, params, adam_state)
       >>> print(optax.tree.get(opt_state, "ScaleByEmberState").count["embed"]["embedding"])
       1

@@ -52,7 +52,7 @@ def state_partition_specs(
       >>> from jax.sharding import PartitionSpec as P
       >>> from ember_optax import ember, state_partition_specs
       >>> params = {"embed": jax.ShapeDtypeStruct((1024, 64), jnp.float32), "mlp": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
-      >>> specs = state_partition_specs(ember(1e-3), params, {"embed": P("fsdp", "tp"), "mlp": P(None, "tp")})
+      >>> specs = state_partition_specs(ember(1e-2, optax.adamw(1e-3)), params, {"embed": P("fsdp", "tp"), "mlp": P(None, "tp")})
       >>> state = optax.tree.get(specs, "ScaleByEmberState")
       >>> tuple(state.nu_token["embed"]), tuple(state.nu_feature["embed"]), tuple(state.count["embed"])
       (('fsdp',), ('tp',), ())
@@ -96,7 +96,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
       >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> sharding = NamedSharding(mesh, P("fsdp"))
       >>> params = jax.device_put({"embed": jnp.ones((1024, 64))}, sharding)
-      >>> tx = ember(1e-3)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> shardings = state_shardings(tx, params, sharding)
       >>> opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
 

@@ -29,9 +29,10 @@ def skipped_batches(opt_state: Any) -> dict[str, int]:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import optax
       >>> from ember_optax import ember, skipped_batches
       >>> params = {"embed": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
-      >>> tx = ember(1e-2)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> bad = {"embed": {"embedding": jnp.full((8, 4), jnp.nan)}, "dense": {"kernel": jnp.ones((4, 4))}}
       >>> _, opt_state = tx.update(bad, tx.init(params), params)
       >>> skipped_batches(opt_state)

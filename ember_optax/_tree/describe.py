@@ -29,10 +29,10 @@ def describe_token_tables(
       tables: instead of the two, what `ember` is given as `tables`.
 
     Returns:
-      Text: a line for each table with path, shape, token and batch axes, the rule that matched, and the bytes of optimizer
-      state under Ember (4 (V + D) and two counters) and under Adam (two moments in the parameter's dtype); the
-      largest matrices that are no tables, each with the rule that said so; those that may be heads all the same, stacks
-      and heads whose axes are in doubt; patterns that matched nothing.
+      Text. First a line for each table: path, shape, token and batch axes, what it is (input, head or tied), which argument of
+      `ember` is its learning rate, the rule that matched, and the bytes of optimizer state under Ember (4 (V + D) and two
+      counters) and under Adam (two moments in the parameter's dtype). Then the largest matrices that are no tables, each with
+      the rule that said so; matrices that may be heads; stacks and heads whose axes are in doubt; patterns that matched nothing.
 
     Raises:
       ValueError: a pattern is not a regular expression, or declared axes do not fit a leaf.
@@ -43,9 +43,9 @@ def describe_token_tables(
       >>> from ember_optax import describe_token_tables
       >>> params = {"wte": {"embedding": jnp.ones((500, 64))}, "wpe": {"embedding": jnp.ones((128, 64))}}
       >>> print(describe_token_tables(params))
-      table          shape   token axis  batch axes  rule       Ember bytes  Adam bytes
-      wte/embedding  500x64  0           ()          embedding  2,264        256,000
-      total                                                     2,264        256,000
+      table          shape   token axis  batch axes  kind  rate           rule       Ember bytes  Adam bytes
+      wte/embedding  500x64  0           ()          tied  learning_rate  embedding  2,264        256,000
+      total                                                                          2,264        256,000
       <BLANKLINE>
       largest matrices left to the body  shape   rule
       wpe/embedding                      128x64  not tokens
@@ -120,10 +120,12 @@ def _table_section(described: list[_Described]) -> str:
         ember = 4 * sum(math.prod(shape) for shape in moment_shapes(table.shape, table.axes))
         adam = 2 * math.prod(table.shape) * jnp.dtype(table.array.dtype).itemsize
         token = "".join(map(str, table.axes.token))
-        rows.append((table.name, _shape(table), token, str(table.axes.batch), rule, f"{ember:,}", f"{adam:,}"))
+        rate = "head_learning_rate" if table.kind == "head" else "learning_rate"
+        kind = table.kind or "unknown"
+        rows.append((table.name, _shape(table), token, str(table.axes.batch), kind, rate, rule, f"{ember:,}", f"{adam:,}"))
         ember_total, adam_total = ember_total + ember, adam_total + adam
-    header = ("table", "shape", "token axis", "batch axes", "rule", "Ember bytes", "Adam bytes")
-    return _align([header, *rows, ("total", "", "", "", "", f"{ember_total:,}", f"{adam_total:,}")])
+    header = ("table", "shape", "token axis", "batch axes", "kind", "rate", "rule", "Ember bytes", "Adam bytes")
+    return _align([header, *rows, ("total", "", "", "", "", "", "", f"{ember_total:,}", f"{adam_total:,}")])
 
 
 def _largest(described: list[_Described]) -> list[_Described]:

@@ -3,14 +3,16 @@
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .._math.axes import TableAxes
+
+TableKind = Literal["input", "head", "tied"]
 
 
 @dataclasses.dataclass(frozen=True)
 class EmberDimensionNumbers:
-    """Names the axes of one token table.
+    """Names the axes of one token table, and what the table is.
 
     A table has one token axis (the vocabulary), optional batch axes (several tables stacked in one
     array, for example one per layer or per codebook) and feature axes: all the axes that remain.
@@ -26,15 +28,17 @@ class EmberDimensionNumbers:
     Args:
       token_axis: the axis of length V. Negative values count from the end.
       batch_axes: axes along which independent tables are stacked. Negative values count from the end.
+      kind: "input" for an embedding beside a head of its own, "head" for a head that is not tied, "tied" for an embedding that is
+        also the head. None leaves it to the path: a name that the finder knows. `ember` trains heads with `head_learning_rate`.
 
     Raises:
       TypeError: an axis is not an integer.
-      ValueError: an axis is named twice.
+      ValueError: an axis is named twice, or `kind` is none of the three.
 
     Example:
       >>> from ember_optax import EmberDimensionNumbers
       >>> EmberDimensionNumbers(token_axis=-1)
-      EmberDimensionNumbers(token_axis=-1, batch_axes=())
+      EmberDimensionNumbers(token_axis=-1, batch_axes=(), kind=None)
 
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
@@ -42,6 +46,7 @@ class EmberDimensionNumbers:
 
     token_axis: int = 0
     batch_axes: tuple[int, ...] = ()
+    kind: TableKind | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "token_axis", _as_axis(self.token_axis, "token_axis"))
@@ -54,6 +59,8 @@ class EmberDimensionNumbers:
         named = (self.token_axis, *self.batch_axes)
         if len(set(named)) != len(named):
             raise ValueError(f"{self} names an axis twice; each axis is the token axis, a batch axis or a feature axis.")
+        if self.kind is not None and self.kind not in get_args(TableKind):
+            raise ValueError(f"kind must be one of {', '.join(map(repr, get_args(TableKind)))} or None, got {self.kind!r}.")
 
 
 def table_axes(dimension_numbers: EmberDimensionNumbers, shape: tuple[int, ...], name: str) -> TableAxes:

@@ -11,6 +11,7 @@ import numpy as np
 from .boxes import unbox
 from .dimension_numbers import EmberDimensionNumbers
 from .inputs import check_tree, shown
+from .kinds import with_kinds
 from .paths import flatten_named
 from .rules import INCLUDED, TableMatch, first_match
 from .vocabulary_axis import KnownSizes, known_sizes, of_head, of_included
@@ -51,11 +52,11 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
       >>> from ember_optax import ember, token_tables
       >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "head": {"kernel": jnp.ones((4, 8))}}
       >>> token_tables(params)
-      {'head': {'kernel': None}, 'wte': {'embedding': EmberDimensionNumbers(token_axis=0, batch_axes=())}}
+      {'head': {'kernel': None}, 'wte': {'embedding': EmberDimensionNumbers(token_axis=0, batch_axes=(), kind='tied')}}
       >>> tables = functools.partial(token_tables, include=["head/kernel"])
       >>> tables(params)["head"]
-      {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=())}
-      >>> tx = ember(1e-3, tables=tables)
+      {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=(), kind='head')}
+      >>> tx = ember(1e-2, optax.adamw(1e-3), tables=tables)
 
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
@@ -157,10 +158,10 @@ def find_tables(names: Sequence[str], leaves: Sequence[Any], options: FinderOpti
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
     matches = _by_rules(names, shapes, options)
     if not options.include and not options.exclude:
-        return matches
+        return with_kinds(matches, shapes)
     # Also of tables that are excluded, for another optimizer say: their vocabulary is known all the same.
     known = known_sizes((match.dimension_numbers, shape) for match, shape in zip(matches, shapes, strict=True))
-    return [_chosen(*one, known, options) for one in zip(names, shapes, matches, strict=True)]
+    return with_kinds([_chosen(*one, known, options) for one in zip(names, shapes, matches, strict=True)], shapes)
 
 
 def _by_rules(names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: FinderOptions) -> list[TableMatch]:

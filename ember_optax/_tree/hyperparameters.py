@@ -7,7 +7,7 @@ yet, so only its dtype and shape are; if b2 then is one, every update is NaN.
 import functools
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,11 +51,17 @@ def checked_weight_decay(weight_decay: Any) -> Any:
     return _plain(weight_decay)
 
 
-def checked_learning_rate(learning_rate: Any) -> Any:
+def checked_learning_rate(learning_rate: Any, argument: str = "learning_rate") -> Any:
     """`learning_rate` as a schedule, a float or an array, if it is finite and not negative."""
     if callable(learning_rate):
-        return _checked_schedule(learning_rate)
-    _check_non_negative(learning_rate, "learning_rate", "a number >= 0 or a schedule, for example learning_rate=1e-3")
+        return _checked_schedule(learning_rate, argument)
+    if isinstance(learning_rate, Mapping):
+        raise TypeError(
+            f"{argument} must be one number or schedule, got {shown(learning_rate)}. Input tables have learning_rate and heads "
+            f"head_learning_rate. For a rate of one more table, scale its updates: optax.chain(ember(1e-2, body), "
+            f"optax.masked(optax.scale(0.3), mask)), where mask is a tree of booleans like the parameters (docs/recipes.md)."
+        )
+    _check_non_negative(learning_rate, argument, f"a number >= 0 or a schedule, for example {argument}=1e-2")
     return _plain(learning_rate)
 
 
@@ -106,13 +112,13 @@ def checked_flag(value: Any, argument: str) -> bool:
     return bool(value)
 
 
-def _checked_schedule(schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _checked_schedule(schedule: Callable[[Any], Any], argument: str) -> Callable[[Any], Any]:
     """A schedule whose values are real scalars: an array would be broadcast over the tables."""
 
     @functools.wraps(schedule, updated=())
     def checked(step):
         value = schedule(step)
-        _check_kind(value, "learning_rate(step)", "a schedule that returns one number, for example optax.constant_schedule(1e-3)")
+        _check_kind(value, f"{argument}(step)", "a schedule that returns one number, for example optax.constant_schedule(1e-3)")
         return value
 
     return checked

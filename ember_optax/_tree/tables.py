@@ -13,7 +13,8 @@ import numpy as np
 from .._math.axes import TableAxes
 from .boxes import is_box, rebox, unbox
 from .declared import AUTO, DimensionNumbersLike, check_axes_are_told, declared_dimension_numbers
-from .dimension_numbers import EmberDimensionNumbers, table_axes
+from .dimension_numbers import EmberDimensionNumbers, TableKind, table_axes
+from .kinds import kind_of
 from .paths import check_distinct, flatten_named, is_complete
 from .token_ids import check_known, check_one_table
 
@@ -28,6 +29,7 @@ class Table(NamedTuple):
       shape: the shape of the whole table.
       axes: which axis is what; None for a leaf that is no table, and where nobody asked.
       ids: the token ids of a compact array; None for a dense one.
+      kind: whether it is an input table, a head or both; None for what is no table, and where nothing tells.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Table(NamedTuple):
     shape: tuple[int, ...]
     axes: TableAxes | None = None
     ids: jax.Array | None = None
+    kind: TableKind | None = None
 
 
 class TableTree(NamedTuple):
@@ -108,7 +111,7 @@ def tables_of(
     *,
     token_ids: dict[str, jax.Array] | None = None,
     params: Any = None,
-    argument: str = "dimension_numbers",
+    argument: str = "tables",
     what: str = "the updates have",
 ) -> TableTree:
     """The leaves of a tree with their axes: by the caller's declaration, else by the finder, else with the vocabulary first.
@@ -146,7 +149,10 @@ def tables_of(
             dimension_numbers = EmberDimensionNumbers()
         return None if dimension_numbers is None else table_axes(dimension_numbers, table.shape, table.name)
 
-    tables = [table._replace(axes=axes(table, said)) for table, said in zip(found.tables, declared, strict=True)]
+    tables = [
+        table._replace(axes=axes(table, said), kind=kind_of(table.name, table.shape, said))
+        for table, said in zip(found.tables, declared, strict=True)
+    ]
     for table in tables:
         if table.axes is not None and table.ids is not None:
             check_one_table(table.name, table.shape, table.axes)

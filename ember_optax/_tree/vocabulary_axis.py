@@ -54,5 +54,5 @@ def of_included(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) ->
     axes = [axis for axis, size in enumerate(shape) if size in known.vocabularies]
     if len(axes) == 1:
         stacked = len(shape) == 3 and axes != [0]
-        return TableMatch(EmberDimensionNumbers(axes[0], (0,) if stacked else ()), f"included, {BY_ANOTHER_TABLE}")
+        return TableMatch(EmberDimensionNumbers(axes[0], (0,) if stacked else ()), f"included, {BY_ANOTHER_TABLE}", is_head=True)
     return match._replace(rule=f"{match.rule}; ambiguous, axes {axes} have a vocabulary's size") if axes else match

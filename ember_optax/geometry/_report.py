@@ -90,9 +90,10 @@ def report(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
+      >>> import optax
       >>> from ember_optax import ember, geometry
       >>> params = {"embed": {"embedding": jnp.eye(8, 4)}, "dense": {"kernel": jnp.ones((4, 4))}}
-      >>> opt_state = ember(1e-2).init(params)
+      >>> opt_state = ember(1e-2, optax.adamw(1e-3)).init(params)
       >>> metrics = geometry.report(params, params, opt_state)
       >>> print(metrics["geometry/embed/embedding/effective_rank"], metrics["geometry/embed/embedding/active_rows"])
       4.0 4

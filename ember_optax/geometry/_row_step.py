@@ -41,7 +41,7 @@ def table_states(opt_state: Any) -> dict[str, TableState]:
       >>> import jax.numpy as jnp
       >>> from ember_optax import ember, geometry
       >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "dense": {"kernel": jnp.ones((4, 4))}}
-      >>> states = geometry.table_states(ember(1e-2).init(params))
+      >>> states = geometry.table_states(ember(1e-2, optax.adamw(1e-3)).init(params))
       >>> states["wte/embedding"].nu_token.shape, states["dense/kernel"].nu.shape
       ((8,), (4, 4))
 

@@ -1,11 +1,11 @@
 """Losses of heads with large vocabularies, in chunks: no N x V logits, forward or backward, whatever the optimizer.
 
->>> from ember_optax import losses  # `losses.softmax_cross_entropy` has an example that runs
+>>> from ember_optax import losses  # `losses.linear_softmax_cross_entropy` has an example that runs
 
 References:
   docs/fused_head.md
 """
 
-from ._softmax import softmax_cross_entropy
+from ._softmax import linear_softmax_cross_entropy
 
-__all__ = ["softmax_cross_entropy"]
+__all__ = ["linear_softmax_cross_entropy"]

@@ -12,7 +12,7 @@ from .._tree.boxes import unbox
 from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_where
 
 
-def softmax_cross_entropy(
+def linear_softmax_cross_entropy(
     hidden: jax.Array,
     table: jax.Array,
     labels: jax.Array,
@@ -60,9 +60,9 @@ def softmax_cross_entropy(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from ember_optax.losses import softmax_cross_entropy
+      >>> from ember_optax.losses import linear_softmax_cross_entropy
       >>> hidden, table = jnp.ones((2, 3, 8)), jnp.zeros((1000, 8))
-      >>> losses = softmax_cross_entropy(hidden, table, jnp.array([[5, 9, 5], [1, 2, -100]]), where=jnp.arange(3) < 2)
+      >>> losses = linear_softmax_cross_entropy(hidden, table, jnp.array([[5, 9, 5], [1, 2, -100]]), where=jnp.arange(3) < 2)
       >>> print(losses.shape, f"{losses[0, 0]:.4f}", losses[1, 2])
       (2, 3) 6.9078 0.0
 

@@ -4,7 +4,7 @@ What they do to the geometry of a table and to the loss was measured on a small 
 are meant to move, and cost. Signs and coefficients are the caller's.
 
     loss += regularizers.over_tables(functools.partial(regularizers.anisotropy, coefficient=0.1), params)
-    tx = optax.chain(ember(1e-2), regularizers.normalize_spectral_norm(10.0))
+    tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), regularizers.normalize_spectral_norm(10.0))
 
 >>> from ember_optax import regularizers  # each of them has an example that runs
 

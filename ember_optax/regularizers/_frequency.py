@@ -116,7 +116,7 @@ def scale_by_frequency(
 
     .. math:: u_{ij} \leftarrow w_i\, u_{ij}
 
-    with the weights of `frequency_weights`. It belongs behind `scale_by_ember` (`optax.chain(ember(1e-2),
+    with the weights of `frequency_weights`. It belongs behind `scale_by_ember` (`optax.chain(ember(1e-2, optax.adamw(1e-3)),
     scale_by_frequency(...))`): before it, the second moment of the row would take the weight out again. A positive power gives
     rare rows larger steps, a negative one smaller ones.
 

@@ -52,7 +52,7 @@ def center_rows(
       >>> from ember_optax import ember, regularizers, token_tables
       >>> params = {"wte": {"embedding": jnp.ones((4, 2))}, "lm_head": {"kernel": jnp.ones((2, 4))}}
       >>> head = functools.partial(token_tables, exclude=["wte/embedding"])
-      >>> tx = optax.chain(ember(1e-2), regularizers.center_rows("table", tables=head))
+      >>> tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), regularizers.center_rows("table", tables=head))
       >>> updates, _ = tx.update(params, tx.init(params), params)
       >>> print(optax.apply_updates(params, updates)["lm_head"]["kernel"][0])
       [0. 0. 0. 0.]

@@ -126,7 +126,7 @@ def normalize_spectral_norm(
     an update passes bit for bit. :math:`\|W' v\|` is at most the norm; until v has converged, in the first steps, tables may
     be larger than the bound by what it lacks. Every step reads the table `2 iterations + 1` times more.
 
-    Put it behind everything that scales updates, the learning rate too: `optax.chain(ember(1e-2),
+    Put it behind everything that scales updates, the learning rate too: `optax.chain(ember(1e-2, optax.adamw(1e-3)),
     normalize_spectral_norm(10.0))`.
 
     Args:
@@ -147,7 +147,7 @@ def normalize_spectral_norm(
       >>> import optax
       >>> from ember_optax import ember, regularizers
       >>> params = {"wte": {"embedding": jnp.full((8, 4), 2.0)}, "dense": {"kernel": jnp.ones((4, 4))}}  # norms 11.3 and 4
-      >>> tx = optax.chain(ember(1e-3), regularizers.normalize_spectral_norm(10.0))
+      >>> tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), regularizers.normalize_spectral_norm(10.0))
       >>> updates, state = tx.update(params, tx.init(params), params)
       >>> params = optax.apply_updates(params, updates)
       >>> print(f"{jnp.linalg.norm(params['wte']['embedding'], 2):.3f}")

@@ -35,7 +35,7 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransfo
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from ember_optax import ember, row_sparse
-      >>> tx = optax.chain(row_sparse.clip_by_global_norm(1.0), ember(1e-3))
+      >>> tx = optax.chain(row_sparse.clip_by_global_norm(1.0), ember(1e-2, optax.adamw(1e-3)))
       >>> clipped, _ = row_sparse.clip_by_global_norm(1.0).update({"w": jnp.full((4,), 3.0)}, optax.EmptyState())
       >>> print(clipped["w"])
       [0.5 0.5 0.5 0.5]

@@ -21,7 +21,7 @@ def value_and_grad(
     has_aux: bool = False,
     *,
     heads: str | Sequence[str] = (),
-    dimension_numbers: DimensionNumbersLike = AUTO,
+    tables: DimensionNumbersLike = AUTO,
 ) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
     """`jax.value_and_grad` whose gradients of token tables are compact: the V x D gradient of a table never exists.
 
@@ -32,9 +32,9 @@ def value_and_grad(
     Args:
       loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, with `has_aux` a pair of it and anything else.
       has_aux: as in `jax.value_and_grad`.
-      heads: paths of heads whose gradient is never an array either: the loss calls `losses.softmax_cross_entropy` with each of
-        them, once. Tied tables with ids besides are both. See docs/fused_head.md.
-      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+      heads: paths of heads whose gradient is never an array either. The loss calls `losses.linear_softmax_cross_entropy` once
+        with each of them. Tied tables with ids besides are both. See docs/fused_head.md.
+      tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       A function `(params, token_ids, *args, **kwargs) -> (value, grads, token_ids)`.
@@ -58,7 +58,7 @@ def value_and_grad(
       >>> ids = jnp.array([[5, 9, 5]])
       >>> def loss_fn(params, ids):
       ...     return jnp.mean((params["embed"]["embedding"][ids] @ params["dense"]["kernel"]) ** 2)
-      >>> tx = ember(1e-3)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> opt_state = tx.init(params)
       >>> loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": ids}, ids)
       >>> token_ids["embed/embedding"], grads["embed"]["embedding"].shape
@@ -76,7 +76,7 @@ def value_and_grad(
 
     def value_and_compact_grad(params, token_ids, /, *args, **kwargs):
         check_tree(params, "params")
-        found = _compact_tables(params, token_ids, heads, dimension_numbers)
+        found = _compact_tables(params, token_ids, heads, tables)
         of_heads = [table for table in found.tables if table.name in checked_heads(heads, found.names)]
         sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None and t.axes}
 
@@ -122,7 +122,7 @@ def _links(of_heads: list[Table]) -> dict[str, jax.Array]:
     return {table.name: jnp.ones((), jnp.float32) for table in of_heads}
 
 
-def _compact_tables(params: Any, token_ids: Any, heads: Any, dimension_numbers: DimensionNumbersLike) -> TableTree:
+def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNumbersLike) -> TableTree:
     """The tables, with axes where there are ids or where they are heads; a head without a lookup has no ids, an array of none."""
     leaves = read_tree(params)
     names = checked_heads(heads, leaves.names)
@@ -130,7 +130,7 @@ def _compact_tables(params: Any, token_ids: Any, heads: Any, dimension_numbers: 
         if table.name in names:
             check_head_table(table)
     ids = {name: jnp.zeros(0, jnp.int32) for name in names} | token_ids_by_name(token_ids)
-    found = tables_of(params, dimension_numbers, "with ids", token_ids=ids, what="the parameters are")
+    found = tables_of(params, tables, "with ids", token_ids=ids, what="the parameters are")
     for table in found.tables:
         check_array(table.box, f"parameter {table.name!r}", floating=True)
     return found

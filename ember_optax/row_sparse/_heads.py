@@ -70,11 +70,11 @@ class Head:
         if width == shape[self.token_axis]:
             fix = (f"{fix} if that is right; " if width == shape[other] else "") + (
                 f"if it is in axis {other}, with {shape[other]} tokens, pass token_axis={other} to the loss, "
-                f"dimension_numbers={finder_with(self.name, other)} to value_and_grad, and the same as tables to ember"
+                f"tables={finder_with(self.name, other)} to value_and_grad and to ember"
             )
         raise ValueError(
             f"the fused head {self.name!r} of shape {shape} has its vocabulary in axis {self.token_axis} by the "
-            f"dimension_numbers of value_and_grad and in axis {token_axis} by the token_axis of softmax_cross_entropy, and the "
+            f"tables of value_and_grad and in axis {token_axis} by the token_axis of linear_softmax_cross_entropy, and the "
             f"hidden states have {width} features: {fix}."
         )
 
@@ -116,7 +116,8 @@ def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -
       tables: of the heads.
 
     Raises:
-      ValueError: the loss calls softmax_cross_entropy with a head not at all, more than once, or where a call runs several times.
+      ValueError: the loss does not call linear_softmax_cross_entropy with a head, calls it more than once, or calls it where
+        one call runs several times.
     """
     heads = {table.name: Head(table) for table in tables}
     found = list(_marked(trace(heads).jaxpr))
@@ -124,24 +125,24 @@ def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -
         places = [(inside, shape) for mark, inside, shape in found if mark == name]
         if not places:
             raise ValueError(
-                f"heads names {name!r}, but loss_fn does not call losses.softmax_cross_entropy(hidden, table, labels) with this "
-                f"table: call it, or leave it out of heads."
+                f"heads names {name!r}, but loss_fn does not call losses.linear_softmax_cross_entropy(hidden, table, labels) "
+                f"with this table: call it, or leave it out of heads."
             )
         if len(places) > 1 or len(head.calls) > 1:
             raise ValueError(
-                f"loss_fn calls softmax_cross_entropy {max(len(places), len(head.calls))} times with the fused head {name!r}: "
-                f"call it once, with the hidden states and labels concatenated, or leave it out of heads."
+                f"loss_fn calls linear_softmax_cross_entropy {max(len(places), len(head.calls))} times with the fused head "
+                f"{name!r}: call it once, with the hidden states and labels concatenated, or leave it out of heads."
             )
         ((inside, shape),) = places
         if others := [primitive for primitive in inside if primitive not in _ONCE]:
             raise ValueError(
-                f"loss_fn calls softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one call may "
-                f"run several times: call it outside, on all hidden states, or leave it out of heads."
+                f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one "
+                f"call may run several times: call it outside, on all hidden states, or leave it out of heads."
             )
         if shape != (head.calls[0].tokens,):
             raise ValueError(
-                f"loss_fn calls softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states of "
-                f"all, of shape (batch, ..., D), in one call, or leave it out of heads."
+                f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states "
+                f"of all, of shape (batch, ..., D), in one call, or leave it out of heads."
             )
     return {name: head.calls[0] for name, head in heads.items()}
 

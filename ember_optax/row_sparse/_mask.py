@@ -19,33 +19,32 @@ from .._tree.token_ids import check_compact, token_ids_by_name
 
 
 def train_only_rows(
-    inner: optax.GradientTransformation, rows: Any, *, dimension_numbers: DimensionNumbersLike = AUTO
+    inner: optax.GradientTransformation, token_ids: Any, *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
     """`inner`, with all rows of some tables frozen but those named: the frozen ones stay bit-identical, weight decay included.
 
     The gradients of frozen rows count as zero, so they do not enter the statistics either. Works for dense and for row-sparse
-    steps; parameters that `rows` does not name are trained as ever.
+    steps. Parameters that `token_ids` does not name are trained as usual.
 
     Args:
       inner: the transformation of all parameters, complete with its learning rate; its gradients and updates are masked.
-      rows: a tree like the parameters, or a dictionary from paths such as `"embed/embedding"`, to the ids of the rows that are
-        trained: integers of any shape.
-      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`. A head that `tables` of `inner` had
-        to name, give here too.
+      token_ids: the ids of the rows that are trained, integers of any shape: a tree like the parameters, or a dictionary from
+        paths such as `"embed/embedding"`.
+      tables: which axis of the tables is the vocabulary, as in `ember`: what `inner` was given as `tables`.
 
     Returns:
       A `GradientTransformationExtraArgs` with the state of `inner`.
 
     Raises:
-      TypeError: `inner` is no transformation, or `rows` are not integers.
-      ValueError: `rows` names nothing; at init or update, `rows` names a path that is no parameter, or a row that does not exist;
-        at init, an Ember in `inner` takes another axis for the vocabulary.
+      TypeError: `inner` is no transformation, or `token_ids` are not integers.
+      ValueError: `token_ids` names nothing; at init or update, it names a path that is no parameter, or a row that does not
+        exist; at init, an Ember in `inner` takes another axis for the vocabulary.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from ember_optax import ember, row_sparse
       >>> params = {"wte": jnp.ones((100, 4))}
-      >>> tx = row_sparse.train_only_rows(ember(1e-3, weight_decay=0.1), {"wte": jnp.array([98, 99])})
+      >>> tx = row_sparse.train_only_rows(ember(1e-2, optax.adamw(1e-3), weight_decay=0.1), {"wte": jnp.array([98, 99])})
       >>> updates, opt_state = tx.update({"wte": jnp.ones((100, 4))}, tx.init(params), params)
       >>> jnp.flatnonzero(updates["wte"].any(1))
       Array([98, 99], dtype=int32)
@@ -53,16 +52,18 @@ def train_only_rows(
     References:
       docs/row_sparse.md
     """
-    check_transformation(inner, "inner", "pass the transformation first, then the rows, for example ember(1e-3)")
-    trained = token_ids_by_name(rows, "rows")
+    check_transformation(
+        inner, "inner", "pass the transformation first, then the rows, for example ember(1e-2, optax.adamw(1e-3))"
+    )
+    trained = token_ids_by_name(token_ids)
     if not trained:
         raise ValueError(
-            f"rows must name the rows of at least one table, got {shown(rows)}; without them use the transformation itself."
+            f"token_ids must name rows of at least one table, got {shown(token_ids)}; without them use the transformation itself."
         )
     inner = optax.with_extra_args_support(inner)
 
     def tables_with_rows(tree: Any) -> TableTree:
-        return tables_of(tree, dimension_numbers, "with ids", token_ids=trained, what="the parameters are")
+        return tables_of(tree, tables, "with ids", token_ids=trained, what="the parameters are")
 
     def init_fn(params):
         check_tree(params, "params")
@@ -97,7 +98,7 @@ def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree
     with watched_tables(is_quiet=False) as seen:
         state = inner.init(params)
     ours = {table.name: table.axes.token for table in with_rows.tables if table.axes is not None}
-    check_same_axes(ours, seen, "rows", "inner", "pass the same dimension_numbers to train_only_rows as tables to ember")
+    check_same_axes(ours, seen, "rows", "inner", "pass the same tables to train_only_rows and to ember")
     return state
 
 
@@ -152,7 +153,7 @@ def _check_update(table: Table, of_params: dict[str, Table]) -> None:
     if isinstance(table.array, HeadLeaf):
         raise TypeError(
             f"rows of {table.name!r} are named, but its update is that of a fused head, of which no array exists that could be "
-            f"masked: leave {table.name!r} out of the heads of value_and_grad, or out of rows."
+            f"masked: leave {table.name!r} out of the heads of value_and_grad, or out of token_ids."
         )
     if table.ids is not None:
         check_compact(table.name, table.shape, table.ids, whole.shape, whole.axes)
@@ -169,4 +170,6 @@ def _check_rows(table: Table) -> None:
     size = table.shape[table.axes.token[0]]
     outside = [int(row) for row in np.asarray(table.ids).reshape(-1) if not 0 <= row < size]
     if outside:
-        raise ValueError(f"rows of {table.name!r} names {outside}, but the table has the rows 0 to {size - 1}; correct the ids.")
+        raise ValueError(
+            f"token_ids of {table.name!r} names {outside}, but the table has the rows 0 to {size - 1}; correct the ids."
+        )

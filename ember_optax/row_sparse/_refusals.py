@@ -11,7 +11,7 @@ def whole_table_error(table: Any, reason: str) -> WholeTableError:
     """The error of a table of which only some rows exist, with the reason why more were needed."""
     if (head := getattr(table, "_head", None)) is not None:
         return WholeTableError(
-            f"{head.name!r} of shape {table.shape} is named in heads, so that losses.softmax_cross_entropy(hidden, table, "
+            f"{head.name!r} of shape {table.shape} is named in heads, so that losses.linear_softmax_cross_entropy(hidden, table, "
             f"labels) alone may use it as a head, and table[ids] look rows up that are declared in token_ids; but {reason}. Call "
             f"that loss, or leave {head.name!r} out of heads."
         )

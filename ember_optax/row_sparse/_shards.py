@@ -13,7 +13,7 @@ from .._tree.token_ids import token_ids_by_name
 
 
 def local_token_ids(
-    token_ids: Any, params: Any, mesh_axes: str | tuple[str, ...], *, dimension_numbers: DimensionNumbersLike = AUTO
+    token_ids: Any, params: Any, mesh_axes: str | tuple[str, ...], *, tables: DimensionNumbersLike = AUTO
 ) -> dict[str, jax.Array]:
     """Inside `jax.shard_map`, the ids as each device counts the rows of its part of a table, -1 for those of other parts.
 
@@ -26,7 +26,7 @@ def local_token_ids(
         paths.
       params: the parameters, with this device's part of each table.
       mesh_axes: the mesh axes over which the token axes are split, major to minor.
-      dimension_numbers: which axis of the tables is the vocabulary, as in `scale_by_ember`.
+      tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       A dictionary from paths to ids, of the same shapes.
@@ -59,7 +59,7 @@ def local_token_ids(
             f"mesh_axes must name each mesh axis that splits the tokens once, got {mesh_axes!r}; pass for example 'fsdp'."
         )
     check_bound({"mesh": names})
-    found = tables_of(params, dimension_numbers, "with ids", token_ids=token_ids_by_name(token_ids), what="the parameters are")
+    found = tables_of(params, tables, "with ids", token_ids=token_ids_by_name(token_ids), what="the parameters are")
     return {
         table.name: shifted_ids(table.ids, jax.lax.axis_index(names), table.shape[table.axes.token[0]])
         for table in found.tables

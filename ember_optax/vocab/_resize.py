@@ -78,7 +78,7 @@ def resize(
       >>> import jax.numpy as jnp
       >>> from ember_optax import ember, vocab
       >>> params = {"embed": {"embedding": jnp.ones((6, 4))}, "lm_head": {"kernel": jnp.ones((4, 6))}, "mlp": jnp.ones((4, 4))}
-      >>> tx = ember(1e-3)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> params, opt_state, new_ids = vocab.resize(params, tx.init(params), 7, tx=tx, pad_to_multiple_of=4)
       >>> params["embed"]["embedding"].shape, params["lm_head"]["kernel"].shape
       ((8, 4), (4, 8))

@@ -57,7 +57,7 @@ def take(
       >>> import numpy as np
       >>> from ember_optax import ember, vocab
       >>> params = {"embed": {"embedding": jnp.arange(6.0)[:, None] * jnp.ones(4)}}
-      >>> tx = ember(1e-3)
+      >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> opt_state = tx.init(params)
       >>> gone = vocab.unused(token_counts=[9, 0, 3, 0, 1, 2], keep=[1])
       >>> kept = np.delete(np.arange(6), gone)
@@ -79,7 +79,7 @@ def take(
 def removed_share(
     params: Any,
     opt_state: Any,
-    token_ids: Sequence[int] | np.ndarray | jax.Array,
+    kept_ids: Sequence[int] | np.ndarray | jax.Array,
     *,
     tables: DimensionNumbersLike = AUTO,
     unrelated: Sequence[str] = (),
@@ -89,7 +89,7 @@ def removed_share(
     Args:
       params: the parameters before `take`.
       opt_state: their state, which contains Ember.
-      token_ids: (W,) the ids that stay.
+      kept_ids: (W,) the ids that stay, as `take` gets them.
       tables: as for `resize`.
       unrelated: as for `resize`.
 
@@ -98,8 +98,8 @@ def removed_share(
       without. 0 before the first gradient.
 
     Raises:
-      TypeError: `token_ids` are no concrete integers.
-      ValueError: Ember trains none of the tables; `token_ids` are out of range; as `resize`.
+      TypeError: `kept_ids` are no concrete integers.
+      ValueError: Ember trains none of the tables; `kept_ids` are out of range; as `resize`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -113,7 +113,7 @@ def removed_share(
       docs/vocabulary.md
     """
     vocabulary, moments = vocabulary_of(params, tables, unrelated), ember_moments(opt_state)
-    ids_W = np.unique(checked_ids(token_ids, vocabulary.size, "token_ids"))
+    ids_W = np.unique(checked_ids(kept_ids, vocabulary.size, "kept_ids"))
     trained = {table.name: table.axes for table in vocabulary.leaves if table.axes is not None and table.name in moments}
     if not trained:
         raise ValueError(

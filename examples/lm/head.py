@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 
 class Head(NamedTuple):
@@ -18,4 +18,4 @@ class Head(NamedTuple):
     def losses(self, params: Any, hidden_BxTxD: jax.Array, labels_BxT: jax.Array) -> jax.Array:
         """The cross-entropy of each label, (B, T), in chunks of the vocabulary."""
         table = functools.reduce(operator.getitem, self.path.split("/"), params)
-        return softmax_cross_entropy(hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis)
+        return linear_softmax_cross_entropy(hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis)

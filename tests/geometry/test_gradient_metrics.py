@@ -99,11 +99,11 @@ def masked(inner):
 # Each makes an update of lr = 1, in which the rows' root mean squares are seen.
 OPTIMIZERS = {
     "scale_by_ember": scale_by_ember(),
-    "ember": ember(1.0),
-    "ember, other numbers": ember(1.0, b2=0.9, eps=1e-3, feature_mean="active_rows"),
+    "ember": ember(1.0, optax.adamw(1.0)),
+    "ember, other numbers": ember(1.0, optax.adamw(1.0), b2=0.9, eps=1e-3, feature_mean="active_rows"),
     "masked": masked(scale_by_ember()),
-    "MultiSteps": optax.MultiSteps(ember(1.0), 1),
-    "inject_hyperparams": optax.inject_hyperparams(ember, static_args=("body", "tables"))(1.0),
+    "MultiSteps": optax.MultiSteps(ember(1.0, optax.adamw(1.0)), 1),
+    "inject_hyperparams": optax.inject_hyperparams(ember, static_args=("body", "tables"))(1.0, optax.adamw(1.0)),
     "partition": optax.partition({"a": scale_by_ember(), "b": optax.sgd(1.0)}, {"wte": "a", "dense": "b"}),
     "adam": optax.adam(1.0),
     "adam, other numbers": optax.adam(1.0, b1=0.5, b2=0.9, eps=1e-3),

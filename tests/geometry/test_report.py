@@ -108,7 +108,7 @@ def test_compiled_by_the_caller_and_of_a_head():
         return geometry.report(params, grads, state, counts, spectral=False, tables=EmberDimensionNumbers(1))
 
     heads = [{"head": tree["embed"]["embedding"].T} for tree in (PARAMS, GRADS)]
-    tx = ember(1e-2, tables=EmberDimensionNumbers(1))
+    tx = ember(1e-2, optax.adamw(1e-2), tables=EmberDimensionNumbers(1))
     state = tx.init(heads[0])
     for scale in (0.5, 2.0):
         _, state = tx.update({"head": heads[1]["head"] * scale}, state, heads[0])
@@ -140,7 +140,9 @@ def test_other_optimizers(name):
         np.testing.assert_allclose(metrics["geometry/embed/embedding/median_row_step"], 1, rtol=0.5)
 
 
-@pytest.mark.parametrize("tx", [ember(1e-2, tables=EmberDimensionNumbers(1, (0,))), optax.adam(1e-3)], ids=["ember", "adam"])
+@pytest.mark.parametrize(
+    "tx", [ember(1e-2, optax.adamw(1e-2), tables=EmberDimensionNumbers(1, (0,))), optax.adam(1e-3)], ids=["ember", "adam"]
+)
 def test_stacked_tables_are_measured_one_by_one(tx):
     stacked = {"codebooks": jnp.stack([TABLE, 2 * TABLE])}
     state = tx.init(stacked)
@@ -155,7 +157,7 @@ def test_stacked_tables_are_measured_one_by_one(tx):
 
 
 def test_skipped_batches_of_a_stack_add_up():
-    tx = ember(1e-2, tables=EmberDimensionNumbers(1, (0,)))
+    tx = ember(1e-2, optax.adamw(1e-2), tables=EmberDimensionNumbers(1, (0,)))
     stacked = {"codebooks": jnp.stack([TABLE, TABLE])}
     spoilt = {"codebooks": stacked["codebooks"].at[1, 0].set(jnp.nan)}
     state = tx.update(spoilt, tx.init(stacked), stacked)[1]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 
 class Model(NamedTuple):
@@ -46,7 +46,7 @@ class Model(NamedTuple):
 
     def loss(self, params, ids, labels, where):
         options = dict(self.options) | {"token_axis": self.token_axis, "where": where if self.masked else None}
-        losses = softmax_cross_entropy(self.hidden(params, ids), params["head"], labels, **options)
+        losses = linear_softmax_cross_entropy(self.hidden(params, ids), params["head"], labels, **options)
         return losses.sum() / (where.sum() if self.masked else losses.size)
 
     def looked_up(self, ids):
@@ -73,13 +73,13 @@ def dense_step(model, tx):
 @functools.cache
 def fused_step(model, tx, lookups=True):
     """`lookups=False` leaves an untied input table dense: in a row-sparse step only the touched rows decay."""
-    gradient = row_sparse.value_and_grad(model.loss, heads="head", dimension_numbers=model.numbers)
+    gradient = row_sparse.value_and_grad(model.loss, heads="head", tables=model.numbers)
 
     @jax.jit
     def step(params, opt_state, *batch):
         loss, grads, token_ids = gradient(params, model.looked_up(batch[0]) if lookups else {}, *batch)
         updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids, dimension_numbers=model.numbers), opt_state, loss
+        return row_sparse.apply_updates(params, updates, token_ids, tables=model.numbers), opt_state, loss
 
     return step
 

@@ -79,7 +79,7 @@ def _equal(ours, theirs):
 
 def _runner(kind, mode):
     """From gradients of (steps, rows, D) to the parameters before and after each step, and the fields of the state."""
-    tx = ember(RATE, weight_decay=0.1, tables=EmberDimensionNumbers())
+    tx = ember(RATE, optax.adamw(RATE), weight_decay=0.1, tables=EmberDimensionNumbers())
     steps = {
         "dense": dense_step(tx),
         "row-sparse": lambda *state: sparse_step(tx)(*state, jnp.array(IDS)),
@@ -115,12 +115,10 @@ def _fused_step(tx):
     """From hidden states of a batch to the next parameters."""
 
     def loss_fn(params, hidden):
-        return jnp.sum(losses.softmax_cross_entropy(hidden, params, jnp.array(LABELS), token_axis=0))
+        return jnp.sum(losses.linear_softmax_cross_entropy(hidden, params, jnp.array(LABELS), token_axis=0))
 
     def step(params, state, hidden):
-        _, grads, ids = row_sparse.value_and_grad(loss_fn, heads="", dimension_numbers=EmberDimensionNumbers())(
-            params, {}, hidden
-        )
+        _, grads, ids = row_sparse.value_and_grad(loss_fn, heads="", tables=EmberDimensionNumbers())(params, {}, hidden)
         updates, state = tx.update(grads, state, params, token_ids=ids)
         return row_sparse.apply_updates(params, updates, ids), state
 

@@ -22,7 +22,7 @@ LARGEST = np.iinfo(np.int32).max
 def test_updates_have_the_dtype_of_gradients_whatever_kind_of_number_the_rate_is(rate):
     """google-deepmind/optax issue 1405: a NumPy scalar of bfloat16 made updates float32."""
     params = initial_params(jnp.bfloat16)
-    tx = ember(rate)
+    tx = ember(rate, optax.adamw(rate))
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     assert {updates[name][leaf].dtype for name, leaf in (("embed", "embedding"), ("lm_head", "kernel"))} == {
         jnp.dtype("bfloat16")
@@ -33,7 +33,7 @@ def test_micro_batches_in_another_dtype_than_the_parameters():
     """google-deepmind/optax pull request 1039: `MultiSteps` failed where gradients are wider than parameters."""
     params = initial_params(jnp.bfloat16)
     grads = initial_params(jnp.float32)
-    tx = optax.MultiSteps(ember(1e-2), 2)
+    tx = optax.MultiSteps(ember(1e-2, optax.adamw(1e-2)), 2)
     state, types = tx.init(params), []
     for _ in range(4):
         updates, state = jax.jit(tx.update)(grads, state, params)
@@ -43,7 +43,7 @@ def test_micro_batches_in_another_dtype_than_the_parameters():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("make", [scale_by_ember, lambda: ember(1e-2)], ids=["scale_by_ember", "ember"])
+@pytest.mark.parametrize("make", [scale_by_ember, lambda: ember(1e-2, optax.adamw(1e-2))], ids=["scale_by_ember", "ember"])
 def test_micro_batches_of_half_precision(make, dtype):
     """google-deepmind/optax issue 377: `MultiSteps` failed around what made updates of half precision float32."""
     grads = initial_params(dtype)
@@ -58,8 +58,9 @@ def test_micro_batches_of_half_precision(make, dtype):
 def test_every_hyperparameter_is_injected():
     """google-deepmind/optax issue 412: optimizers that ask whether a hyperparameter is None failed in `inject_hyperparams`."""
     params = initial_params()
-    given = {"learning_rate": 1e-2, "b2": 0.9, "eps": 1e-6, "weight_decay": 0.1}
-    plain, injected = ember(**given), optax.inject_hyperparams(ember)(**given)
+    given = {"learning_rate": 1e-2, "head_learning_rate": 2e-2, "b2": 0.9, "eps": 1e-6, "weight_decay": 0.1}
+    body = optax.adamw(1e-2)
+    plain, injected = ember(body=body, **given), optax.inject_hyperparams(ember)(body=body, **given)
     state = injected.init(params)
     assert set(given) <= set(state.hyperparams)
     updates, _ = jax.jit(injected.update)(params, state, params)
@@ -73,30 +74,34 @@ def test_an_optimizer_made_of_traced_numbers():
     def updated(tx):
         return tx.update(params, tx.init(params), params)[0]
 
-    many = jax.jit(jax.vmap(lambda rate: updated(ember(rate))))(rates)
+    many = jax.jit(jax.vmap(lambda rate: updated(ember(rate, optax.adamw(rate)))))(rates)
     taken_apart = eqx.filter_jit(lambda optimizer: updated(optax.GradientTransformationExtraArgs(*optimizer)))
     for i, rate in enumerate(rates):
-        expected = updated(ember(rate))
+        expected = updated(ember(rate, optax.adamw(rate)))
         assert_trees_close(jax.tree.map(lambda u, i=i: u[i], many), expected, rtol=1e-6)
-        assert_trees_close(taken_apart(closure_to_pytree(ember(rate))), expected, rtol=1e-6)
+        assert_trees_close(taken_apart(closure_to_pytree(ember(rate, optax.adamw(rate)))), expected, rtol=1e-6)
 
 
 def test_micro_batches_without_their_nans():
     """google-deepmind/optax issue 828: `MultiSteps` failed around a chain that begins with `zero_nans`."""
     params = initial_params()
-    tx = optax.MultiSteps(optax.chain(optax.zero_nans(), ember(1e-2)), 2)
+    tx = optax.MultiSteps(optax.chain(optax.zero_nans(), ember(1e-2, optax.adamw(1e-2))), 2)
     state, grads = tx.init(params), jax.tree.map(lambda p: p.at[0].set(jnp.nan), params)
     for batch in (grads, params):
         updates, state = jax.jit(tx.update)(batch, state, params)
     assert skipped_batches(state.inner_opt_state) == {"embed/embedding": 0, "lm_head/kernel": 0}
     expected = jax.tree.map(lambda p: p.at[0].set(0), params)
-    assert_trees_close(updates, ember(1e-2).update(expected, ember(1e-2).init(params), params)[0], rtol=1e-5)
+    assert_trees_close(
+        updates,
+        ember(1e-2, optax.adamw(1e-2)).update(expected, ember(1e-2, optax.adamw(1e-2)).init(params), params)[0],
+        rtol=1e-5,
+    )
 
 
 def test_frozen_dictionaries():
     """google-deepmind/optax issue 160: masks and partitions failed on Flax's FrozenDict."""
     params = initial_params()
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     expected, _ = tx.update(params, tx.init(params), params)
     found, _ = tx.update(freeze(params), tx.init(freeze(params)), freeze(params))
     assert_trees_equal(found.unfreeze(), expected)
@@ -106,7 +111,7 @@ def test_a_mask_around_what_masks_itself():
     """google-deepmind/optax issue 271: a masked transformation under another mask failed."""
     params = initial_params()
     mask = {"embed": True, "lm_head": True, "dense": False}
-    tx = optax.masked(optax.chain(optax.masked(optax.clip(1.0), mask), ember(1e-2)), mask)
+    tx = optax.masked(optax.chain(optax.masked(optax.clip(1.0), mask), ember(1e-2, optax.adamw(1e-2))), mask)
     updates, state = tx.update(params, tx.init(params), params)
     assert skipped_batches(state) == {"embed/embedding": 0, "lm_head/kernel": 0}
     np.testing.assert_array_equal(updates["dense"]["kernel"], params["dense"]["kernel"])
@@ -115,7 +120,7 @@ def test_a_mask_around_what_masks_itself():
 
 def test_a_deserialised_state_is_the_same_type_under_cond():
     """google/flax issues 1429 and 1550: a restored state had other named tuples, and `lax.cond` refused it."""
-    params, tx = initial_params(), ember(1e-2)
+    params, tx = initial_params(), ember(1e-2, optax.adamw(1e-2))
     _, state = tx.update(params, tx.init(params), params)
     restored = serialization.from_bytes(tx.init(params), serialization.to_bytes(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -129,7 +134,7 @@ def test_an_nnx_optimizer_leaves_the_models_sharding_alone():
     model = nnx.Embed(16, 8, rngs=nnx.Rngs(0))
     rows = NamedSharding(mesh, PartitionSpec("x"))
     nnx.update(model, jax.device_put(nnx.state(model), rows))
-    optimizer = nnx.Optimizer(model, ember(1e-2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, ember(1e-2, optax.adamw(1e-2)), wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer):

@@ -3,6 +3,8 @@
 import functools
 import os
 
+import optax
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import equinox as eqx
@@ -56,7 +58,7 @@ def test_linen_train_state(tied):
     params = jax.jit(model.init)(jax.random.key(1), TOKENS[:, :-1])["params"]
     expected = {"embed/embedding": 0, "layers/value_embed/embedding": 1}
     assert tables_of(params) == expected if tied else expected | {"lm_head/kernel": 1}
-    state, losses = TrainState.create(apply_fn=model.apply, params=params, tx=ember(3e-3)), []
+    state, losses = TrainState.create(apply_fn=model.apply, params=params, tx=ember(3e-3, optax.adamw(3e-3))), []
 
     @jax.jit
     def step(state):
@@ -85,7 +87,7 @@ class NnxModel(nnx.Module):
 def test_nnx_optimizer():
     model = NnxModel(nnx.Rngs(0))
     assert tables_of(nnx.state(model, nnx.Param)) == {"wte/embedding": 0, "lm_head/kernel": 1}
-    optimizer = nnx.Optimizer(model, ember(3e-3), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, ember(3e-3, optax.adamw(3e-3)), wrt=nnx.Param)
     assert_falls(train_nnx(model, optimizer))
 
 
@@ -99,7 +101,7 @@ def test_nnx_functional():
         nnx.replace_by_pure_dict(restored, params)
         return next_token_loss(nnx.merge(graph, restored)(TOKENS[:, :-1]))
 
-    assert_falls(train(nnx.to_pure_dict(state), loss_fn, ember(3e-3)))
+    assert_falls(train(nnx.to_pure_dict(state), loss_fn, ember(3e-3, optax.adamw(3e-3))))
 
 
 class EquinoxModel(eqx.Module):
@@ -126,7 +128,7 @@ def test_equinox():
     include = ["head/weight"]
     assert tables_of(eqx.filter(model, eqx.is_inexact_array)) == {"embed/weight": 0}
     assert tables_of(eqx.filter(model, eqx.is_inexact_array), include=include) == {"embed/weight": 0, "head/weight": 0}
-    tx = ember(3e-3, tables=functools.partial(token_tables, include=include))
+    tx = ember(3e-3, optax.adamw(3e-3), tables=functools.partial(token_tables, include=include))
     opt_state, losses = tx.init(eqx.filter(model, eqx.is_inexact_array)), []
 
     @eqx.filter_jit
@@ -143,7 +145,7 @@ def test_equinox():
 
 def test_a_whole_equinox_model_is_refused_with_the_cure():
     with pytest.raises(TypeError, match=r"'mlp/activation' is .*, not an array.*eqx\.filter\(model, eqx\.is_inexact_array\)"):
-        ember(3e-3).init(EquinoxModel(jax.random.key(0)))
+        ember(3e-3, optax.adamw(3e-3)).init(EquinoxModel(jax.random.key(0)))
 
 
 def test_haiku():
@@ -154,7 +156,7 @@ def test_haiku():
     model = hk.without_apply_rng(hk.transform(forward))
     params = jax.jit(model.init)(jax.random.key(0), TOKENS[:, :-1])
     assert tables_of(params) == {"token_embed/embeddings": 0, "lm_head/w": 1}
-    assert_falls(train(params, lambda p: next_token_loss(model.apply(p, TOKENS[:, :-1])), ember(3e-3)))
+    assert_falls(train(params, lambda p: next_token_loss(model.apply(p, TOKENS[:, :-1])), ember(3e-3, optax.adamw(3e-3))))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
@@ -172,7 +174,7 @@ def test_keras():
         logits, _ = model.stateless_call(trainable, [v.value for v in model.non_trainable_variables], TOKENS[:, :-1])
         return next_token_loss(logits)
 
-    assert_falls(train(params, loss_fn, ember(3e-3)))
+    assert_falls(train(params, loss_fn, ember(3e-3, optax.adamw(3e-3))))
 
 
 @pytest.mark.slow
@@ -199,4 +201,4 @@ def test_recurrentgemma():
     def loss_fn(params):
         return next_token_loss(model.apply({"params": params}, TOKENS[:, :-1], positions)[0])
 
-    assert_falls(train(params, loss_fn, ember(3e-3)))
+    assert_falls(train(params, loss_fn, ember(3e-3, optax.adamw(3e-3))))

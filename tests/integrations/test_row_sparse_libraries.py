@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from next_token import TOKENS, D, V, assert_falls, next_token_loss
@@ -113,7 +114,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_row_sparse_training_is_dense_training(name):
     params, loss_fn, path = MODELS[name]()
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
 
     sparse = functools.partial(sparse_train_step(tx, loss_fn), token_ids={path: IDS})
     state = jax.jit(tx.init)(params)

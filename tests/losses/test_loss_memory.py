@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 TOKENS, WIDTH, SIZE, CHUNK = 96, 64, 20_000, 512
 
 
 def losses(hidden, table, labels):
-    return softmax_cross_entropy(hidden, table, labels, chunk=CHUNK).sum()
+    return linear_softmax_cross_entropy(hidden, table, labels, chunk=CHUNK).sum()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)

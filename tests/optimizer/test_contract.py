@@ -24,9 +24,9 @@ def tables_only(learning_rate=0.05, b2=0.999):
 
 TRANSFORMATIONS = {
     "scale_by_ember": tables_only,
-    "ember": lambda learning_rate=0.05: ember(learning_rate),
-    "ember with decay": lambda learning_rate=0.05: ember(learning_rate, weight_decay=0.01),
-    "ember with a tree of tables": lambda learning_rate=0.05: ember(learning_rate, tables=TABLES),
+    "ember": lambda learning_rate=0.05: ember(learning_rate, optax.adamw(learning_rate)),
+    "ember with decay": lambda learning_rate=0.05: ember(learning_rate, optax.adamw(learning_rate), weight_decay=0.01),
+    "ember with a tree of tables": lambda learning_rate=0.05: ember(learning_rate, optax.adamw(learning_rate), tables=TABLES),
     "ember over sgd": lambda learning_rate=0.05: ember(learning_rate, optax.sgd(learning_rate, momentum=0.9)),
     "ember over muon": lambda learning_rate=0.05: ember(learning_rate, optax.contrib.muon(learning_rate)),
 }
@@ -236,7 +236,7 @@ def test_divides_float64_gradients_in_float64():
 
 def test_schedules_the_learning_rate():
     params = initial_params()
-    tx = ember(lambda step: jnp.where(step == 1, 0.0, 0.1))
+    tx = ember(lambda step: jnp.where(step == 1, 0.0, 0.1), optax.adamw(lambda step: jnp.where(step == 1, 0.0, 0.1)))
     opt_state, moved = tx.init(params), []
     for _ in range(3):
         updates, opt_state = tx.update(params, opt_state, params)

@@ -19,7 +19,7 @@ IDS = jnp.array([1, 2])
 def test_float8_tables_with_decay(dtype):
     table = jnp.ones((6, 4), dtype)
     moved = []
-    for tx in (ember(0.1, tables=TABLE, weight_decay=0.1), optax.adamw(0.1, weight_decay=0.1)):
+    for tx in (ember(0.1, optax.adamw(0.1), tables=TABLE, weight_decay=0.1), optax.adamw(0.1, weight_decay=0.1)):
         updates, _ = tx.update(table, tx.init(table), table)
         assert updates.dtype == dtype
         moved.append(optax.apply_updates(table, updates))
@@ -43,7 +43,7 @@ def test_numpy_parameters():
     table, rows = np.ones((6, 4), np.float32), np.ones((2, 4), np.float32)
     found = row_sparse.apply_updates({"wte": table}, {"wte": rows}, {"wte": np.array([1, 1])})["wte"]
     np.testing.assert_array_equal(found[:, 0], [1, 3, 1, 1, 1, 1])
-    updates, _ = (tx := ember(0.1, tables=TABLE, weight_decay=0.1)).update(table, tx.init(table), table)
+    updates, _ = (tx := ember(0.1, optax.adamw(0.1), tables=TABLE, weight_decay=0.1)).update(table, tx.init(table), table)
     np.testing.assert_allclose(updates, -0.11, rtol=1e-5)
 
 
@@ -69,6 +69,6 @@ def test_gradients_whose_squares_vanish_take_no_large_step(eps, exponent):
 
 @pytest.mark.parametrize("shape", [(1, 4), (6, 1), (), (4, 6)])
 def test_decay_of_a_parameter_of_another_shape(shape):
-    tx, table = ember(0.1, tables=TABLE, weight_decay=0.1), jnp.ones((6, 4))
+    tx, table = ember(0.1, optax.adamw(0.1), tables=TABLE, weight_decay=0.1), jnp.ones((6, 4))
     with pytest.raises(ValueError, match=re.escape(f"parameter '' has shape {shape}, but its gradient has (6, 4)")):
         tx.update(table, tx.init(table), jnp.ones(shape))

@@ -86,7 +86,7 @@ def test_steps_are_smaller_by_the_root_of_the_active_share_and_depend_on_padding
 
 
 def test_a_batch_without_gradient_and_a_poisoned_one():
-    tx = ember(1e-2, tables=EmberDimensionNumbers(), feature_mean="active_rows")
+    tx = ember(1e-2, optax.adamw(1e-2), tables=EmberDimensionNumbers(), feature_mean="active_rows")
     table = jnp.ones((V, D))
     clean = [dense_of(batch) for batch in batches()[:3]]
 

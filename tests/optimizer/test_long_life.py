@@ -30,7 +30,10 @@ def trained(tx, seed, steps=60):
 @pytest.mark.slow
 def test_two_trainings_in_two_threads():
     """Traced, compiled and run beside each other, they are what each is alone, to the last bit."""
-    runs = {"schedule": (ember(optax.linear_schedule(1e-2, 1e-3, 60)), 0), "decay": (ember(3e-3, weight_decay=0.1), 1)}
+    runs = {
+        "schedule": (ember(optax.linear_schedule(1e-2, 1e-3, 60), optax.adamw(optax.linear_schedule(1e-2, 1e-3, 60))), 0),
+        "decay": (ember(3e-3, optax.adamw(3e-3), weight_decay=0.1), 1),
+    }
     alone = {name: trained(*run) for name, run in runs.items()}
     beside, start = {}, threading.Barrier(len(runs))
 
@@ -52,7 +55,12 @@ def test_two_trainings_in_two_threads():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from Linux")
 def test_ten_thousand_steps_grow_nothing():
     """Traces, arrays alive and resident memory, from the thousandth step on."""
-    tx, traces = ember(optax.cosine_decay_schedule(1e-2, 10_000), weight_decay=0.01), []
+    tx, traces = (
+        ember(
+            optax.cosine_decay_schedule(1e-2, 10_000), optax.adamw(optax.cosine_decay_schedule(1e-2, 10_000)), weight_decay=0.01
+        ),
+        [],
+    )
 
     def counted(*arguments):
         traces.append(1)

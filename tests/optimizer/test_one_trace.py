@@ -16,13 +16,15 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 STEPS = 100
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, STEPS)
 WRAPPED = {
-    "a number": ember(1e-2),
-    "a schedule": ember(SCHEDULE),
-    "weight decay": ember(SCHEDULE, weight_decay=0.1),
-    "injected schedules": optax.inject_hyperparams(ember, ("body", "tables"))(SCHEDULE, b2=lambda step: 0.9 + 0.0001 * step),
-    "micro-batches": optax.MultiSteps(ember(SCHEDULE), 3),
-    "a guard": optax.apply_if_finite(ember(SCHEDULE), 5),
-    "a clip before it": optax.chain(optax.clip_by_global_norm(1.0), ember(SCHEDULE)),
+    "a number": ember(1e-2, optax.adamw(1e-2)),
+    "a schedule": ember(SCHEDULE, optax.adamw(SCHEDULE)),
+    "weight decay": ember(SCHEDULE, optax.adamw(SCHEDULE), weight_decay=0.1),
+    "injected schedules": optax.inject_hyperparams(ember, ("body", "tables"))(
+        SCHEDULE, optax.adamw(SCHEDULE), b2=lambda step: 0.9 + 0.0001 * step
+    ),
+    "micro-batches": optax.MultiSteps(ember(SCHEDULE, optax.adamw(SCHEDULE)), 3),
+    "a guard": optax.apply_if_finite(ember(SCHEDULE, optax.adamw(SCHEDULE)), 5),
+    "a clip before it": optax.chain(optax.clip_by_global_norm(1.0), ember(SCHEDULE, optax.adamw(SCHEDULE))),
     "another body": ember(SCHEDULE, optax.contrib.muon(SCHEDULE)),
 }
 
@@ -84,7 +86,7 @@ def test_steps_with_a_fused_head():
 
     def loss_fn(params, ids, labels):
         hidden = jnp.tanh(params["embed"]["embedding"][ids] @ params["dense"]["kernel"])
-        return losses.softmax_cross_entropy(hidden, params["lm_head"]["kernel"], labels, token_axis=1).mean()
+        return losses.linear_softmax_cross_entropy(hidden, params["lm_head"]["kernel"], labels, token_axis=1).mean()
 
     def step(params, state, ids, labels):
         _, grads, token_ids = row_sparse.value_and_grad(loss_fn, heads="lm_head/kernel")(params, {}, ids, labels)

@@ -14,7 +14,7 @@ from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
 DRILLS = list(itertools.product(POISONS, POSITIONS, ("float32", "bfloat16")))
 STEPS, POISONED = 6, 3
-DRILLED = ember(1e-2, weight_decay=0.1, tables=EmberDimensionNumbers())
+DRILLED = ember(1e-2, optax.adamw(1e-2), weight_decay=0.1, tables=EmberDimensionNumbers())
 
 
 def gradients(dtype):
@@ -59,7 +59,7 @@ def test_other_tables_and_the_body_go_on():
     }
     clean = jax.tree.map(lambda p: p * 0.5, params)
     bad = {**clean, "embed": {"embedding": clean["embed"]["embedding"].at[1, 1].set(jnp.nan)}}
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     expected, _ = train(tx, params, [clean, clean, clean])
     history, state = train(tx, params, [clean, bad, clean])
     for name in ("lm_head", "dense"):
@@ -109,7 +109,7 @@ def test_apply_if_finite_protects_the_body_too():
     """Ember's guard is for its tables; a body becomes NaN, and a clip by the global norm before Ember spreads the NaN."""
     params = {"embed": {"embedding": jnp.ones((12, 8))}, "dense": {"kernel": jnp.ones((8, 8))}}
     bad = {**params, "embed": {"embedding": params["embed"]["embedding"].at[0, 0].set(jnp.nan)}}
-    plain = optax.chain(optax.clip_by_global_norm(1.0), ember(1e-2))
+    plain = optax.chain(optax.clip_by_global_norm(1.0), ember(1e-2, optax.adamw(1e-2)))
     history, _ = train(plain, params, [params, bad, params])
     assert jnp.isnan(history[-1]["dense"]["kernel"]).all()
     guarded = optax.apply_if_finite(plain, max_consecutive_errors=5)

@@ -59,7 +59,7 @@ def test_other_leaves_pass_through():
 def test_rows_are_rounded_as_in_the_whole_table(axis, dtype):
     """Bit for bit, wherever the token axis is; equal ids are added up before, padding is left alone."""
     numbers, features = EmberDimensionNumbers(axis), (3, 4)
-    tx = stochastic_rounding(7, dimension_numbers=numbers)
+    tx = stochastic_rounding(7, tables=numbers)
     rng = np.random.default_rng(0)
     params = jnp.asarray(np.moveaxis(0.02 * rng.standard_normal((V, *features)), 0, axis), dtype)
     ids = jnp.asarray([[5, 299, 17, 5], [-1, 300, 0, 299]])
@@ -71,7 +71,7 @@ def test_rows_are_rounded_as_in_the_whole_table(axis, dtype):
 
     state = tx.init(params)
     whole, _ = jax.jit(dense_step(tx))(params, state, jnp.asarray(np.moveaxis(dense, 0, axis), jnp.float32))
-    some, _ = jax.jit(sparse_step(tx, dimension_numbers=numbers))(params, state, compact, ids)
+    some, _ = jax.jit(sparse_step(tx, tables=numbers))(params, state, compact, ids)
     np.testing.assert_array_equal(bits_of(some), bits_of(whole))
     assert (whole != params).any()
 
@@ -111,7 +111,7 @@ def test_devices_round_as_one(kind, spec):
 
 WRAPPED = {
     "chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
-    "injected": lambda tx: optax.chain(ember(1e-3), optax.inject_hyperparams(stochastic_rounding)(seed=7)),
+    "injected": lambda tx: optax.chain(ember(1e-3, optax.adamw(1e-3)), optax.inject_hyperparams(stochastic_rounding)(seed=7)),
     "every second step": lambda tx: optax.MultiSteps(tx, 2),
     "masked": lambda tx: optax.masked(tx, {"embedding": True}),
     "only finite": lambda tx: optax.apply_if_finite(tx, 3),
@@ -121,10 +121,10 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_works_in_the_wrappers_of_optax(name):
-    tx = WRAPPED[name](optax.chain(ember(1e-3), ROUNDING))
+    tx = WRAPPED[name](optax.chain(ember(1e-3, optax.adamw(1e-3)), ROUNDING))
     params = {"embedding": table()}
     grads = {"embedding": small_update()}
-    plain, once = optax.chain(ember(1e-3), ROUNDING), dense_step(tx)
+    plain, once = optax.chain(ember(1e-3, optax.adamw(1e-3)), ROUNDING), dense_step(tx)
     wanted, _ = dense_step(plain)(params, plain.init(params), grads)
     found, state = params, tx.init(params)
     for _ in range(2 if name == "every second step" else 1):
@@ -136,13 +136,13 @@ def test_works_in_the_wrappers_of_optax(name):
 
 def test_frozen_rows_stay_bit_for_bit():
     """And a table that skips its batch."""
-    tx = row_sparse.train_only_rows(optax.chain(ember(1e-3), ROUNDING), {"embedding": jnp.array([5])})
+    tx = row_sparse.train_only_rows(optax.chain(ember(1e-3, optax.adamw(1e-3)), ROUNDING), {"embedding": jnp.array([5])})
     params = {"embedding": table().at[3].set(-0.0)}
     found, _ = dense_step(tx)(params, tx.init(params), {"embedding": small_update()})
     frozen = jnp.arange(V) != 5
     np.testing.assert_array_equal(bits_of(found["embedding"][frozen]), bits_of(params["embedding"][frozen]))
     assert (found["embedding"][5] != params["embedding"][5]).any()
-    tx = optax.chain(ember(1e-3), ROUNDING)
+    tx = optax.chain(ember(1e-3, optax.adamw(1e-3)), ROUNDING)
     found, _ = dense_step(tx)(params, tx.init(params), {"embedding": small_update().at[0, 0].set(jnp.nan)})
     np.testing.assert_array_equal(found["embedding"], params["embedding"])
 
@@ -170,7 +170,7 @@ def test_lands_in_the_libraries():
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="before jax 0.10 XLA on CPU writes g^2 to memory")
 @pytest.mark.parametrize("shape, axis", [((131_072, 1024), 0), ((1024, 131_072), 1)])
 def test_has_no_temporary(shape, axis):
-    tx = optax.chain(ember(1e-3, tables=EmberDimensionNumbers(axis)), ROUNDING)
+    tx = optax.chain(ember(1e-3, optax.adamw(1e-3), tables=EmberDimensionNumbers(axis)), ROUNDING)
     array = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     step = jax.jit(dense_step(tx), donate_argnums=(0, 1))
     memory = step.lower(array, jax.eval_shape(tx.init, array), array).compile().memory_analysis()

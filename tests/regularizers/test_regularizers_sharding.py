@@ -42,7 +42,7 @@ def loss(params, key):
 
 
 TX = optax.chain(
-    ember(1e-2),
+    ember(1e-2, optax.adamw(1e-2)),
     regularizers.scale_by_frequency(decay=0.9),
     regularizers.cap_row_steps(5e-3),
     regularizers.center_rows("table", tables=functools.partial(token_tables, exclude=["wte"])),

@@ -94,8 +94,8 @@ def test_a_normalised_table_is_not_above_its_bound():
 
 def test_the_loss_does_not_see_the_centre_of_a_head():
     params = initial_params()
-    tx = optax.chain(ember(1e-2), regularizers.center_rows("table", tables=HEAD))
-    plain, _ = ember(1e-2).update(params, ember(1e-2).init(params), params)
+    tx = optax.chain(ember(1e-2, optax.adamw(1e-2)), regularizers.center_rows("table", tables=HEAD))
+    plain, _ = ember(1e-2, optax.adamw(1e-2)).update(params, ember(1e-2, optax.adamw(1e-2)).init(params), params)
     centred, _ = tx.update(params, tx.init(params), params)
     assert_trees_equal(plain["embed"], centred["embed"])
     hidden, label = jnp.ones(4), jnp.arange(12)
@@ -197,7 +197,7 @@ def test_streamed_counts_are_kept_and_decay():
 @pytest.mark.slow  # two programs, of parts that are tested alone
 def test_row_sparse_training_with_a_weighted_loss_and_cap():
     """One step of the README's three lines with both, against the dense one."""
-    tx = optax.chain(ember(1e-2), regularizers.cap_row_steps(5e-3))
+    tx = optax.chain(ember(1e-2, optax.adamw(1e-2)), regularizers.cap_row_steps(5e-3))
     params, ids = {"wte": jnp.ones((V, D)), "lm_head": {"kernel": jnp.ones((D, V))}}, jnp.array([[1, 5, 5]])
     weights = regularizers.frequency_weights(COUNTS)
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, skipped_batches, stochastic_rounding
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ALL_OPTIONS = (("chunk", 8), ("soft_cap", 5.0), ("z_loss", 0.1), ("label_smoothing", 0.1))
@@ -70,13 +70,13 @@ def test_any_size(size, width, tokens, token_axis, tied, options, masked):
 def test_kinds_of_step_may_be_mixed():
     """Dense, row-sparse with a dense head, and fused, in any order: one state."""
     tx = transformation(UNTIED)
-    gradient = row_sparse.value_and_grad(UNTIED.loss, dimension_numbers=UNTIED.numbers)
+    gradient = row_sparse.value_and_grad(UNTIED.loss, tables=UNTIED.numbers)
 
     @jax.jit
     def sparse(params, opt_state, *batch):
         loss, grads, token_ids = gradient(params, UNTIED.looked_up(batch[0]), *batch)
         updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids, dimension_numbers=UNTIED.numbers), opt_state, loss
+        return row_sparse.apply_updates(params, updates, token_ids, tables=UNTIED.numbers), opt_state, loss
 
     kinds = [fused_step(UNTIED, tx), dense_step(UNTIED, tx), sparse]
     found = run(lambda number: kinds[number % 3], UNTIED, tx, 6)
@@ -98,7 +98,7 @@ def test_a_poisoned_batch_leaves_no_trace(model):
 
 
 def head_loss(table, hidden, labels):
-    return softmax_cross_entropy(hidden, table, labels, chunk=16).mean()
+    return linear_softmax_cross_entropy(hidden, table, labels, chunk=16).mean()
 
 
 TABLE = EmberDimensionNumbers()
@@ -107,7 +107,7 @@ DATA = Model(64, 16, 24)
 
 def applied(loss_fn=head_loss, tx=None, table=None, **options):
     """One fused step of a model that is a head alone, in the place of the whole parameter tree."""
-    tx = ember(1e-2, tables=TABLE) if tx is None else tx
+    tx = ember(1e-2, optax.adamw(1e-2), tables=TABLE) if tx is None else tx
     table = DATA.params()["head"] if table is None else table
     hidden, labels = DATA.hidden(DATA.params(), DATA.batch(0)[0]), DATA.batch(0)[1]
 
@@ -216,16 +216,21 @@ def test_has_aux_and_other_arguments():
 def test_is_linear(scale):
     """Gradients and updates may be multiplied by numbers of any kind, on both sides."""
     doubled = optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
-    twice = applied(tx=optax.chain(ember(1e-2, tables=TABLE), doubled))[0]
-    assert_same(twice, applied(tx=ember(2e-2, tables=TABLE))[0])
-    (_, state, _), (_, once, _) = applied(tx=optax.chain(doubled, ember(1e-2, tables=TABLE))), applied()
+    twice = applied(tx=optax.chain(ember(1e-2, optax.adamw(1e-2), tables=TABLE), doubled))[0]
+    assert_same(twice, applied(tx=ember(2e-2, optax.adamw(2e-2), tables=TABLE))[0])
+    (_, state, _), (_, once, _) = applied(tx=optax.chain(doubled, ember(1e-2, optax.adamw(1e-2), tables=TABLE))), applied()
     assert_same(optax.tree.get(state, "nu_token"), 4 * optax.tree.get(once, "nu_token"))
 
 
 def test_schedules_and_injected_hyperparameters():
-    schedule = optax.inject_hyperparams(ember, static_args=("tables",))(optax.linear_schedule(1e-2, 1e-3, 3), tables=TABLE)
+    schedule = optax.inject_hyperparams(ember, static_args=("tables",))(
+        optax.linear_schedule(1e-2, 1e-3, 3), optax.adamw(1e-2), tables=TABLE
+    )
     assert_same(applied(tx=schedule)[0], applied()[0])
-    assert_same(applied(tx=ember(optax.constant_schedule(1e-2), tables=TABLE))[0], applied()[0])
+    assert_same(
+        applied(tx=ember(optax.constant_schedule(1e-2), optax.adamw(optax.constant_schedule(1e-2)), tables=TABLE))[0],
+        applied()[0],
+    )
 
 
 @pytest.mark.parametrize("token_axis", [0, 1])
@@ -233,19 +238,19 @@ def test_stochastic_rounding(token_axis):
     """Rounded as the float32 updates are in a dense step, but for sums that differ in their last place."""
 
     def loss(table, hidden, labels):
-        return softmax_cross_entropy(hidden, table, labels, token_axis=token_axis, chunk=16).mean()
+        return linear_softmax_cross_entropy(hidden, table, labels, token_axis=token_axis, chunk=16).mean()
 
     numbers = EmberDimensionNumbers(token_axis)
     table = (0.02 * DATA.params()["head"]).astype(jnp.bfloat16)
     table = table.T if token_axis else table
-    tx, rounding = ember(1e-4, tables=numbers), stochastic_rounding(3)
-    found, _, _ = applied(loss, optax.chain(tx, rounding), table, dimension_numbers=numbers)
-    exact, _, _ = applied(loss, tx, table.astype(jnp.float32), dimension_numbers=numbers)
+    tx, rounding = ember(1e-4, optax.adamw(1e-4), tables=numbers), stochastic_rounding(3)
+    found, _, _ = applied(loss, optax.chain(tx, rounding), table, tables=numbers)
+    exact, _, _ = applied(loss, tx, table.astype(jnp.float32), tables=numbers)
     update, _ = rounding.update(exact - table.astype(jnp.float32), rounding.init(table), table)
     wanted = optax.apply_updates(table, update)
     assert found.dtype == jnp.bfloat16 and (found != table).any()
     assert np.mean(np.asarray(found == wanted)) > 0.99
-    nearest, _, _ = applied(loss, tx, table, dimension_numbers=numbers)
+    nearest, _, _ = applied(loss, tx, table, tables=numbers)
     assert (found != nearest).any()
 
 

@@ -21,7 +21,7 @@ def mesh_with(axis_type):
 
 
 def gradient(params, *batch):
-    return row_sparse.value_and_grad(MODEL.loss, heads="head", dimension_numbers=MODEL.numbers)(params, {}, *batch)[0]
+    return row_sparse.value_and_grad(MODEL.loss, heads="head", tables=MODEL.numbers)(params, {}, *batch)[0]
 
 
 @pytest.mark.parametrize("spec", [P(), P("rows"), P(None, "rows")], ids=str)

@@ -44,11 +44,11 @@ def train(tx, *, sparse, steps=6, micro_batches=1):
 
 
 WRAPPERS = {
-    "ember": lambda: ember(1e-2),
-    "schedule": lambda: ember(optax.linear_schedule(1e-2, 1e-3, 5)),
-    "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.1), ember(1e-2)),
-    "inject_hyperparams": lambda: optax.inject_hyperparams(ember)(learning_rate=1e-2),
-    "apply_if_finite": lambda: optax.apply_if_finite(ember(1e-2), 3),
+    "ember": lambda: ember(1e-2, optax.adamw(1e-2)),
+    "schedule": lambda: ember(optax.linear_schedule(1e-2, 1e-3, 5), optax.adamw(optax.linear_schedule(1e-2, 1e-3, 5))),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.1), ember(1e-2, optax.adamw(1e-2))),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(ember)(learning_rate=1e-2, body=optax.adamw(1e-2)),
+    "apply_if_finite": lambda: optax.apply_if_finite(ember(1e-2, optax.adamw(1e-2)), 3),
     "partition": lambda: optax.partition(
         {"t": optax.chain(scale_by_ember(), optax.scale(-1e-2)), "b": optax.sgd(1e-2)},
         {"embed": "t", "layers": "b", "lm_head": "b"},
@@ -65,5 +65,8 @@ def test_composition(name):
 
 
 def test_micro_batches_are_averaged_before_they_are_squared():
-    found, expected = train(ember(1e-2), sparse=True, micro_batches=2), train(ember(1e-2), sparse=False)
+    found, expected = (
+        train(ember(1e-2, optax.adamw(1e-2)), sparse=True, micro_batches=2),
+        train(ember(1e-2, optax.adamw(1e-2)), sparse=False),
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), found, expected)

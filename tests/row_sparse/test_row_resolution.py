@@ -27,7 +27,7 @@ def test_a_head_is_read_along_its_vocabulary():
     loss, grads, token_ids = row_sparse.value_and_grad(of_two_columns)(HEAD, IDS)
     assert loss == 8.0
     assert grads["lm_head"]["kernel"].shape == (4, 2)
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     updates, _ = tx.update(grads, tx.init(HEAD), HEAD, token_ids=token_ids)
     moved = row_sparse.apply_updates(HEAD, updates, token_ids)["lm_head"]["kernel"] != 1.0
     np.testing.assert_array_equal(np.flatnonzero(moved.any(0)), [500, 600])
@@ -35,7 +35,7 @@ def test_a_head_is_read_along_its_vocabulary():
 
 def test_rows_of_a_head_are_tokens():
     params = {"lm_head": {"kernel": jnp.ones((16, 97))}}
-    tx = row_sparse.train_only_rows(ember(1e-2), {"lm_head/kernel": np.array([5, 6])})
+    tx = row_sparse.train_only_rows(ember(1e-2, optax.adamw(1e-2)), {"lm_head/kernel": np.array([5, 6])})
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(np.flatnonzero(updates["lm_head"]["kernel"].any(0)), [5, 6])
 
@@ -63,10 +63,12 @@ def test_a_declaration_wins_over_the_finder(numbers):
     def loss_fn(params):
         return jnp.sum(params["lm_head"]["kernel"][jnp.array([30, 31])])
 
-    loss, grads, token_ids = row_sparse.value_and_grad(loss_fn, dimension_numbers=numbers)(params, ids)
+    loss, grads, token_ids = row_sparse.value_and_grad(loss_fn, tables=numbers)(params, ids)
     assert (loss, grads["lm_head"]["kernel"].shape) == (16.0, (2, 8))
-    updates, _ = (tx := ember(1e-2, tables=numbers)).update(grads, tx.init(params), params, token_ids=token_ids)
-    row_sparse.apply_updates(params, updates, token_ids, dimension_numbers=numbers)
+    updates, _ = (tx := ember(1e-2, optax.adamw(1e-2), tables=numbers)).update(
+        grads, tx.init(params), params, token_ids=token_ids
+    )
+    row_sparse.apply_updates(params, updates, token_ids, tables=numbers)
 
 
 TOKENS_FIRST = EmberDimensionNumbers(0)
@@ -79,7 +81,7 @@ def test_a_leaf_that_the_finder_does_not_know_has_its_tokens_first():
     )
     assert loss == 8.0
     tables = functools.partial(token_tables, include=["nameless"])
-    assert ember(1e-2, tables=tables).init(params) is not None
+    assert ember(1e-2, optax.adamw(1e-2), tables=tables).init(params) is not None
     assert grads["nameless"].shape == (2, 8)
 
 
@@ -101,10 +103,10 @@ def test_one_compact_row_does_not_broadcast():
 
 def test_frozen_rows_inside_a_partition_are_checked():
     tx = optax.partition(
-        {"t": row_sparse.train_only_rows(ember(1e-2), {"wte": np.array([1, 99])}), "b": optax.sgd(1e-2)},
+        {"t": row_sparse.train_only_rows(ember(1e-2, optax.adamw(1e-2)), {"wte": np.array([1, 99])}), "b": optax.sgd(1e-2)},
         {"wte": "t", "mlp": "b"},
     )
-    with pytest.raises(ValueError, match=r"rows of 'wte' names \[99\].*0 to 11"):
+    with pytest.raises(ValueError, match=r"token_ids of 'wte' names \[99\].*0 to 11"):
         tx.init({"wte": jnp.ones((12, 4)), "mlp": jnp.ones((4, 4))})
 
 
@@ -142,10 +144,14 @@ def of_two_tables(params):
 def test_two_embers_each_take_their_ids(nested):
     def make():
         if nested == "as a body":
-            inner = optax.partition({"t": ember(1e-2), "b": optax.sgd(1e-2)}, {"first": "b", "second": "t", "mlp": "b"})
+            inner = optax.partition(
+                {"t": ember(1e-2, optax.adamw(1e-2)), "b": optax.sgd(1e-2)}, {"first": "b", "second": "t", "mlp": "b"}
+            )
             return ember(1e-3, body=inner, tables={"first": EmberDimensionNumbers(), "second": None, "mlp": None})
         of_first = {"first": "a", "second": "b", "mlp": "c"}
-        return optax.partition({"a": ember(1e-3), "b": ember(1e-2), "c": optax.sgd(1e-2)}, of_first)
+        return optax.partition(
+            {"a": ember(1e-3, optax.adamw(1e-3)), "b": ember(1e-2, optax.adamw(1e-2)), "c": optax.sgd(1e-2)}, of_first
+        )
 
     ids = {"first/wte": jnp.array([3, 7]), "second/wte": jnp.array([1, 2])}
     tx = make()

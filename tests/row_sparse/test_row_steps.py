@@ -28,7 +28,7 @@ def assert_same_run(found, expected, start):
 def test_two_hundred_steps_of_both_kinds(weight_decay):
     """Duplicates, padding, empty and poisoned batches, tokens that stay silent for a hundred steps."""
     shape, rng = (300, 12), np.random.default_rng(0)
-    tx = ember(1e-2, tables=TABLE, weight_decay=weight_decay)
+    tx = ember(1e-2, optax.adamw(1e-2), tables=TABLE, weight_decay=weight_decay)
     dense, sparse = jax.jit(dense_step(tx)), jax.jit(sparse_step(tx))
     start = jnp.asarray(rng.normal(size=shape), jnp.float32)
     run, reference = (start, tx.init(start)), (start, tx.init(start))
@@ -125,7 +125,7 @@ def test_any_shape_of_table_and_ids(size, features, ids_shape, dtype, axis):
         params, state = carry
         updates, state = tx.update(compact, state, params, token_ids=ids)
         assert updates.shape == compact.shape
-        return (row_sparse.apply_updates(params, updates, ids, dimension_numbers=numbers), state), None
+        return (row_sparse.apply_updates(params, updates, ids, tables=numbers), state), None
 
     def dense(carry, batch):
         return dense_step(tx)(*carry, batch[2]), None
@@ -149,7 +149,7 @@ def test_half_precision(table_dtype, grads_dtype):
     Op by op (`disable_jit`): compiled as a whole, the two programs round differently.
     """
     shape, rng = (64, 8), np.random.default_rng(2)
-    tx = ember(1e-2, tables=TABLE)
+    tx = ember(1e-2, optax.adamw(1e-2), tables=TABLE)
     start = jnp.asarray(rng.normal(size=shape), table_dtype)
     run, reference = (start, tx.init(start)), (start, tx.init(start))
     with jax.disable_jit():

@@ -38,7 +38,9 @@ def ember_state(state):
 
 
 def test_specs_of_a_function_that_looks_at_sizes():
-    specs = state_partition_specs(ember(1e-3, tables=by_size), PARAMS, {"a": P("v", "d"), "b": P("d", "v"), "c": P()})
+    specs = state_partition_specs(
+        ember(1e-3, optax.adamw(1e-3), tables=by_size), PARAMS, {"a": P("v", "d"), "b": P("d", "v"), "c": P()}
+    )
     found = ember_state(specs)
     assert (found.nu_token["a"], found.nu_feature["a"]) == (P("v"), P("d"))
     assert (found.nu_token["b"], found.nu_feature["b"]) == (P("v"), P("d"))
@@ -50,8 +52,8 @@ def test_conversion_with_a_function_that_looks_at_sizes(wrap):
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) ** 3, jnp.float32), PARAMS)
     adam = optax.adam(1e-3)
     _, adam_state = adam.update(grads, adam.init(PARAMS))
-    found = ember_state(state_from_adam(wrap(ember(1e-3, tables=by_size)), PARAMS, adam_state))
-    tx = ember(1e-3, tables=by_size)
+    found = ember_state(state_from_adam(wrap(ember(1e-3, optax.adamw(1e-3), tables=by_size)), PARAMS, adam_state))
+    tx = ember(1e-3, optax.adamw(1e-3), tables=by_size)
     expected = ember_state(tx.update(grads, tx.init(PARAMS), PARAMS)[1])
     for field in ("nu_token", "nu_feature"):
         for name in ("a", "b"):
@@ -66,7 +68,7 @@ def test_a_function_is_asked_with_real_shapes_alone():
         return token_tables(params)
 
     params = {"wte": jnp.zeros((300, 20)), "mlp": jnp.zeros((20, 20))}
-    tx = ember(1e-3, tables=tables)
+    tx = ember(1e-3, optax.adamw(1e-3), tables=tables)
     adam_state = optax.adam(1e-3).init(params)
     state_from_adam(tx, params, adam_state)
     state_partition_specs(tx, params, P())
@@ -97,7 +99,7 @@ def test_paths_that_collide_are_refused(params, what):
     tx = scale_by_ember(dimension_numbers=numbers)
     uses = {
         "init": lambda: tx.init(params),
-        "ember": lambda: ember(1e-3, tables=numbers).init(params),
+        "ember": lambda: ember(1e-3, optax.adamw(1e-3), tables=numbers).init(params),
         "from_adam": lambda: state_from_adam(optax.adam(1e-3), params, optax.adam(1e-3).init(params)),
         "specs": lambda: state_partition_specs(optax.adam(1e-3), params, P()),
         "update": lambda: tx.update(params, tx.init({"w": jnp.ones((8, 4))})),
@@ -132,7 +134,7 @@ def test_a_moment_that_is_not_finite_is_not_converted(value):
     state = optax.adam(1e-3).init(params)
     damaged = (state[0]._replace(nu={"wte": state[0].nu["wte"].at[3, 1].set(value)}), *state[1:])
     with pytest.raises(ValueError, match=r"Adam's nu of 'wte' is not finite.*earlier checkpoint"):
-        state_from_adam(ember(1e-3), params, damaged)
+        state_from_adam(ember(1e-3, optax.adamw(1e-3)), params, damaged)
 
 
 @pytest.mark.parametrize("field", ["nu_token", "nu_feature"])
@@ -140,7 +142,7 @@ def test_a_moment_that_is_not_finite_is_not_converted(value):
 def test_a_restored_moment_that_is_not_finite_is_counted(field, compact):
     """Every update would be zero or NaN for ever; `total_notfinite` tells, and `count` does not go up."""
     params = {"wte": jnp.ones((8, 4))}
-    tx = ember(1e-3)
+    tx = ember(1e-3, optax.adamw(1e-3))
     state = tx.init(params)
     inner = ember_state(state)
     damaged = inner._replace(**{field: {"wte": getattr(inner, field)["wte"].at[2].set(jnp.inf)}})

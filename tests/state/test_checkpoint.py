@@ -9,7 +9,7 @@ from ember_optax import check_shapes, ember
 
 
 def model(tokens, tx=None):
-    tx = tx or ember(1e-3)
+    tx = tx or ember(1e-3, optax.adamw(1e-3))
     params = {"embed": {"embedding": jnp.ones((tokens, 4))}, "mlp": {"kernel": jnp.ones((4, 4))}}
     return {"params": params, "opt_state": tx.init(params)}
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -141,7 +142,7 @@ def test_no_temporaries_and_one_program_for_a_shape():
 
 def test_names_what_differs():
     params = {"embed": {"embedding": jnp.ones((8, 4))}, "mlp": {"kernel": jnp.ones((4, 4), jnp.bfloat16)}}
-    tree = {"params": params, "opt_state": ember(1e-3).init(params), "key": jax.random.key(0), "step": 3}
+    tree = {"params": params, "opt_state": ember(1e-3, optax.adamw(1e-3)).init(params), "key": jax.random.key(0), "step": 3}
     saved = checksums(tree)
     verify_checksums(tree, saved)
     assert all(0 <= value < 2**64 for value in saved.values())

@@ -24,16 +24,18 @@ PARAM_SPECS = {
     "mlp": {"kernel": P(None, "tp"), "bias": P("tp")},
 }
 TRANSFORMATIONS = {
-    "ember": ember(1e-3),
-    "weight decay and schedule": ember(optax.cosine_decay_schedule(1e-3, 100), weight_decay=0.1),
-    "chain": optax.chain(optax.clip_by_global_norm(1.0), ember(1e-3), optax.ema(0.9)),
+    "ember": ember(1e-3, optax.adamw(1e-3)),
+    "weight decay and schedule": ember(
+        optax.cosine_decay_schedule(1e-3, 100), optax.adamw(optax.cosine_decay_schedule(1e-3, 100)), weight_decay=0.1
+    ),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), ember(1e-3, optax.adamw(1e-3)), optax.ema(0.9)),
     "muon": ember(1e-3, optax.contrib.muon(1e-2)),
     "adafactor": ember(1e-3, optax.adafactor(1e-2, min_dim_size_to_factor=8)),
-    "inject_hyperparams": optax.inject_hyperparams(ember)(learning_rate=1e-3),
-    "MultiSteps": optax.MultiSteps(ember(1e-3), 2),
-    "apply_if_finite": optax.apply_if_finite(ember(1e-3), 3),
+    "inject_hyperparams": optax.inject_hyperparams(ember)(learning_rate=1e-3, body=optax.adamw(1e-3)),
+    "MultiSteps": optax.MultiSteps(ember(1e-3, optax.adamw(1e-3)), 2),
+    "apply_if_finite": optax.apply_if_finite(ember(1e-3, optax.adamw(1e-3)), 3),
     "frozen body": optax.partition(
-        {"train": ember(1e-3), "freeze": optax.set_to_zero()},
+        {"train": ember(1e-3, optax.adamw(1e-3)), "freeze": optax.set_to_zero()},
         lambda p: {k: jax.tree.map(lambda _, k=k: "freeze" if k == "mlp" else "train", v) for k, v in p.items()},
     ),
 }
@@ -81,7 +83,9 @@ def test_state_shardings_spare_the_second_compilation(name):
 def test_square_and_stacked_tables():
     params = {"square": jax.ShapeDtypeStruct((D, D), jnp.float32), "stacked": jax.ShapeDtypeStruct((4, V, D), jnp.float32)}
     tables = {"square": EmberDimensionNumbers(1), "stacked": EmberDimensionNumbers(1, (0,))}
-    specs = state_partition_specs(ember(1e-3, tables=tables), params, {"square": P("tp", "fsdp"), "stacked": P("a", "b", "c")})
+    specs = state_partition_specs(
+        ember(1e-3, optax.adamw(1e-3), tables=tables), params, {"square": P("tp", "fsdp"), "stacked": P("a", "b", "c")}
+    )
     state = optax.tree.get(specs, "ScaleByEmberState")
     assert (state.nu_token["square"], state.nu_feature["square"]) == (P("fsdp"), P("tp"))
     assert (state.nu_token["stacked"], state.nu_feature["stacked"]) == (P("a", "b"), P("a", "c"))

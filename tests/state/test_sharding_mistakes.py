@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,7 +31,7 @@ class TestMistakes:
     )
     def test_specs(self, specs, error, message):
         with jax.set_mesh(make_mesh(AxisType.Auto)), pytest.raises(error, match=message):
-            state_partition_specs(ember(1e-3), self.params, specs)
+            state_partition_specs(ember(1e-3, optax.adamw(1e-3)), self.params, specs)
 
     def test_mesh_axes(self):
         with pytest.raises(TypeError, match=r"token_mesh_axes must be a mesh axis name or a tuple of them, got 3"):
@@ -59,14 +60,16 @@ class TestMistakes:
     def test_explicit_mesh_that_is_not_set(self):
         params = jax.device_put({"embed": jnp.ones((V, D))}, NamedSharding(make_mesh(AxisType.Explicit), P("fsdp")))
         with pytest.raises(ValueError, match=r"jax\.set_mesh"):
-            jax.jit(ember(1e-3).init)(params)
+            jax.jit(ember(1e-3, optax.adamw(1e-3)).init)(params)
 
     def test_shardings(self):
         mesh, other = make_mesh(AxisType.Auto), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
         with pytest.raises(TypeError, match=r"sharding of 'embed' must be a NamedSharding, got P"):
-            state_shardings(ember(1e-3), self.params, P())
+            state_shardings(ember(1e-3, optax.adamw(1e-3)), self.params, P())
         with pytest.raises(ValueError, match=r"axis 0 of 'embed', of size 50257, .* 4 devices .* to 50432, a multiple of 256"):
-            state_shardings(ember(1e-3), self.params, NamedSharding(mesh, P("fsdp")))
+            state_shardings(ember(1e-3, optax.adamw(1e-3)), self.params, NamedSharding(mesh, P("fsdp")))
         two = {"embed": self.params["embed"], "mlp": self.params["embed"]}
         with pytest.raises(ValueError, match="2 different meshes"):
-            state_shardings(ember(1e-3), two, {"embed": NamedSharding(mesh, P()), "mlp": NamedSharding(other, P())})
+            state_shardings(
+                ember(1e-3, optax.adamw(1e-3)), two, {"embed": NamedSharding(mesh, P()), "mlp": NamedSharding(other, P())}
+            )

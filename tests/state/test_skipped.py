@@ -17,11 +17,11 @@ PARAMS = {
 }
 BAD = {**PARAMS, "embed": {"embedding": PARAMS["embed"]["embedding"].at[1, 1].set(jnp.nan)}}
 WRAPPED = {
-    "alone": ember,
-    "under a clip": lambda rate: optax.chain(optax.clip(1.0), ember(rate)),
-    "with injected hyperparameters": optax.inject_hyperparams(ember, ("body", "tables")),
-    "under a mask": lambda rate: optax.masked(ember(rate), {"embed": True, "lm_head": True, "dense": False}),
-    "under apply_if_finite that gives up at once": lambda rate: optax.apply_if_finite(ember(rate), 0),
+    "alone": lambda rate: ember(rate, optax.adamw(rate)),
+    "under a clip": lambda rate: optax.chain(optax.clip(1.0), ember(rate, optax.adamw(rate))),
+    "with injected hyperparameters": lambda rate: optax.inject_hyperparams(ember, ("body", "tables"))(rate, optax.adamw(rate)),
+    "under a mask": lambda rate: optax.masked(ember(rate, optax.adamw(rate)), {"embed": True, "lm_head": True, "dense": False}),
+    "under apply_if_finite that gives up at once": lambda rate: optax.apply_if_finite(ember(rate, optax.adamw(rate)), 0),
 }
 
 
@@ -35,7 +35,7 @@ def test_counts_by_path_through_wrappers(wrapped):
 
 
 def test_counts_of_an_nnx_optimizer():
-    optimizer = nnx.Optimizer(model := nnx.Embed(12, 8, rngs=nnx.Rngs(0)), ember(1e-2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model := nnx.Embed(12, 8, rngs=nnx.Rngs(0)), ember(1e-2, optax.adamw(1e-2)), wrt=nnx.Param)
     grads = jax.tree.map(lambda p: p * jnp.nan, nnx.state(model, nnx.Param))
     optimizer.update(model, grads)
     assert skipped_batches(optimizer.opt_state) == {"embedding": 1}
@@ -49,7 +49,7 @@ def test_counts_of_a_stack_are_added_up():
 
 
 def test_raises_above_what_is_allowed_since_the_last_look():
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     state, update = tx.init(PARAMS), jax.jit(tx.update)
     seen = check_skipped_batches(state)
     for _ in range(3):

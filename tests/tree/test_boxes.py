@@ -48,7 +48,7 @@ def test_linen_boxes(logical):
     mesh = mesh_2d()
     wrap = nn.with_logical_partitioning if logical else nn.with_partitioning
     model = BoxedModel(wrap if logical else lambda f, names: wrap(f, tuple(AXES[name] for name in names)))
-    tx = ember(3e-3)
+    tx = ember(3e-3, optax.adamw(3e-3))
 
     def init():
         params = model.init(jax.random.key(0), TOKENS[:, :-1])["params"]
@@ -108,7 +108,7 @@ def annotated_nnx_model():
 def test_nnx_annotations_with_a_mesh():
     with jax.set_mesh(mesh_2d()):
         model = annotated_nnx_model()
-        optimizer = nnx.Optimizer(model, ember(3e-3), wrt=nnx.Param)
+        optimizer = nnx.Optimizer(model, ember(3e-3, optax.adamw(3e-3)), wrt=nnx.Param)
         specs = nnx.get_partition_spec(nnx.state(optimizer))
         found = {
             path: tuple(leaf.get_value() if hasattr(leaf, "get_value") else leaf.value)
@@ -130,7 +130,7 @@ def test_nnx_annotations_without_a_mesh():
         "embed": {"embedding": nnx.Param(jnp.ones((V, D)), out_sharding=("fsdp", "tp"), eager_sharding=False)},
         "mlp": {"kernel": nnx.Param(jnp.ones((D, D)), out_sharding=("tp", None), eager_sharding=False)},
     }
-    tx = ember(3e-3)
+    tx = ember(3e-3, optax.adamw(3e-3))
     opt_state = tx.init(params)
     state = optax.tree.get(opt_state, "ScaleByEmberState")
     names = {field: getattr(state, field)["embed"]["embedding"].get_metadata()["out_sharding"] for field in state._fields}
@@ -145,7 +145,7 @@ def test_parameters_that_are_wrapped_where_gradients_are_not():
     """Found by their names: a decay that reads the parameters is the same."""
     table = jnp.arange(1.0, 1 + V * D).reshape(V, D)
     grads = {"wte": table, "wpe_embed": table[:9]}
-    tx = ember(1e-2, weight_decay=0.5, tables=EmberDimensionNumbers())
+    tx = ember(1e-2, optax.adamw(1e-2), weight_decay=0.5, tables=EmberDimensionNumbers())
     plain, _ = tx.update(grads, tx.init(grads), grads)
     wrapped, _ = tx.update(grads, tx.init(grads), {"wte": table, "wpe_embed": {"value": table[:9]}})
     jax.tree.map(np.testing.assert_array_equal, plain, wrapped)
@@ -161,7 +161,7 @@ def test_parameters_that_are_wrapped_where_gradients_are_not():
 )
 def test_fewer_names_than_axes(box):
     """The axes at the end have none."""
-    state = optax.tree.get(ember(3e-3).init({"wte": box(jnp.ones((V, D)))}), "ScaleByEmberState")
+    state = optax.tree.get(ember(3e-3, optax.adamw(3e-3)).init({"wte": box(jnp.ones((V, D)))}), "ScaleByEmberState")
     token, feature = state.nu_token["wte"], state.nu_feature["wte"]
     if isinstance(token, nn.Partitioned):
         assert (token.names, feature.names) == (("fsdp",), ())

@@ -44,7 +44,7 @@ def test_an_embedding_without_a_known_name_is_told():
     with pytest.warns(
         UserWarning, match="token table 'unembed/weight' and no other one .* an embedding for a head; .* 'tok/weight' of"
     ):
-        ember(1e-3).init(params)
+        ember(1e-3, optax.adamw(1e-3)).init(params)
     assert "no head or embedding found besides unembed/weight" in describe_token_tables(params)
 
 
@@ -52,7 +52,7 @@ def test_an_embedding_without_a_known_name_is_told():
 def test_a_head_without_a_known_name_is_told(head):
     params = model(head)
     with pytest.warns(UserWarning) as caught:
-        ember(1e-3).init(params)
+        ember(1e-3, optax.adamw(1e-3)).init(params)
     (message,) = [str(warning.message) for warning in caught]
     assert f"{head!r} of shape" in message and "If it is one: tables=" in message
     assert caught[0].filename == __file__, "the line that called init"
@@ -60,8 +60,8 @@ def test_a_head_without_a_known_name_is_told(head):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tables = eval(included, {"functools": functools, "token_tables": token_tables})
-        state = ember(1e-3, tables=tables).init(params)
-        ember(1e-3, tables=eval(excluded, {"functools": functools, "token_tables": token_tables})).init(params)
+        state = ember(1e-3, optax.adamw(1e-3), tables=tables).init(params)
+        ember(1e-3, optax.adamw(1e-3), tables=eval(excluded, {"functools": functools, "token_tables": token_tables})).init(params)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state.inner_states["ember"].inner_state[0].nu_token))
     assert sizes == [V, V]  # along the vocabulary, which the embedding's size tells
     assert f"may be one (see include): {head}" in describe_token_tables(params)
@@ -80,21 +80,21 @@ def test_a_head_without_a_known_name_is_told(head):
 def test_no_false_alarm(params):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ember(1e-3).init(params)
+        ember(1e-3, optax.adamw(1e-3)).init(params)
 
 
 def test_own_declarations_are_not_doubted():
     params = model("head/kernel")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ember(1e-3, tables={"embed": EmberDimensionNumbers(), "head": None, "mlp": None}).init(params)
+        ember(1e-3, optax.adamw(1e-3), tables={"embed": EmberDimensionNumbers(), "head": None, "mlp": None}).init(params)
 
 
 def test_the_patterns_that_were_given_stay_in_the_advice():
     params = {**model("head/kernel"), "extra": {"kernel": jnp.ones((D, 50))}}
     tables = functools.partial(token_tables, include=["extra/kernel"], exclude=["mlp/kernel"])
     with pytest.warns(UserWarning, match=r"include=\['extra/kernel', 'head/kernel'\], exclude=\['mlp/kernel'\]"):
-        ember(1e-3, tables=tables).init(params)
+        ember(1e-3, optax.adamw(1e-3), tables=tables).init(params)
 
 
 def test_include_says_where_it_is_ambiguous():
@@ -124,11 +124,11 @@ def test_a_scanned_embedding_is_doubted():
     with pytest.warns(
         UserWarning, match=r"takes 'value_embed/embedding' of shape \(97, 3, 16\) for 97 stacked tables of 3 tokens"
     ):
-        ember(1e-3).init(params)
+        ember(1e-3, optax.adamw(1e-3)).init(params)
     declared = {"value_embed/embedding": EmberDimensionNumbers(0, batch_axes=(1,))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        state = ember(1e-3, tables=functools.partial(token_tables, include=declared)).init(params)
+        state = ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=declared)).init(params)
     assert [leaf.shape for leaf in jax.tree.leaves(state.inner_states["ember"].inner_state[0].nu_token)] == [(V, 3)]
     assert "declare the axes of: value_embed/embedding 97x3x16" in describe_token_tables(params)
 
@@ -136,7 +136,7 @@ def test_a_scanned_embedding_is_doubted():
 def test_a_stack_of_as_many_tables_as_tokens_is_not_doubted():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ember(1e-3).init({"codes": {"embedding": jnp.ones((4, 4, D))}})
+        ember(1e-3, optax.adamw(1e-3)).init({"codes": {"embedding": jnp.ones((4, 4, D))}})
 
 
 def advice(message, which):
@@ -152,7 +152,7 @@ def test_the_advice_keeps_declared_axes_and_every_stack():
     params["two"] = {"embedding": jnp.ones((30, 4, 8))}
     tables = functools.partial(token_tables, include={"ple/w": EmberDimensionNumbers(0)}, exclude=["mlp/.*"])
     with pytest.warns(UserWarning) as caught:
-        ember(1e-3, tables=tables).init(params)
+        ember(1e-3, optax.adamw(1e-3), tables=tables).init(params)
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 3
     head = advice(messages[0], 0)
@@ -167,7 +167,7 @@ def test_the_advice_declares_what_was_included_without_axes():
     """One include holds either patterns or axes."""
     params = {**model("head/kernel"), "one": {"embedding": jnp.ones((40, 4, 8))}}
     with pytest.warns(UserWarning) as caught:
-        ember(1e-3, tables=functools.partial(token_tables, include=["head/kernel"])).init(params)
+        ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=["head/kernel"])).init(params)
     declared = {"head/kernel": EmberDimensionNumbers(1), "one/embedding": EmberDimensionNumbers(0, (1,))}
     assert advice(str(caught[0].message), 0).keywords["include"] == declared
 
@@ -175,7 +175,7 @@ def test_the_advice_declares_what_was_included_without_axes():
 def test_of_several_candidates_one_is_included_and_all_are_excluded():
     params = {**model("vocab_out/kernel"), **{f"layer_{i}": {"up": jnp.ones((D, V))} for i in range(6)}}
     with pytest.warns(UserWarning, match="and 2 more. If one of these is, name it alone") as caught:
-        ember(1e-3).init(params)
+        ember(1e-3, optax.adamw(1e-3)).init(params)
     (message,) = [str(warning.message) for warning in caught]
     assert len(advice(message, 0).keywords["include"]) == 1
     assert len(advice(message, 1).keywords["exclude"]) == 7
@@ -183,12 +183,14 @@ def test_of_several_candidates_one_is_included_and_all_are_excluded():
 
 def test_a_partition_is_warned_too_and_conversions_are_not():
     params = {**model("readout/kernel"), "other": {"kernel": jnp.ones((D, D))}}
-    tx = optax.partition({"t": ember(1e-3), "b": optax.sgd(0.1)}, {"embed": "t", "readout": "t", "mlp": "t", "other": "b"})
+    tx = optax.partition(
+        {"t": ember(1e-3, optax.adamw(1e-3)), "b": optax.sgd(0.1)}, {"embed": "t", "readout": "t", "mlp": "t", "other": "b"}
+    )
     with pytest.warns(UserWarning, match="'readout/kernel' of shape"):
         tx.init(params)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        state_partition_specs(ember(1e-3), params, PartitionSpec())
+        state_partition_specs(ember(1e-3, optax.adamw(1e-3)), params, PartitionSpec())
 
 
 @pytest.mark.parametrize(
@@ -218,6 +220,6 @@ def test_whoever_finds_for_itself_warns_of_a_head_that_ember_was_told_of(name, l
 
 
 def test_train_only_rows_lets_the_warning_of_ember_through():
-    tx = row_sparse.train_only_rows(ember(1e-3), {"embed/embedding": jnp.array([3])})
+    tx = row_sparse.train_only_rows(ember(1e-3, optax.adamw(1e-3)), {"embed/embedding": jnp.array([3])})
     with pytest.warns(UserWarning, match="ember found the token table 'embed/embedding'"):
         tx.init(model("head/kernel"))

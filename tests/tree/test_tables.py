@@ -202,7 +202,7 @@ class TestOptions:
         assert labels == {"enc": {"pos_embed": "body"}, "head": {"kernel": "ember"}, "wte": "ember"}
 
     def test_ember_trains_what_is_included(self):
-        tx = ember(0.1, tables=functools.partial(token_tables, include=["head/kernel"]))
+        tx = ember(0.1, optax.adamw(0.1), tables=functools.partial(token_tables, include=["head/kernel"]))
         state = optax.tree.get(tx.init(self.params), "nu_token")
         assert jax.tree.map(jnp.shape, state["head"]["kernel"]) == (97,)
 
@@ -223,7 +223,7 @@ class TestOptions:
         assert "patterns that match no path: include 'heads/kernel'" in describe_token_tables(
             self.params, include=["heads/kernel"]
         )
-        tx = ember(0.1, tables=functools.partial(token_tables, include=["heads/kernel"]))
+        tx = ember(0.1, optax.adamw(0.1), tables=functools.partial(token_tables, include=["heads/kernel"]))
         with pytest.raises(ValueError, match=r"include 'heads/kernel' of token_tables matches no path.*'head/kernel' \(4, 97\)"):
             tx.init(self.params)
 
@@ -263,7 +263,7 @@ class TestLabelFunctionIsPure:
         """The inner `ember` sees MaskedNode where the outer partition keeps parameters from it."""
         for frozen in ("wte", "mlp"):
             tx = optax.partition(
-                {"train": ember(0.1), "freeze": optax.set_to_zero()},
+                {"train": ember(0.1, optax.adamw(0.1)), "freeze": optax.set_to_zero()},
                 lambda params, frozen=frozen: {
                     name: jax.tree.map(lambda _, n=name: "freeze" if n == frozen else "train", sub)
                     for name, sub in params.items()
@@ -277,7 +277,7 @@ class TestLabelFunctionIsPure:
     def test_in_a_partition_by_labels(self):
         tables = optax.chain(scale_by_ember(dimension_numbers=token_tables), optax.scale_by_learning_rate(0.1))
         tx = optax.partition({"ember": tables, "body": optax.adamw(0.1)}, token_table_labels)
-        expected = ember(0.1)
+        expected = ember(0.1, optax.adamw(0.1))
         ours, _ = tx.update(self.params, tx.init(self.params), self.params)
         theirs, _ = expected.update(self.params, expected.init(self.params), self.params)
         assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), ours, theirs))
@@ -285,4 +285,4 @@ class TestLabelFunctionIsPure:
 
 def test_keras_variables_as_a_list():
     with pytest.raises(ValueError, match=r"'0' \(97, 16\).*positions in a list.*v\.path: v\.value for v in"):
-        ember(0.1).init([jnp.ones((97, 16)), jnp.ones((16, 97))])
+        ember(0.1, optax.adamw(0.1)).init([jnp.ones((97, 16)), jnp.ones((16, 97))])

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from published_paths import ROWS, nested
 
@@ -36,7 +37,7 @@ def stays(name, params):
 
 
 def frozen_rows(params, name):
-    tx = row_sparse.train_only_rows(ember(0.1), {name: jnp.array([1, 3])})
+    tx = row_sparse.train_only_rows(ember(0.1, optax.adamw(0.1)), {name: jnp.array([1, 3])})
     return tx.update(params, tx.init(params), params)[0]
 
 
@@ -199,7 +200,7 @@ def test_a_guess_is_described_and_may_be_declared():
     assert "token axis 1 is a guess by the name, declare it: lm_head 16x5" in describe_token_tables(DOUBTFUL)
     tables = functools.partial(token_tables, include={"lm_head": FIRST})
     assert "guess" not in describe_token_tables(DOUBTFUL, tables=tables)
-    tx = row_sparse.train_only_rows(ember(0.1, tables=tables), {"lm_head": jnp.array([V])}, dimension_numbers=tables)
+    tx = row_sparse.train_only_rows(ember(0.1, optax.adamw(0.1), tables=tables), {"lm_head": jnp.array([V])}, tables=tables)
     updates, _ = tx.update(DOUBTFUL, tx.init(DOUBTFUL), DOUBTFUL)
     assert updates["lm_head"].any(1).nonzero()[0].tolist() == [V]
 

@@ -148,7 +148,7 @@ def test_every_table_of_the_vocabulary_and_a_bias_beside_it():
         "lm_head": {"kernel": draw((D, V)), "bias": draw((V,))},
         "layers": {"kernel": draw((D, D)), "bias": draw((D,))},
     }
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     changed = vocab.resize(params, tx.init(params), V + 3, tx=tx)
     assert jax.tree.map(jnp.shape, changed.params) == {
         "embed": {"embedding": (V + 3, D)},

@@ -16,18 +16,18 @@ from ember_optax import ember, row_sparse, scale_by_ember, token_table_labels, t
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 OPTIMIZERS = {
-    "ember": lambda: ember(1e-2),
+    "ember": lambda: ember(1e-2, optax.adamw(1e-2)),
     "scale_by_ember for all": lambda: optax.chain(scale_by_ember(), optax.scale(-0.1)),
     "adamw for all": lambda: optax.adamw(1e-2),
     "ember for one table, adam for the other": lambda: ember(
         1e-2, optax.adam(1e-2), tables=functools.partial(token_tables, exclude=["lm_head/kernel"])
     ),
-    "partition": lambda: optax.partition({"ember": ember(1e-2), "body": optax.lion(1e-3)}, token_table_labels),
-    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), ember(1e-2)),
-    "micro-batches": lambda: optax.MultiSteps(ember(1e-2), 2),
-    "hyperparameters": lambda: optax.inject_hyperparams(ember, hyperparam_dtype=jnp.float32)(learning_rate=1e-2),
-    "if finite": lambda: optax.apply_if_finite(ember(1e-2), 3),
-    "averaged updates": lambda: optax.chain(ember(1e-2), optax.ema(0.9)),
+    "partition": lambda: optax.partition({"ember": ember(1e-2, optax.adamw(1e-2)), "body": optax.lion(1e-3)}, token_table_labels),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), ember(1e-2, optax.adamw(1e-2))),
+    "micro-batches": lambda: optax.MultiSteps(ember(1e-2, optax.adamw(1e-2)), 2),
+    "hyperparameters": lambda: optax.inject_hyperparams(ember, hyperparam_dtype=jnp.float32)(1e-2, optax.adamw(1e-2)),
+    "if finite": lambda: optax.apply_if_finite(ember(1e-2, optax.adamw(1e-2)), 3),
+    "averaged updates": lambda: optax.chain(ember(1e-2, optax.adamw(1e-2)), optax.ema(0.9)),
     "schedule-free": lambda: optax.contrib.schedule_free(optax.sgd(1e-2), 1e-2),
     "adagrad": lambda: optax.adagrad(1e-2),
 }
@@ -86,7 +86,7 @@ def test_grown_by_zeros_is_the_run_that_had_them_from_the_start(name):
 
 def test_grown_by_zeros_with_averages_over_active_rows():
     """Here padding changes the steps, so the run with the rows from the start is elsewhere; but state and next step agree."""
-    tx, params, ids = ember(1e-2, feature_mean="active_rows"), model(), np.r_[np.arange(V), [-1] * 6]
+    tx, params, ids = ember(1e-2, optax.adamw(1e-2), feature_mean="active_rows"), model(), np.r_[np.arange(V), [-1] * 6]
     params, state = train(tx, params, tx.init(params), (10, 20))
     padded = with_rows(model(), ids)
     padded, padded_state = train(tx, padded, tx.init(padded), (10, 20), ids)
@@ -134,7 +134,7 @@ def test_the_state_of_new_tokens_is_what_init_gives():
 
 
 def test_accumulated_gradients_in_the_middle_of_a_step():
-    tx, params = optax.MultiSteps(ember(1e-2), 2), model()
+    tx, params = optax.MultiSteps(ember(1e-2, optax.adamw(1e-2)), 2), model()
     params, state = train(tx, params, tx.init(params), (10, 20, 30))
     kept = np.arange(0, V, 2)
     ours = vocab.take(params, state, kept, tx=tx)
@@ -166,7 +166,7 @@ def test_a_state_that_takes_another_form_is_refused():
 
 
 def test_old_checkpoint_into_a_new_vocabulary(tmp_path):
-    tx, params = ember(1e-2), model()
+    tx, params = ember(1e-2, optax.adamw(1e-2)), model()
     params, state = train(tx, params, tx.init(params), (10, 20))
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(1, args=ocp.args.StandardSave({"params": params, "opt_state": state}))
@@ -182,7 +182,7 @@ def test_old_checkpoint_into_a_new_vocabulary(tmp_path):
 
 
 def test_row_sparse_steps_go_on():
-    tx, params = ember(1e-2), {"embed": {"embedding": draw((V, D), 0)}, "mlp": draw((D, D), 1)}
+    tx, params = ember(1e-2, optax.adamw(1e-2)), {"embed": {"embedding": draw((V, D), 0)}, "mlp": draw((D, D), 1)}
     ids = jnp.array([[1, 5, 5, 2]])
 
     def loss_fn(params, batch):
@@ -205,7 +205,7 @@ def test_linen_boxes_keep_their_names():
     import flax.linen as nn  # noqa: PLC0415
 
     params = {"embed": {"embedding": nn.Partitioned(draw((V, D), 0), ("vocab", "embed"))}, "mlp": draw((D, D), 1)}
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     grown = vocab.resize(params, tx.init(params), V + 4, tx=tx)
     box = grown.params["embed"]["embedding"]
     assert box.names == ("vocab", "embed") and box.value.shape == (V + 4, D)
@@ -229,7 +229,7 @@ def test_nnx_optimizer():
         grads = nnx.grad(lambda model: jnp.square(model(jnp.arange(5))).mean())(model)
         optimizer.update(model, grads)
 
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     step(model, optimizer)
@@ -251,7 +251,7 @@ def test_equinox_model():
     keys = jax.random.split(jax.random.key(0))
     model = Model(eqx.nn.Embedding(V, D, key=keys[0]), eqx.nn.Linear(D, V, key=keys[1]), jnp.tanh)
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     grown = vocab.resize(params, tx.init(params), V + 4, tx=tx)
     whole = eqx.combine(grown.params, static)
     logits = whole.lm_head(whole.activation(whole.embed(V + 1)))

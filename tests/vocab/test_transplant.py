@@ -23,7 +23,7 @@ def trained():
     rng = np.random.default_rng(0)
     embedding, kernel, dense = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((ROWS, D), (D, ROWS), (D, D)))
     params = {"embed": {"embedding": embedding}, "lm_head": {"kernel": kernel}, "dense": dense}
-    tx = ember(1e-2)
+    tx = ember(1e-2, optax.adamw(1e-2))
     return tx, params, tx.update(params, tx.init(params), params)[1]
 
 

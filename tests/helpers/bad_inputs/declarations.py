@@ -15,7 +15,10 @@ def scaled(leaf, **numbers):
 
 
 def declared(argument, value):
-    tx = {"tables": lambda: ember(1e-3, tables=value), "dimension_numbers": lambda: scale_by_ember(dimension_numbers=value)}
+    tx = {
+        "tables": lambda: ember(1e-3, optax.adamw(1e-3), tables=value),
+        "dimension_numbers": lambda: scale_by_ember(dimension_numbers=value),
+    }
     return lambda: tx[argument]().init(PARAMS)
 
 
@@ -70,7 +73,7 @@ BAD = {
 BAD |= {
     f"{argument}, before any init": (make, TypeError, rf"^{argument} is the text 'embed/embedding'")
     for argument, make in {
-        "tables": lambda: ember(1e-3, tables="embed/embedding"),
+        "tables": lambda: ember(1e-3, optax.adamw(1e-3), tables="embed/embedding"),
         "dimension_numbers": lambda: scale_by_ember(dimension_numbers="embed/embedding"),
     }.items()
 }
@@ -111,7 +114,7 @@ BAD |= {
         r"takes include and exclude, or tables, not both: put the patterns into tables",
     ),
     "injected function for tables": (
-        injected(ember, learning_rate=1e-3, tables=lambda step: step),
+        injected(ember, learning_rate=1e-3, body=optax.adamw(1e-3), tables=lambda step: step),
         TypeError,
         r"tables must declare .* got .*Array\(.*static_args=\('tables',\)",
     ),
@@ -126,7 +129,7 @@ BAD |= {
         r"dimension_numbers is None.*static_args=\('dimension_numbers',\)",
     ),
     "injected finder": (
-        injected(ember, learning_rate=1e-3, tables=token_tables),
+        injected(ember, learning_rate=1e-3, body=optax.adamw(1e-3), tables=token_tables),
         TypeError,
         r"a scalar .*static_args=\('tables',",
     ),
@@ -161,7 +164,7 @@ BAD |= {
     "the second axis of a scalar": (
         lambda: scaled(jnp.ones(()), token_axis=1),
         ValueError,
-        r"\(token_axis=1, batch_axes=\(\)\) does not fit parameter 'wte' of shape \(\): axis 1 is out of range",
+        r"\(token_axis=1, batch_axes=\(\).*\) does not fit parameter 'wte' of shape \(\): axis 1 is out of range",
     ),
     "batch axes of a scalar": (
         lambda: EmberDimensionNumbers(1, jnp.array(0)),
@@ -172,7 +175,7 @@ BAD |= {
     "axis named twice": (
         lambda: EmberDimensionNumbers(0, (0,)),
         ValueError,
-        r"batch_axes=\(0,\)\) names an axis twice; each axis",
+        r"batch_axes=\(0,\).*\) names an axis twice; each axis",
     ),
     "axis out of range": (lambda: scaled(TABLE, token_axis=2), ValueError, r"'wte' of shape \(6, 4\).*use axes from -2 to 1"),
     "axis below range": (lambda: scaled(TABLE, token_axis=-3), ValueError, r"'wte' of shape \(6, 4\).*use axes from -2 to 1"),
@@ -180,22 +183,22 @@ BAD |= {
     "batch axis out of range": (lambda: scaled(TABLE, batch_axes=(2,)), ValueError, r"'wte' .* axis 2 is out of range, use axes"),
     "one axis by two names": (lambda: scaled(TABLE, token_axis=1, batch_axes=(-1,)), ValueError, r"'wte' .* twice"),
     "tables of wrong type": (
-        lambda: ember(1e-3, tables={"embed": 0}).init(PARAMS),
+        lambda: ember(1e-3, optax.adamw(1e-3), tables={"embed": 0}).init(PARAMS),
         TypeError,
         r"'embed', got 0 of type int; write",
     ),
     "tables without an entry": (
-        lambda: ember(1e-3, tables={"head": ALL}).init(PARAMS),
+        lambda: ember(1e-3, optax.adamw(1e-3), tables={"head": ALL}).init(PARAMS),
         ValueError,
         r"'dense/kernel'.*head.*Give",
     ),
     "tables with a wrong path": (
-        lambda: ember(1e-3, tables={"embed": ALL, "dense": None, "head": ALL}).init(PARAMS),
+        lambda: ember(1e-3, optax.adamw(1e-3), tables={"embed": ALL, "dense": None, "head": ALL}).init(PARAMS),
         ValueError,
         r"declared for \['head'\], but the parameters are \['dense/kernel', 'embed/embedding'\]; correct",
     ),
     "a pattern in vain": (
-        lambda: ember(1e-3, tables=functools.partial(token_tables, include=["head/kernel"])).init(PARAMS),
+        lambda: ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=["head/kernel"])).init(PARAMS),
         ValueError,
         r"include 'head/kernel' of token_tables matches no path. A pattern must match a whole path",
     ),
@@ -210,7 +213,9 @@ BAD |= {
         r"paths \['a/b'\] stand for more than one leaf.*rename the keys",
     ),
     "paths that collide": (
-        lambda: ember(1e-3, tables={"params": {"a": ALL}, "a": None}).init({"params": {"a": TABLE}, "a": jnp.ones(4)}),
+        lambda: ember(1e-3, optax.adamw(1e-3), tables={"params": {"a": ALL}, "a": None}).init(
+            {"params": {"a": TABLE}, "a": jnp.ones(4)}
+        ),
         ValueError,
         r"paths \['a'\] stand for more than one leaf.*rename the keys",
     ),
@@ -226,6 +231,6 @@ GOOD = {
     "patterns in a set": of_finder(token_tables, exclude={"dense/.*"}),
     "a tree without tables": lambda: token_tables({"dense": jnp.ones((4, 4))}),
     "a function that is static": lambda: optax.inject_hyperparams(ember, static_args=("tables",))(
-        learning_rate=1e-3, tables=token_tables
+        learning_rate=1e-3, body=optax.adamw(1e-3), tables=token_tables
     ).init(PARAMS),
 }

@@ -9,11 +9,11 @@ from bad_inputs.examples import COMPACT, IDS, PARAMS, TABLE, TOKEN_IDS, TX, WTE,
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, token_tables
 
 UNNAMED = {**PARAMS, "head": {"kernel": TABLE.T}}
-WITH_HEAD = ember(1e-3, tables=functools.partial(token_tables, include=["head/kernel"]))
+WITH_HEAD = ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=["head/kernel"]))
 
 
-def frozen(inner=TX, rows=TOKEN_IDS, params=PARAMS, **options):
-    return lambda: row_sparse.train_only_rows(inner, rows, **options).init(params)
+def frozen(inner=TX, token_ids=TOKEN_IDS, params=PARAMS, **options):
+    return lambda: row_sparse.train_only_rows(inner, token_ids, **options).init(params)
 
 
 def frozen_update(updates=PARAMS, params=PARAMS, token_ids=None, of_state=state):
@@ -36,26 +36,30 @@ BAD = {
 }
 BAD |= {
     "rows that do not exist": (
-        frozen(rows={"embed/embedding": jnp.array([3, 50])}),
+        frozen(token_ids={"embed/embedding": jnp.array([3, 50])}),
         ValueError,
-        r"rows of 'embed/embedding' names \[50\].*0 to 5; correct",
+        r"token_ids of 'embed/embedding' names \[50\].*0 to 5; correct",
     ),
     "rows below zero": (
-        frozen(rows={"embed/embedding": jnp.array([-1])}),
+        frozen(token_ids={"embed/embedding": jnp.array([-1])}),
         ValueError,
         r"'embed/embedding' names \[-1\].*; correct",
     ),
-    "rows of no parameter": (frozen(rows={"wte": IDS}), ValueError, r"names \['wte'\].*correct the path"),
-    "rows of None": (frozen(rows=None), ValueError, r"^rows must name .* got None of type NoneType; without them"),
-    "rows of nothing": (frozen(rows={}), ValueError, r"^rows must name .* got {} of type dict; without them"),
-    "rows of None for each": (frozen(rows=each(None)), ValueError, r"^rows must name .* of type dict; without them"),
-    "rows of a number": (frozen(rows=3), TypeError, r"^rows must be a tree of arrays, got 3 of type int: pass rows"),
+    "rows of no parameter": (frozen(token_ids={"wte": IDS}), ValueError, r"names \['wte'\].*correct the path"),
+    "rows of None": (frozen(token_ids=None), ValueError, r"^token_ids must name .* got None of type NoneType; without them"),
+    "rows of nothing": (frozen(token_ids={}), ValueError, r"^token_ids must name .* got {} of type dict; without them"),
+    "rows of None for each": (frozen(token_ids=each(None)), ValueError, r"^token_ids must name .* of type dict; without them"),
+    "rows of a number": (frozen(token_ids=3), TypeError, r"^token_ids must be a tree of arrays, got 3 of type int: pass"),
     "rows of a mask": (
-        frozen(rows={"embed/embedding": jnp.ones(6, bool)}),
+        frozen(token_ids={"embed/embedding": jnp.ones(6, bool)}),
         TypeError,
-        r"^rows of 'embed/embedding' .* dtype bool: jnp.flatnonzero\(mask\) turns a mask into ids",
+        r"^token_ids of 'embed/embedding' .* dtype bool: jnp.flatnonzero\(mask\) turns a mask into ids",
     ),
-    "rows of floats": (frozen(rows={"embed/embedding": IDS * 1.0}), TypeError, r"^rows of 'embed/embedding' .* float32: pass"),
+    "rows of floats": (
+        frozen(token_ids={"embed/embedding": IDS * 1.0}),
+        TypeError,
+        r"^token_ids of 'embed/embedding' .* float32: pass",
+    ),
     "rows and transformation swapped": (frozen(TOKEN_IDS, TX), TypeError, r"^inner must be .* of type dict: pass the trans"),
     "rows of another model at update": (frozen_update(params=WTE), ValueError, r"'embed/embedding'.*(correct|pass)"),
     "rows with a compact update": (
@@ -80,9 +84,9 @@ BAD |= {
         r"^state must be the one .* NoneType: call update",
     ),
     "rows along another axis than inner": (
-        frozen(WITH_HEAD, {"head/kernel": IDS}, UNNAMED, dimension_numbers=EmberDimensionNumbers(0)),
+        frozen(WITH_HEAD, {"head/kernel": IDS}, UNNAMED, tables=EmberDimensionNumbers(0)),
         ValueError,
-        r"rows of 'head/kernel' of shape \(4, 6\) are counted along axis 0, but in inner along axis 1: pass the same dimension_n",
+        r"rows of 'head/kernel' of shape \(4, 6\) are counted along axis 0, but in inner along axis 1: pass the same tables",
     ),
     "rows of a head that no rule finds": (
         frozen(WITH_HEAD, {"head/kernel": IDS}, UNNAMED),
@@ -91,15 +95,15 @@ BAD |= {
     ),
 }
 GOOD = {
-    "rows in all parameters but one": frozen(rows={"embed": {"embedding": IDS}, "dense": {"kernel": None}}),
-    "no row at all": frozen(rows={"embed/embedding": IDS[:0]}),
+    "rows in all parameters but one": frozen(token_ids={"embed": {"embedding": IDS}, "dense": {"kernel": None}}),
+    "no row at all": frozen(token_ids={"embed/embedding": IDS[:0]}),
     "rows along the axis of inner": frozen(
-        WITH_HEAD, {"head/kernel": IDS}, UNNAMED, dimension_numbers=functools.partial(token_tables, include=["head/kernel"])
+        WITH_HEAD, {"head/kernel": IDS}, UNNAMED, tables=functools.partial(token_tables, include=["head/kernel"])
     ),
     "rows of a table that another optimizer trains": frozen(
         optax.adamw(1e-3),
         {"head/kernel": IDS},
         UNNAMED,
-        dimension_numbers=functools.partial(token_tables, include=["head/kernel"]),
+        tables=functools.partial(token_tables, include=["head/kernel"]),
     ),
 }

@@ -15,7 +15,9 @@ HEAD = "lm_head/kernel"
 
 
 def cross_entropy(params, hidden=HIDDEN, labels=LABELS, **options):
-    return losses.softmax_cross_entropy(hidden, params["lm_head"]["kernel"], labels, **({"token_axis": 1} | options)).mean()
+    return losses.linear_softmax_cross_entropy(
+        hidden, params["lm_head"]["kernel"], labels, **({"token_axis": 1} | options)
+    ).mean()
 
 
 def twice(params):
@@ -64,7 +66,7 @@ def step_in_bfloat16(tx):
 
 @functools.cache
 def updates():
-    tx = ember(1e-3)
+    tx = ember(1e-3, optax.adamw(1e-3))
     return tx.update(gradients(), tx.init(PARAMS), PARAMS)[0]
 
 
@@ -77,7 +79,9 @@ NO_ARRAY = PLACE + r".*, but the .* never computed as an array\. .* For anything
 
 
 def of_head(reason):
-    return rf"^'lm_head/kernel' of shape .* named in heads.*softmax_cross_entropy.* but {reason}.* leave 'lm_head/kernel' out"
+    return (
+        rf"^'lm_head/kernel' of shape .* named in heads.*linear_softmax_cross_entropy.* but {reason}.* leave 'lm_head/kernel' out"
+    )
 
 
 def no_array(reason):
@@ -107,17 +111,17 @@ BAD = {
     "a head without the loss": (
         grad(lambda params: params["dense"]["kernel"].sum()),
         ValueError,
-        r"heads names 'lm_head/kernel', but loss_fn does not call losses.softmax_cross_entropy.*: call it, or leave it out",
+        r"heads names 'lm_head/kernel', but loss_fn does not call losses.linear_softmax_cross.*: call it, or leave it out",
     ),
     "the loss twice": (
         grad(twice),
         ValueError,
-        r"calls softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
+        r"calls linear_softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
     ),
     "a jitted loss twice": (
         grad(of_jit_twice),
         ValueError,
-        r"calls softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
+        r"calls linear_softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
     ),
     "the loss in a scan": (
         grad(in_scan),
@@ -129,18 +133,18 @@ BAD = {
     "another token axis": (
         grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)), token_axis=0)),
         ValueError,
-        r"'lm_head/kernel' of .* axis 1 by the dim.* axis 0 by the token_axis.* 6 features: if .* axis 0, with 4 tokens",
+        r"'lm_head/kernel' of .* axis 1 by the tables of .* axis 0 by the token_axis.* 6 features: if .* axis 0, with 4 tokens",
     ),
     "no token axis": (
         grad(functools.partial(cross_entropy, token_axis=0)),
         ValueError,
-        r"axis 1 by the dimension_numbers .* axis 0 by the token_axis.* 4 features: pass token_axis=1 to the loss\.",
+        r"axis 1 by the tables of .* axis 0 by the token_axis.* 4 features: pass token_axis=1 to the loss\.",
     ),
     "hidden states of the tokens' axis": (
         grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)))),
         ValueError,
-        r"axis 1 by the dim.* axis 1 by .* 6 features: if it is in axis 0, with 4 tokens, pass token_axis=0 to the loss, "
-        r"dimension_numbers=functools.partial\(token_tables, include=\{'lm_head/kernel': EmberDimensionNumbers\(0\)\}\)",
+        r"axis 1 by the tables of .* axis 1 by .* 6 features: if it is in axis 0, with 4 tokens, pass token_axis=0 to the loss, "
+        r"tables=functools.partial\(token_tables, include=\{'lm_head/kernel': EmberDimensionNumbers\(0\)\}\)",
     ),
     "a square head": (
         grad(
@@ -156,7 +160,9 @@ BAD = {
         r"hidden must have 4 features .* got shape \(2, 3, 5\); pass",
     ),
     "rows that are trained alone": (
-        lambda: row_sparse.train_only_rows(ember(1e-3), {HEAD: IDS}).update(gradients(), ember(1e-3).init(PARAMS), PARAMS),
+        lambda: row_sparse.train_only_rows(ember(1e-3, optax.adamw(1e-3)), {HEAD: IDS}).update(
+            gradients(), ember(1e-3, optax.adamw(1e-3)).init(PARAMS), PARAMS
+        ),
         TypeError,
         r"rows of 'lm_head/kernel' are named, but its update is that of a fused head.*: leave 'lm_head/kernel' out of the heads",
     ),
@@ -177,26 +183,30 @@ BAD = {
     "decay before Ember": (step(optax.add_decayed_weights(0.1)), TypeError, no_array("something was added")),
     "Adam": (step(optax.adam(1e-3)), (TypeError, ValueError), OF_JAX),
     "momentum": (step(optax.sgd(1e-3, momentum=0.9)), TypeError, NO_ARRAY),
-    "accumulation": (step(optax.MultiSteps(ember(1e-3), 2)), (TypeError, ValueError), OF_JAX),
-    "a check of elements": (step(optax.apply_if_finite(ember(1e-3), 3)), (TypeError, ValueError), OF_JAX),
+    "accumulation": (step(optax.MultiSteps(ember(1e-3, optax.adamw(1e-3)), 2)), (TypeError, ValueError), OF_JAX),
+    "a check of elements": (step(optax.apply_if_finite(ember(1e-3, optax.adamw(1e-3)), 3)), (TypeError, ValueError), OF_JAX),
     "SGD": (
         apply(lambda: step(optax.sgd(1e-3))()[0]),
         TypeError,
         r"update of 'lm_head/kernel' is still a gradient: train a fused head with ember or scale_by_ember",
     ),
     "a scale after rounding": (
-        step_in_bfloat16(optax.chain(ember(1e-3), stochastic_rounding(0), optax.scale(0.5))),
+        step_in_bfloat16(optax.chain(ember(1e-3, optax.adamw(1e-3)), stochastic_rounding(0), optax.scale(0.5))),
         TypeError,
         no_array(r"it was scaled after stochastic_rounding, which must come last"),
     ),
-    "Ember twice": (step(optax.chain(ember(1e-3), ember(1e-3))), TypeError, r"'lm_head/kernel' is an update already: put one"),
+    "Ember twice": (
+        step(optax.chain(ember(1e-3, optax.adamw(1e-3)), ember(1e-3, optax.adamw(1e-3)))),
+        TypeError,
+        r"'lm_head/kernel' is an update already: put one",
+    ),
     "a table in parts": (
         lambda: jax.vmap(lambda _: step(scale_by_ember(token_mesh_axes="fsdp"))(), axis_name="fsdp")(jnp.zeros(1)),
         ValueError,
         r"the fused head 'lm_head/kernel' cannot be split by jax.shard_map",
     ),
     "another axis in the optimizer": (
-        step(ember(1e-3, tables={"dense": None, "lm_head": EmberDimensionNumbers(0)})),
+        step(ember(1e-3, optax.adamw(1e-3), tables={"dense": None, "lm_head": EmberDimensionNumbers(0)})),
         ValueError,
         r"fused head 'lm_head/kernel' .* vocabulary in axis 1, but the optimizer takes \(0,\) for it: declare the same",
     ),

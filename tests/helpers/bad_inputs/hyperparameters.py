@@ -10,18 +10,20 @@ import optax
 from bad_inputs.examples import PARAMS, SCALE, TABLE, TX, WTE, a_function, state
 from ember_optax import ember, scale_by_ember
 
+BODY = optax.adamw(1e-3)
+
 
 def with_number(argument, value):
-    return lambda: ember(**({"learning_rate": 1e-3} | {argument: value}))
+    return lambda: ember(**({"learning_rate": 1e-3, "body": BODY} | {argument: value}))
 
 
-def stepped(schedule, body=None):
+def stepped(schedule, body=BODY):
     tx = ember(schedule, body)
     return lambda: tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
 FIXES = {
-    "learning_rate": r"; pass a number >= 0 or a schedule, for example learning_rate=1e-3",
+    "learning_rate": r"; pass a number >= 0 or a schedule, for example learning_rate=1e-2",
     "b2": r"; (pass a number in \[0, 1\), for example b2=0.999|0.999 is the default)",
     "eps": r"; pass a number >= 0, for example eps=1e-8",
     "weight_decay": r"; pass a number >= 0, for example weight_decay=0.1",
@@ -53,8 +55,12 @@ BAD = {
     for what, (value, error, got) in NO_NUMBERS.items()
 }
 BAD |= {
-    "negative learning rate": (lambda: ember(-1e-3), ValueError, r"learning_rate .* -0.001; pass"),
-    "b2 of one": (lambda: ember(1e-3, b2=1.0), ValueError, r"b2 must be in \[0, 1\), got 1.0; 0.999 is the default"),
+    "negative learning rate": (lambda: ember(-1e-3, optax.adamw(-1e-3)), ValueError, r"learning_rate .* -0.001; pass"),
+    "b2 of one": (
+        lambda: ember(1e-3, optax.adamw(1e-3), b2=1.0),
+        ValueError,
+        r"b2 must be in \[0, 1\), got 1.0; 0.999 is the default",
+    ),
     "b2 above one": (lambda: scale_by_ember(1.5), ValueError, r"b2 must be in \[0, 1\), got 1.5; 0.999"),
     "b2 is a function": (lambda: scale_by_ember(a_function), TypeError, r"b2 must be .* got <function .*; pass a number"),
     "b2 in half precision": (
@@ -109,7 +115,7 @@ BAD |= {
 }
 BAD |= {
     f"feature_mean of {value!r}": (
-        lambda value=value: ember(1e-3, feature_mean=value),
+        lambda value=value: ember(1e-3, optax.adamw(1e-3), feature_mean=value),
         ValueError,
         rf"feature_mean must be 'all_rows' or 'active_rows', got .* of type {type(value).__name__}; pass one",
     )

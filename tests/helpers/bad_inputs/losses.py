@@ -1,4 +1,4 @@
-"""What `losses.softmax_cross_entropy` refuses."""
+"""What `losses.linear_softmax_cross_entropy` refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ HIDDEN, LABELS = jnp.ones((2, 3, D)), jnp.ones((2, 3), jnp.int32)
 
 
 def loss(hidden=HIDDEN, table=TABLE, labels=LABELS, **options):
-    return lambda: losses.softmax_cross_entropy(hidden, table, labels, **options)
+    return lambda: losses.linear_softmax_cross_entropy(hidden, table, labels, **options)
 
 
 def traced(argument):
-    return lambda: jax.jit(lambda number: losses.softmax_cross_entropy(HIDDEN, TABLE, LABELS, **{argument: number}))(0.1)
+    return lambda: jax.jit(lambda number: losses.linear_softmax_cross_entropy(HIDDEN, TABLE, LABELS, **{argument: number}))(0.1)
 
 
 BAD = {

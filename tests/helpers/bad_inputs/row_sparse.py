@@ -124,8 +124,8 @@ BAD |= {
         ValueError,
         r"'a' of shape \(0, 4\), which is empty; remove",
     ),
-    "axes of nothing": (grad(dimension_numbers=None), TypeError, r"dimension_numbers is None. Leave it out"),
-    "axes in a list": (grad(dimension_numbers=["embed"]), TypeError, r"dimension_numbers holds the text 'embed'.*include="),
+    "axes of nothing": (grad(tables=None), TypeError, r"tables is None. Leave it out"),
+    "axes in a list": (grad(tables=["embed"]), TypeError, r"tables holds the text 'embed'.*include="),
     "tied table": (
         of_table(lambda table: jnp.mean(table[IDS] @ table.T)),
         TypeError,

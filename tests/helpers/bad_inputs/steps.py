@@ -201,7 +201,7 @@ BAD |= {
     "number leaf": (lambda: scaled(3.0), TypeError, r"'wte' is 3.0 of type float, not an array; .*jnp.asarray"),
     "list leaf": (lambda: scaled([1.0, 2.0]), (TypeError, ValueError), r"'wte/0' is 1.0 .*jnp.asarray"),
     "no table": (
-        lambda: ember(1e-3).init({"dense": {"kernel": jnp.ones((4, 4))}}),
+        lambda: ember(1e-3, optax.adamw(1e-3)).init({"dense": {"kernel": jnp.ones((4, 4))}}),
         ValueError,
         r"no token table .* 'dense/kernel' \(4, 4\).*include=",
     ),

@@ -88,7 +88,7 @@ BAD |= {
     f"ids {what}": (take(ids), error, message)
     for what, (ids, error, message) in {
         "none": ([], ValueError, r"token_ids is empty; name at least one"),
-        "too large": ([0, V], ValueError, r"token_ids has 6, but the vocabulary has the ids 0 to 5"),
+        "too large": ([0, V], ValueError, r"(token_ids|kept_ids) has 6, but the vocabulary has the ids 0 to 5"),
         "below zero": ([0, -1], ValueError, r"token_ids has -1, but the vocabulary has the ids 0 to 5"),
         "as floats": (
             [0.0, 1.0],
@@ -257,7 +257,7 @@ BAD |= {
     "a share without what stays": (
         lambda: vocab.removed_share(PARAMS, state(), [V]),
         ValueError,
-        r"token_ids has 6, but the vocabulary has the ids 0 to 5",
+        r"(token_ids|kept_ids) has 6, but the vocabulary has the ids 0 to 5",
     ),
 }
 GOOD = {

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from x64 import enable_x64
 
-from ember_optax.losses import softmax_cross_entropy
+from ember_optax.losses import linear_softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -82,7 +82,7 @@ def largest_error(found, expected):
 )
 def test_is_the_dense_loss(size, width, shape, token_axis, options, chunk, seed):
     arrays = example(size, width, shape, token_axis, seed=seed)
-    gradients, losses = of(softmax_cross_entropy, token_axis=token_axis, chunk=chunk, **options)(*arrays, None)
+    gradients, losses = of(linear_softmax_cross_entropy, token_axis=token_axis, chunk=chunk, **options)(*arrays, None)
     for found, expected in zip((losses, *gradients), exact(*arrays, token_axis=token_axis, **options), strict=True):
         assert found.dtype == jnp.float32
         # With one token, or where labels are spread over all of few, what is left of a difference is small.
@@ -96,7 +96,7 @@ def test_masked_tokens_do_not_count(token_axis, options):
     where = jnp.arange(12).reshape(3, 4) % 3 > 0
     expected = exact(hidden, table, labels, weights, where, token_axis=token_axis, **options)
     spoilt = jnp.where(where[..., None], hidden, jnp.nan), table, jnp.where(where, labels, -100), weights, where
-    gradients, losses = of(softmax_cross_entropy, token_axis=token_axis, chunk=8, **options)(*spoilt)
+    gradients, losses = of(linear_softmax_cross_entropy, token_axis=token_axis, chunk=8, **options)(*spoilt)
     assert not losses[~where].any() and not gradients[0][~where].any()
     for found, wanted in zip((losses, *gradients), expected, strict=True):
         assert largest_error(found, wanted) < 2e-6
@@ -105,7 +105,7 @@ def test_masked_tokens_do_not_count(token_axis, options):
 def test_masked_tokens_of_a_vocabulary_of_one():
     """What stands in for their labels exists in every vocabulary."""
     hidden, table, labels, weights = example(1, 5, (3,))
-    gradients, losses = of(softmax_cross_entropy)(hidden, table, labels, weights, jnp.array([True, False, False]))
+    gradients, losses = of(linear_softmax_cross_entropy)(hidden, table, labels, weights, jnp.array([True, False, False]))
     for found in (losses, *gradients):
         np.testing.assert_allclose(found, 0, atol=1e-6)
 
@@ -113,22 +113,22 @@ def test_masked_tokens_of_a_vocabulary_of_one():
 @pytest.mark.parametrize("tokens, rows", [(16, 2048), (1 << 16, 512), (1 << 20, 128)])
 def test_the_default_chunk_bounds_the_logits_at_once(tokens, rows):
     hidden, table = jax.ShapeDtypeStruct((tokens, 4), jnp.float32), jax.ShapeDtypeStruct((1 << 18, 4), jnp.float32)
-    jaxpr = str(jax.make_jaxpr(softmax_cross_entropy)(hidden, table, jax.ShapeDtypeStruct((tokens,), jnp.int32)))
+    jaxpr = str(jax.make_jaxpr(linear_softmax_cross_entropy)(hidden, table, jax.ShapeDtypeStruct((tokens,), jnp.int32)))
     assert {int(found) for found in re.findall(rf"f32\[{tokens},(\d+)\]", jaxpr)} == {1, 4, rows}
 
 
 def test_a_mask_may_broadcast():
     hidden, table, labels, _ = example(33, 5, (3, 4))
-    losses = softmax_cross_entropy(hidden, table, labels, where=jnp.arange(4) < 2)
+    losses = linear_softmax_cross_entropy(hidden, table, labels, where=jnp.arange(4) < 2)
     np.testing.assert_array_equal(losses[:, 2:], 0)
-    np.testing.assert_array_equal(losses[:, :2], softmax_cross_entropy(hidden, table, labels)[:, :2])
+    np.testing.assert_array_equal(losses[:, :2], linear_softmax_cross_entropy(hidden, table, labels)[:, :2])
 
 
 @pytest.mark.parametrize("label", [-1, 33, 100])
 def test_a_label_outside_is_nan(label):
     """Loss and gradients, so that nobody trains on it unseen."""
     hidden, table, _, weights = example(33, 5, (1,))
-    (of_hidden, of_table), losses = of(softmax_cross_entropy)(hidden, table, jnp.array([label]), weights, None)
+    (of_hidden, of_table), losses = of(linear_softmax_cross_entropy)(hidden, table, jnp.array([label]), weights, None)
     assert jnp.isnan(losses).all() and jnp.isnan(of_hidden).all() and jnp.isnan(of_table).all()
 
 
@@ -138,7 +138,7 @@ def test_half_precision_is_as_good_as_the_dense_loss(dtype, options):
     """And returned in float32; the gradients in the arguments' dtypes."""
     arrays = example(300, 64, (32,), dtype=dtype)
     expected = exact(*arrays, **options)
-    gradients, losses = of(softmax_cross_entropy, chunk=64, **options)(*arrays, None)
+    gradients, losses = of(linear_softmax_cross_entropy, chunk=64, **options)(*arrays, None)
     dense_gradients, dense_losses = of(dense, **options)(*arrays, None)
     assert losses.dtype == jnp.float32 and {g.dtype for g in gradients} == {jnp.dtype(dtype)}
     for found, usual, wanted in zip((losses, *gradients), (dense_losses, *dense_gradients), expected, strict=True):
@@ -148,7 +148,7 @@ def test_half_precision_is_as_good_as_the_dense_loss(dtype, options):
 def test_mixed_dtypes_multiply_in_the_wider():
     hidden, table, labels, weights = example(33, 5, (4,))
     narrow = hidden.astype(jnp.bfloat16)
-    gradients, losses = of(softmax_cross_entropy)(narrow, table, labels, weights, None)
+    gradients, losses = of(linear_softmax_cross_entropy)(narrow, table, labels, weights, None)
     assert largest_error(losses, exact(narrow, table, labels, weights)[0]) < 1e-6
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
 
@@ -157,14 +157,14 @@ def test_large_logits_do_not_overflow():
     """Also where the first chunk is far below the second."""
     hidden, table, labels, weights = example(33, 5, (4,))
     table = table.at[20:].multiply(1e3)
-    gradients, losses = of(softmax_cross_entropy, chunk=8)(hidden, table, labels, weights, None)
+    gradients, losses = of(linear_softmax_cross_entropy, chunk=8)(hidden, table, labels, weights, None)
     for found, wanted in zip((losses, *gradients), exact(hidden, table, labels, weights), strict=True):
         assert largest_error(found, wanted) < 1e-6
 
 
 def losses_and_gradient(hidden, table, labels):
     def total(table):
-        losses = softmax_cross_entropy(hidden, table, labels, chunk=8)
+        losses = linear_softmax_cross_entropy(hidden, table, labels, chunk=8)
         return losses.sum(), losses
 
     gradient, losses = jax.grad(total, has_aux=True)(table)
@@ -180,7 +180,7 @@ def test_under_vmap_and_checkpoint():
         np.testing.assert_allclose(found, jnp.stack(expected), rtol=2e-5, atol=1e-6)
     plain, again = (
         jax.jit(jax.grad(lambda *a, f=f: f(*a, labels).sum(), (0, 1)))(hidden, table)
-        for f in (softmax_cross_entropy, jax.checkpoint(softmax_cross_entropy))
+        for f in (linear_softmax_cross_entropy, jax.checkpoint(linear_softmax_cross_entropy))
     )
     for found, expected in zip(again, plain, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -192,12 +192,12 @@ def test_what_one_argument_varies_over_the_losses_do(varies):
     arrays = list(example(40, 5, (4, 2))[:3])
     other = (arrays[varies] + 1) % 40
     expected = jnp.concatenate(
-        [softmax_cross_entropy(*arrays), softmax_cross_entropy(*arrays[:varies], other, *arrays[varies + 1 :])]
+        [linear_softmax_cross_entropy(*arrays), linear_softmax_cross_entropy(*arrays[:varies], other, *arrays[varies + 1 :])]
     )
     arrays[varies] = jnp.concatenate([arrays[varies], other])
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     in_specs = tuple(P("data") if i == varies else P() for i in range(3))
-    chunked = functools.partial(softmax_cross_entropy, chunk=16)  # a loop, which carries what varies
+    chunked = functools.partial(linear_softmax_cross_entropy, chunk=16)  # a loop, which carries what varies
     function = jax.shard_map(chunked, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
     np.testing.assert_allclose(jax.jit(function)(*arrays), expected, rtol=1e-5)
 
