@@ -71,6 +71,8 @@ RIVALS = ("row_norm", "rmnp", "hybrid", "scale", "token_factor", "ember_active_r
 # The best pair of all four at 0.5M, 300 steps, and the grid around it.
 _PAIR = ((5e-3,), (2e-2,))
 _ADAFACTOR_PAIR = ((1e-1,), (2e-1,))  # its rate is in units of a table's root mean square
+_RL_PAIR = ((2e-3,), (2e-3,))
+_TUNING_PAIR = ((1e-2,), (1e-2,))
 _GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
 _SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
 LENGTHS = (_SHORT, _LONGER, _LONGEST)
@@ -93,6 +95,11 @@ _PAIRS = [
     *_pairs(_SHORT, _PAIR, methods=RIVALS),
     *_pairs(_SHORT, _ADAFACTOR_PAIR, methods=("adafactor",)),
     *_pairs("2.1M, main job", _GRID),
+    *_pairs("tables alone, 64 completions", _RL_PAIR, task="reinforcement"),
+    *_pairs("all parameters, 64 completions", _RL_PAIR, methods=(*FOUR, "frozen"), task="reinforcement"),
+    *_pairs("tables alone, 256 completions", _RL_PAIR, task="reinforcement"),
+    *_pairs("tables alone, 8 completions", _RL_PAIR, task="reinforcement"),
+    *_pairs("small, Python's manual", _TUNING_PAIR, methods=(*FOUR, "frozen"), task="finetuning"),
     *_pairs(_LONGER, _PAIR, methods=RIVALS),
     *_pairs(_LONGER, _ADAFACTOR_PAIR, methods=("adafactor",)),
 ]
@@ -110,20 +117,17 @@ _FULL = [
     *_of("finetuning", ("small",), ("rmsprop", *PARTS, "sgd", "adafactor")),
     *_of("finetuning", ("small",), ("frozen",), rates=_ANY_RATE),
     *_of("pretraining", ("4.2M",), HEADLINE),
-    *_of("reinforcement", ("64 completions",), ("rmsprop", *PARTS, "sgd")),
     *_of("pretraining", ("12.6M",), HEADLINE, seeds=3),
     *_of("pretraining", ("2.1M, main job",), HEADLINE),
     *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
-    *_of("pretraining", ("0.5M, 1200 steps",), (*HEADLINE, "ember b2=0.99", "ember b2=0.9999"), seeds=4),
     *_of("pretraining", ("2.1M, main job", "0.3M tied", "0.5M, batch 2048", "0.5M, batch 128"), _ACTIVE_ROWS),
-    *_of("finetuning", ("small",), _ACTIVE_ROWS),
     *_of("reinforcement", ("256 completions",), ("rmsprop", *_ACTIVE_ROWS)),
 ]
 _QUICK = [
     *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),
     *_of("pretraining", ("quick, batch 64", "quick, larger"), HEADLINE, seeds=2, rates=(1e-2, 2e-2)),
     *_of("finetuning", ("quick",), HEADLINE, seeds=2, rates=(2e-3, 5e-3)),
-    *_of("reinforcement", ("quick",), HEADLINE, seeds=2, rates=(5e-4, 1e-3)),
+    *_of("reinforcement", ("quick",), HEADLINE, seeds=2, rates=(1e-3, 2e-3)),
 ]
 FULL = Study(
     _FULL,
@@ -152,4 +156,5 @@ QUICK = Study(
     dict.fromkeys(TASKS, "quick"),
     ("quick", "quick, larger"),
     {"pretraining": ("quick, batch 64", "quick"), "reinforcement": ("quick",)},
+    tuple(_pairs("quick", ((1e-2,), (5e-2,)), seeds=2, methods=(BASELINE, "rmsprop", OURS))),
 )
