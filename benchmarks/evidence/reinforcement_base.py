@@ -34,7 +34,8 @@ def make(path: Path = _FILE, steps: int = _STEPS) -> None:
     """Learns from solutions, of which half are worked out, with AdamW, and writes the parameters."""
     tx = make_optimizer("adamw", RatesConfig(2e-3, 0.0, 1e-2), steps)
     params, _ = collections.deque(warm_up(model(), steps, _BATCH, tx, seed=0), maxlen=1).pop()
-    np.savez(path, **{name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()})
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    np.savez(path, **arrays)
 
 
 if __name__ == "__main__":

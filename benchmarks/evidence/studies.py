@@ -70,6 +70,7 @@ FOUR = (*MOMENTA, OURS)
 RIVALS = ("row_norm", "rmnp", "hybrid", "scale", "token_factor", "ember_active_rows")
 # The best pair of all four at 0.5M, 300 steps, and the grid around it.
 _PAIR = ((5e-3,), (2e-2,))
+_LATE_PAIR = ((2e-3,), (2e-2,))  # the best of AdamW after 1,200 steps
 _ADAFACTOR_PAIR = ((1e-1,), (2e-1,))  # its rate is in units of a table's root mean square
 _RL_PAIR = ((2e-3,), (2e-3,))
 _TUNING_PAIR = ((1e-2,), (1e-2,))
@@ -88,8 +89,8 @@ _PAIRS = [
     *_pairs(_LONGER, _PAIR, seeds=3),
     *_pairs(_SHORT, _GRID),
     *_pairs(_LONGER, _PAIR),
-    *_pairs(_LONGEST, _PAIR, seeds=3),
-    *_pairs(_LONGEST, _PAIR),
+    *_pairs(_LONGEST, _LATE_PAIR, seeds=3),
+    *_pairs(_LONGEST, _LATE_PAIR),
     *_pairs("0.5M, batch 128", _GRID),
     *_pairs("0.5M, batch 2048", _GRID),
     *_pairs(_SHORT, _PAIR, methods=RIVALS),
