@@ -51,9 +51,9 @@ def main() -> None:
     params, state = dense_step(tx, params, tx.init(params))
 
     rows: dict[str, jax.Array] = {"embed": jnp.array([3, 5])}
-    _, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, rows, jnp.array([3, 5]))
-    updates, state = tx.update(grads, state, params, token_ids=token_ids)
-    params = row_sparse.apply_updates(params, updates, token_ids)
+    _, grads = row_sparse.value_and_grad(loss_fn)(params, rows, jnp.array([3, 5]))
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
     assert float(loss_fn(params, jnp.arange(12))) < before
 
     rank: jax.Array = geometry.effective_rank(params["embed"])

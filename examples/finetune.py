@@ -261,25 +261,20 @@ def fine_tune(
     @functools.partial(jax.jit, donate_argnums=0)
     def step(carry, tokens, is_answer):
         params, opt_state = carry
-        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, tokens, is_answer)
+        if fused and lesson.head is not None:
+            value_and_grad = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=[lesson.head.path])
+            (_, loss), grads = value_and_grad(params, {lesson.table: tokens[:, :-1]}, tokens, is_answer)
+        else:
+            (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, tokens, is_answer)
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def fused_step(carry, tokens, is_answer):
-        params, opt_state = carry
-        assert lesson.head is not None
-        value_and_grad = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=[lesson.head.path])
-        (_, loss), grads, token_ids = value_and_grad(params, {lesson.table: tokens[:, :-1]}, tokens, is_answer)
-        updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-        return (row_sparse.apply_updates(params, updates, token_ids), opt_state), loss
 
     params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
     carry, losses, held_out = (params, tx.init(params)), [], {0: evaluate(params)}
     examples = batches(lesson.training, config.batch_size, config.seed)
     with tqdm(total=config.steps, desc=name, unit="step") as bar:
         while len(losses) < config.steps:
-            carry, loss = (fused_step if fused else step)(carry, *next(examples))
+            carry, loss = step(carry, *next(examples))
             losses.append(float(loss))
             if len(losses) % config.evaluate_every == 0 or len(losses) == config.steps:
                 held_out[len(losses)] = evaluate(carry[0])

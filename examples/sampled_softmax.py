@@ -121,9 +121,9 @@ def make_step(name: str, tx: optax.GradientTransformationExtraArgs) -> Callable[
         if name == "sampled":
             looked_up["lm_head/weight"] = jnp.concatenate([tokens[:, -1], negatives])
         grad_fn = row_sparse.value_and_grad(loss_fn)
-        loss, grads, token_ids = grad_fn(params, looked_up, tokens, negatives, log_expected_counts)
-        updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-        return (row_sparse.apply_updates(params, updates, token_ids), opt_state), loss
+        loss, grads = grad_fn(params, looked_up, tokens, negatives, log_expected_counts)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
 
     return step
 

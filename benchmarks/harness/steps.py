@@ -75,7 +75,7 @@ def row_sparse_train_step(
     """`step(carry, *batch)`, where `looked_up(*batch)` are the ids that the row-sparse tables look up; `heads` are fused."""
 
     def step(carry, *batch):
-        _, grads, token_ids = row_sparse.value_and_grad(loss_fn, heads=heads)(carry[0], looked_up(*batch), *batch)
-        return row_sparse_optimizer_step(tx)(carry, grads, token_ids)
+        _, grads = row_sparse.value_and_grad(loss_fn, heads=heads)(carry[0], looked_up(*batch), *batch)
+        return optimizer_step(tx)(carry, grads)
 
     return step

@@ -225,6 +225,6 @@ def _check_ids_of_body(found: TableTree, body_state: Any) -> None:
     of_embers = {name for _, state in ember_states(body_state) for name in flatten_named(state.nu_token)[0]}
     if refused := [f"{table.name!r} of shape {table.shape}" for table in of_body if table.name not in of_embers]:
         raise ValueError(
-            f"token_ids are given for {', '.join(refused)}, trained by the body: only token tables take row-sparse steps. Name "
-            f"the table in the `tables` argument of ember, or give its updates dense."
+            f"token ids are given for {', '.join(refused)}, trained by the body: only token tables take row-sparse steps. Name "
+            f"the table in the `tables` argument of ember, or declare no ids for it."
         )

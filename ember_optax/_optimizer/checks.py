@@ -16,7 +16,7 @@ from .._tree.boxes import unbox
 from .._tree.declared import DimensionNumbersLike
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.finder import FinderOptions
-from .._tree.heads import HeadGradient
+from .._tree.fused_leaves import HeadGradient
 from .._tree.inputs import check_array, listed, shown
 from .._tree.tables import Table, TableTree
 from .._tree.token_ids import check_compact

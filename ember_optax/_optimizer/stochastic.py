@@ -15,7 +15,7 @@ from .._math.rounding import bits_at, can_round_to, key_of, places_along, places
 from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.heads import HeadLeaf, HeadUpdate
+from .._tree.fused_leaves import HeadLeaf, HeadUpdate
 from .._tree.inputs import check_array, check_tree, checked_integer, shown
 from .._tree.tables import Table, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name

@@ -16,7 +16,7 @@ from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.heads import HeadLeaf, HeadUpdate
+from .._tree.fused_leaves import HeadLeaf, HeadUpdate
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
 from .._tree.state import ScaleByEmberState

@@ -12,11 +12,13 @@ import numpy as np
 
 from .._math.axes import TableAxes
 from .boxes import is_box, rebox, unbox
+from .compact_rows import CompactRows
 from .declared import AUTO, DimensionNumbersLike, check_axes_are_told, declared_dimension_numbers
 from .dimension_numbers import EmberDimensionNumbers, TableKind, table_axes
 from .kinds import kind_of
+from .linear_leaf import LinearLeaf
 from .paths import check_distinct, flatten_named, is_complete
-from .token_ids import check_known, check_one_table
+from .token_ids import check_ids_once, check_known, check_one_table, check_same_axis
 
 
 class Table(NamedTuple):
@@ -25,7 +27,7 @@ class Table(NamedTuple):
     Attributes:
       name: its path.
       box: the leaf as it stands in the tree: in a box of a library's, or bare.
-      array: what is inside; compact where there are ids.
+      array: what is inside; the rows alone where there are ids.
       shape: the shape of the whole table.
       axes: which axis is what; None for a leaf that is no table, and where nobody asked.
       ids: the token ids of a compact array; None for a dense one.
@@ -56,8 +58,8 @@ class TableTree(NamedTuple):
         return [table.name for table in self.tables]
 
     def rebuild(self, values: Iterable[Any]) -> Any:
-        """A tree of this structure from one value for each leaf, each in its leaf's box."""
-        return self.treedef.unflatten([rebox(table.box, value) for table, value in zip(self.tables, values, strict=True)])
+        """A tree of this structure from one value for each leaf, each in its leaf's box; rows that know their ids go on to."""
+        return self.treedef.unflatten([_in_box(table.box, value) for table, value in zip(self.tables, values, strict=True)])
 
     def leaves_of(self, tree: Any, what: str, *, may_have_more: bool = False) -> list[Any]:
         """One leaf of another tree for each of this one: of parameters, or of a field of the state.
@@ -83,7 +85,9 @@ class TableTree(NamedTuple):
         """The tables of a tree in which `optax.partition` has masked every leaf that is no table."""
         leaves, treedef = jax.tree.flatten(tree, is_leaf=is_box)
         owned = [table for table in self.tables if table.axes is not None]
-        return TableTree([table._replace(box=box, array=unbox(box)) for table, box in zip(owned, leaves, strict=True)], treedef)
+        return TableTree(
+            [table._replace(box=box, array=_array_in(box)) for table, box in zip(owned, leaves, strict=True)], treedef
+        )
 
 
 def read_tree(tree: Any, token_ids: dict[str, jax.Array] | None = None, *, what: str = "the updates have") -> TableTree:
@@ -99,8 +103,12 @@ def read_tree(tree: Any, token_ids: dict[str, jax.Array] | None = None, *, what:
         check_known(ids, names, what)
     tables = []
     for name, leaf in zip(names, leaves, strict=True):
-        array = unbox(leaf)
-        tables.append(Table(name, leaf, array, np.shape(array) if _is_value(array) else (), ids=ids.get(name)))
+        inside = unbox(leaf)
+        if isinstance(inside, CompactRows):
+            check_ids_once(name, inside, ids)
+            tables.append(Table(name, leaf, inside.rows, inside.shape, ids=inside.ids))
+        else:
+            tables.append(Table(name, leaf, inside, np.shape(inside) if _is_value(inside) else (), ids=ids.get(name)))
     return TableTree(tables, treedef)
 
 
@@ -131,8 +139,8 @@ def tables_of(
       TypeError: a declaration that is none.
     """
     found, dense = read_tree(tree, token_ids, what=what), tree
-    if params is not None and any(table.ids is not None for table in found.tables):
-        found = _with_shapes(found, params)
+    if any(table.ids is not None for table in found.tables):
+        found = found if params is None else _with_shapes(found, params)
         dense = found.treedef.unflatten(map(_dense, found.tables))
     leaves = [table.box for table in found.tables] if dense is tree else jax.tree.leaves(dense, is_leaf=is_box)
     declared = declared_dimension_numbers(declaration, dense, found.names, leaves, argument)
@@ -156,6 +164,7 @@ def tables_of(
     for table in tables:
         if table.axes is not None and table.ids is not None:
             check_one_table(table.name, table.shape, table.axes)
+            check_same_axis(unbox(table.box), table.axes, argument)
     return TableTree(tables, found.treedef)
 
 
@@ -221,10 +230,10 @@ def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: 
 
 
 def _with_shapes(found: TableTree, params: Any) -> TableTree:
-    """With the shapes of the parameters in the place of those of compact arrays."""
+    """With the shapes of the parameters instead of those of compact arrays."""
     leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
     tables = [
-        table if table.ids is None else table._replace(shape=np.shape(unbox(leaf)))
+        table if table.ids is None or _knows_its_ids(table) else table._replace(shape=np.shape(unbox(leaf)))
         for table, leaf in zip(found.tables, leaves, strict=True)
     ]
     return TableTree(tables, found.treedef)
@@ -235,6 +244,22 @@ def _dense(table: Table) -> Any:
     if table.ids is None:
         return table.box
     return rebox(table.box, jax.ShapeDtypeStruct(table.shape, jnp.asarray(table.array).dtype))
+
+
+def _knows_its_ids(table: Table) -> bool:
+    return isinstance(unbox(table.box), CompactRows)
+
+
+def _array_in(leaf: Any) -> Any:
+    inside = unbox(leaf)
+    return inside.rows if isinstance(inside, CompactRows) else inside
+
+
+def _in_box(box: Any, value: Any) -> Any:
+    inside = unbox(box)
+    if isinstance(inside, CompactRows) and not isinstance(value, LinearLeaf):
+        value = inside.replaced(value)
+    return rebox(box, value)
 
 
 def _is_value(leaf: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._math.axes import TableAxes
 from .boxes import unbox
+from .compact_rows import CompactRows
 from .inputs import check_tree
 from .paths import check_distinct, flatten_named
 
@@ -55,6 +56,23 @@ def check_rows_first(name: str, shape: tuple[int, ...], ids: jax.Array | None) -
         raise ValueError(
             f"the update of {name!r} has shape {shape}, but its ids have shape {ids.shape}: it must begin with one row for "
             f"each id."
+        )
+
+
+def check_ids_once(name: str, rows: CompactRows, ids: dict[str, jax.Array]) -> None:
+    """Raises where `token_ids` are given for rows that know their own, which may be others."""
+    if name in ids:
+        raise ValueError(
+            f"token_ids are given for {name!r}, but its gradient is {type(rows).__name__} and knows its own: leave them out."
+        )
+
+
+def check_same_axis(rows: Any, axes: TableAxes, argument: str) -> None:
+    """Raises where compact rows were made along another axis than the one that is the vocabulary here."""
+    if isinstance(rows, CompactRows) and axes.token != (rows.token_axis,):
+        raise ValueError(
+            f"the rows of {rows.name!r} of shape {rows.shape} were taken along axis {rows.token_axis}, but its vocabulary is "
+            f"axis {axes.token[0]} here: give value_and_grad and the optimizer the same {argument}."
         )
 
 

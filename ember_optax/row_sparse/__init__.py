@@ -1,12 +1,12 @@
-"""Row-sparse steps: gradients and updates of the rows of a batch, in place of whole token tables.
+"""Row-sparse steps: gradients and updates of the rows of a batch instead of whole token tables.
 
 A batch of 2,048 tokens touches at most 2,048 rows of an input table of 262,144. With Ember a row without gradient does not move,
 so the step on the touched rows is the dense step, at a cost that follows the batch. Dense and row-sparse steps share one
-state and may be mixed.
+state and may be mixed. One line of a train step changes:
 
-    loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": ids}, ids)
-    updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-    params = row_sparse.apply_updates(params, updates, token_ids)
+    loss, grads = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": ids}, ids)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
 
 >>> from ember_optax import row_sparse  # `row_sparse.value_and_grad` has an example that runs
 
@@ -14,21 +14,25 @@ References:
   Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/row_sparse.md
 """
 
-from .._optimizer.apply import apply_updates
+from .._tree.compact_rows import CompactRows
+from ._apply import apply_updates
 from ._clip import clip_by_global_norm
 from ._gradients import value_and_grad
 from ._mask import train_only_rows
 from ._shards import local_token_ids
 from ._slice import RowSlice, lookup
+from ._split import split
 from ._sums import mean_over_micro_batches, sum_over_duplicates
 
 __all__ = [
+    "CompactRows",
     "RowSlice",
     "apply_updates",
     "clip_by_global_norm",
     "local_token_ids",
     "lookup",
     "mean_over_micro_batches",
+    "split",
     "sum_over_duplicates",
     "train_only_rows",
     "value_and_grad",

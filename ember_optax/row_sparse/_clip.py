@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from .._math.rows import flat_ids, rows_first, sum_duplicates
-from .._tree.heads import HeadGradient, HeadLeaf
+from .._tree.boxes import unbox
+from .._tree.compact_rows import CompactRows
+from .._tree.fused_leaves import HeadGradient, HeadLeaf
 from .._tree.hyperparameters import checked_max_norm
 from .._tree.inputs import check_array, check_tree
 from .._tree.tables import Table, read_tree
@@ -76,8 +78,12 @@ def _squared_norm(table: Table) -> jax.Array:
         return table.array.squared_norm
     g = jnp.asarray(table.array)
     if table.ids is not None:
-        check_rows_first(table.name, table.shape, table.ids)
-        size = jnp.iinfo(jnp.int32).max  # of the table: no matter, only padding below zero is known here
-        g, _ = sum_duplicates(rows_first(g, 0, table.ids.ndim), flat_ids(table.ids, size), size)
+        inside = unbox(table.box)
+        if isinstance(inside, CompactRows):
+            token_axis, size = inside.token_axis, inside.shape[inside.token_axis]
+        else:
+            check_rows_first(table.name, table.shape, table.ids)
+            token_axis, size = 0, jnp.iinfo(jnp.int32).max
+        g, _ = sum_duplicates(rows_first(g, token_axis, table.ids.ndim), flat_ids(table.ids, size), size)
     wide = jnp.promote_types(g.dtype, jnp.float32)
     return jnp.sum(jnp.square(jnp.abs(g.astype(wide)))).astype(jnp.float32)

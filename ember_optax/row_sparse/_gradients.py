@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._tree.boxes import unbox
+from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
@@ -22,12 +23,12 @@ def value_and_grad(
     *,
     heads: str | Sequence[str] = (),
     tables: DimensionNumbersLike = AUTO,
-) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[Any, Any]]:
     """`jax.value_and_grad` whose gradients of token tables are compact: the V x D gradient of a table never exists.
 
-    The loss gets the parameters with a `RowSlice` in the place of each table that has ids. It reads rows with `table[ids]` or
-    `row_sparse.lookup(table, ids)`, as often as it likes, also inside `jax.checkpoint`, `jax.lax.scan` and `jax.vmap`; a cast
-    to a compute dtype may come before. All other gradients are dense as ever.
+    The loss gets the parameters with a `RowSlice` instead of each table that has ids. It reads rows with `table[ids]` or
+    `row_sparse.lookup(table, ids)`, as often as it likes, also inside `jax.checkpoint`, `jax.lax.scan` and `jax.vmap`. A cast to
+    a compute dtype may come before. All other gradients are dense as usual.
 
     Args:
       loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, with `has_aux` a pair of it and anything else.
@@ -37,17 +38,19 @@ def value_and_grad(
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
-      A function `(params, token_ids, *args, **kwargs) -> (value, grads, token_ids)`.
+      A function `(params, token_ids, *args, **kwargs) -> (value, grads)`.
 
-      The `token_ids` that go in say which rows each table's lookups may read: a tree like `params`, or a dictionary from paths
-      such as `"embed/embedding"`, to arrays of integers of any shape; None, or nothing, for dense leaves. Those that come out
-      are a dictionary from paths to the N distinct ids in increasing order, padded with V, where N is the size of the ids that
-      went in, but at least 2; or all V ids, if V or more went in. The compact gradients have N in the place of V. Pass both to
-      `tx.update`, and these ids, not the first ones, to `row_sparse.apply_updates`: first ones of shape (N,) look alike.
+      `token_ids` says which rows each table's lookups may read: a tree like `params`, or a dictionary from paths such as
+      `"embed/embedding"`, to arrays of integers of any shape; None, or nothing, for dense leaves.
+
+      The gradient of a table with ids is a `CompactRows`: the N distinct rows and their ids in increasing order, padded with V.
+      N is the number of ids, at most V. That of a fused head holds what its gradient is computed from. Pass the gradients to
+      `tx.update(grads, opt_state, params)` and the updates to `optax.apply_updates`, or to what calls these two, within the same
+      `jax.jit`.
 
     Raises:
       TypeError: ids are not integers, a parameter is not floating; the loss is no function, returns no floating scalar, or needs
-        a whole table (a tied head, say).
+        a whole table, as a tied head does.
       ValueError: ids for a path that is no parameter, or for stacked tables.
 
     Example:
@@ -60,11 +63,11 @@ def value_and_grad(
       ...     return jnp.mean((params["embed"]["embedding"][ids] @ params["dense"]["kernel"]) ** 2)
       >>> tx = ember(1e-2, optax.adamw(1e-3))
       >>> opt_state = tx.init(params)
-      >>> loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": ids}, ids)
-      >>> token_ids["embed/embedding"], grads["embed"]["embedding"].shape
+      >>> loss, grads = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": ids}, ids)
+      >>> grads["embed"]["embedding"].ids, grads["embed"]["embedding"].rows.shape
       (Array([   5,    9, 1000], dtype=int32), (3, 4))
-      >>> updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-      >>> params = row_sparse.apply_updates(params, updates, token_ids)
+      >>> updates, opt_state = tx.update(grads, opt_state, params)
+      >>> params = optax.apply_updates(params, updates)
 
     References:
       docs/row_sparse.md
@@ -99,7 +102,12 @@ def value_and_grad(
             ids, _ = sliced.pop(table.name)
             made_of = calls[table.name], taps[table.name], of_links[table.name]
             leaves[table.name] = head_gradient(table, *made_of, ids, leaves[table.name])
-        return value, found.rebuild(leaves.values()), {name: distinct for name, (distinct, _) in sliced.items()}
+        for table in found.tables:
+            if table.name in sliced and table.axes is not None:
+                distinct, _ = sliced[table.name]
+                rows = leaves[table.name]
+                leaves[table.name] = CompactRows(rows, distinct, table.shape, table.axes.token[0], table.name)
+        return value, found.rebuild(leaves.values())
 
     return value_and_compact_grad
 
@@ -137,7 +145,7 @@ def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNu
 
 
 def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, Head], links: dict[str, Any]) -> Any:
-    """What the loss gets in the place of the parameters, from what is differentiated."""
+    """What the loss gets instead of the parameters, from what is differentiated."""
 
     def part(table: Table, leaf: Any) -> Any:
         if table.axes is None:

@@ -17,7 +17,7 @@ from .._math.mesh import in_shard_map, varying_axes
 from .._math.rows import rows_first
 from .._math.softmax import HeadLoss, token_losses
 from .._tree.finder import finder_with
-from .._tree.heads import HeadGradient
+from .._tree.fused_leaves import HeadGradient
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Table
 

@@ -11,8 +11,9 @@ from jax.core import Tracer
 from .._math.rows import flat_ids
 from .._optimizer.checks import check_transformation
 from .._tree.boxes import unbox
+from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.heads import HeadLeaf
+from .._tree.fused_leaves import HeadLeaf
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, check_same_axes, read_tree, tables_of, watched_tables
 from .._tree.token_ids import check_compact, token_ids_by_name
@@ -73,7 +74,8 @@ def train_only_rows(
         check_tree(updates, "updates", may_be_empty=True)
         check_tree(params, "params", may_be_empty=True, may_be_missing=True)
         of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
-        found = read_tree(updates, token_ids_by_name(token_ids))
+        given = token_ids_by_name(token_ids)
+        found = read_tree(updates, given)
         kept = _kept_ids(found, trained)
         for table in found.tables:
             _check_update(table, of_params)
@@ -83,10 +85,10 @@ def train_only_rows(
             if table.name in trained
         }
 
-        given = {"token_ids": kept} if kept else {}
-        updates, state = inner.update(_masked(found, masks, updates, 0.0), state, params, **given, **extra_args)
+        beside = {"token_ids": {name: kept[name] for name in given}} if given else {}
+        updates, state = inner.update(_masked(found, masks, kept, updates, 0.0), state, params, **beside, **extra_args)
         # x + -0.0 is x bit for bit, also where x is -0.0.
-        return _masked(found, masks, updates, -0.0), state
+        return _masked(found, masks, kept, updates, -0.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -111,12 +113,16 @@ def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.
     }
 
 
-def _masked(found: TableTree, masks: dict[str, jax.Array], tree: Any, value: float) -> Any:
-    """The tree with a value in the place of what its mask leaves out."""
+def _masked(found: TableTree, masks: dict[str, jax.Array], kept: dict[str, jax.Array], tree: Any, value: float) -> Any:
+    """The tree with a value instead of what its mask leaves out; rows that know their ids have the ids that are left."""
 
     def masked(table: Table, leaf: Any) -> Any:
-        array = unbox(leaf)
-        return jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype)) if table.name in masks else array
+        inside = unbox(leaf)
+        if table.name not in masks:
+            return inside
+        array = inside.rows if isinstance(inside, CompactRows) else inside
+        array = jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype))
+        return inside.replaced(array, kept[table.name]) if isinstance(inside, CompactRows) else array
 
     return found.rebuild(map(masked, found.tables, found.treedef.flatten_up_to(tree)))
 
@@ -129,10 +135,10 @@ def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
     if kept is not None:
         of_tokens, rank = kept >= 0, kept.ndim
     else:
-        size = table.shape[token_axis]
+        size = of_params.shape[token_axis]
         of_tokens, rank = jnp.zeros(size, bool).at[flat_ids(of_params.ids, size)].set(True, mode="drop"), 1
     ids_axes = range(token_axis, token_axis + rank)
-    return jnp.expand_dims(of_tokens, [axis for axis in range(len(table.shape)) if axis not in ids_axes])
+    return jnp.expand_dims(of_tokens, [axis for axis in range(jnp.ndim(table.array)) if axis not in ids_axes])
 
 
 def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
@@ -156,7 +162,7 @@ def _check_update(table: Table, of_params: dict[str, Table]) -> None:
             f"masked: leave {table.name!r} out of the heads of value_and_grad, or out of token_ids."
         )
     if table.ids is not None:
-        check_compact(table.name, table.shape, table.ids, whole.shape, whole.axes)
+        check_compact(table.name, jnp.shape(table.array), table.ids, whole.shape, whole.axes)
     elif table.shape != whole.shape:
         raise ValueError(
             f"the update of {table.name!r} has shape {table.shape}, but the parameter has {whole.shape}: pass token_ids of "

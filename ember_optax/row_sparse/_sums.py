@@ -34,8 +34,8 @@ def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, 
       >>> params, batches = {"wte": jnp.ones((100, 4))}, jnp.array([[3, 7], [7, 8]])
       >>> grad_fn = row_sparse.value_and_grad(lambda params, ids: jnp.sum(params["wte"][ids] ** 2))
       >>> def micro_batch(_, ids):
-      ...     loss, grads, token_ids = grad_fn(params, {"wte": ids}, ids)
-      ...     return None, (grads, token_ids)
+      ...     loss, grads = grad_fn(params, {"wte": ids}, ids)
+      ...     return None, row_sparse.split(grads)
       >>> grads, token_ids = row_sparse.mean_over_micro_batches(*jax.lax.scan(micro_batch, None, batches)[1])
       >>> grads["wte"].shape, token_ids["wte"].shape
       ((2, 2, 4), (2, 2))

@@ -211,18 +211,15 @@ def _compile(
         return {"params": params, "opt_state": tx.init(params)}
 
     def step(state, batch):
-        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch)
-        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, loss
+        params = state["params"]
+        if row_sparse_input or fused_head:
+            ids = {"embed/embedding": batch[:, :-1]}
+            (_, loss), grads = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=heads)(params, ids, batch)
+        else:
+            (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+        updates, opt_state = tx.update(grads, state["opt_state"], params)
+        return {"params": optax.apply_updates(params, updates), "opt_state": opt_state}, loss
 
-    def row_sparse_step(state, batch):
-        params, ids = state["params"], {"embed/embedding": batch[:, :-1]}
-        value_and_grad = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=heads)
-        (_, loss), grads, token_ids = value_and_grad(params, ids, batch)
-        updates, opt_state = tx.update(grads, state["opt_state"], params, token_ids=token_ids)
-        return {"params": row_sparse.apply_updates(params, updates, token_ids), "opt_state": opt_state}, loss
-
-    compact = row_sparse_input or fused_head
     state = jax.eval_shape(init)
     of_params = param_shardings(state["params"], mesh)
     shardings = {"params": of_params, "opt_state": state_shardings(tx, state["params"], of_params)}
@@ -233,7 +230,7 @@ def _compile(
 
     return _Program(
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(row_sparse_step if compact else step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
         evaluate=jax.jit(fused_next_token_loss(model) if fused_head else next_token_loss(model), out_shardings=replicated),
         abstract_state=jax.tree.map(abstract, state, shardings),
     )

@@ -77,9 +77,9 @@ def fused_step(model, tx, lookups=True):
 
     @jax.jit
     def step(params, opt_state, *batch):
-        loss, grads, token_ids = gradient(params, model.looked_up(batch[0]) if lookups else {}, *batch)
-        updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids, tables=model.numbers), opt_state, loss
+        loss, grads = gradient(params, model.looked_up(batch[0]) if lookups else {}, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
 
     return step
 

@@ -118,9 +118,9 @@ def _fused_step(tx):
         return jnp.sum(losses.linear_softmax_cross_entropy(hidden, params, jnp.array(LABELS), token_axis=0))
 
     def step(params, state, hidden):
-        _, grads, ids = row_sparse.value_and_grad(loss_fn, heads="", tables=EmberDimensionNumbers())(params, {}, hidden)
-        updates, state = tx.update(grads, state, params, token_ids=ids)
-        return row_sparse.apply_updates(params, updates, ids), state
+        _, grads = row_sparse.value_and_grad(loss_fn, heads="", tables=EmberDimensionNumbers())(params, {}, hidden)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
     return step
 

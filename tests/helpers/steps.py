@@ -21,13 +21,23 @@ def dense_step(tx):
 
 
 def sparse_step(tx, **options):
-    """The same with compact gradients and their ids; `options` are those of `row_sparse.apply_updates`."""
+    """The same with compact gradients as arrays and their ids beside them; `options` are those of `row_sparse.apply_updates`."""
 
     def step(params, opt_state, grads, token_ids):
         updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
         return row_sparse.apply_updates(params, updates, token_ids, **options), opt_state
 
     return step
+
+
+def split_value_and_grad(loss_fn, **options):
+    """`row_sparse.value_and_grad` with its compact gradients as arrays and their ids, which `jax.jit` can return."""
+
+    def value_and_grad(*args, **kwargs):
+        value, grads = row_sparse.value_and_grad(loss_fn, **options)(*args, **kwargs)
+        return value, *row_sparse.split(grads)
+
+    return value_and_grad
 
 
 def dense_train_step(tx, loss_fn):
@@ -43,11 +53,11 @@ def dense_train_step(tx, loss_fn):
 
 def sparse_train_step(tx, loss_fn):
     """The same with the ids by path before the batch."""
-    apply = sparse_step(tx)
+    apply = dense_step(tx)
 
     def step(params, opt_state, token_ids, *batch):
-        loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, token_ids, *batch)
-        return *apply(params, opt_state, grads, token_ids), loss
+        loss, grads = row_sparse.value_and_grad(loss_fn)(params, token_ids, *batch)
+        return *apply(params, opt_state, grads), loss
 
     return step
 

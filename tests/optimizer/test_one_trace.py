@@ -89,9 +89,9 @@ def test_steps_with_a_fused_head():
         return losses.linear_softmax_cross_entropy(hidden, params["lm_head"]["kernel"], labels, token_axis=1).mean()
 
     def step(params, state, ids, labels):
-        _, grads, token_ids = row_sparse.value_and_grad(loss_fn, heads="lm_head/kernel")(params, {}, ids, labels)
-        updates, state = tx.update(grads, state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids), state
+        _, grads = row_sparse.value_and_grad(loss_fn, heads="lm_head/kernel")(params, {}, ids, labels)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
     counted, params = Counted(step), initial_params()
     state = tx.init(params)

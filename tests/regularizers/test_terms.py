@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import regularizer_oracle as oracle
 
@@ -224,10 +225,10 @@ def test_alignment_in_row_sparse_steps():
         return regularizers.over_tables(lambda t, token_axis: regularizers.frequency_alignment(t, sample), params)
 
     params = {"wte": TABLE}
-    value, grads, token_ids = row_sparse.value_and_grad(loss)(params, {"wte": ids})
+    value, grads = row_sparse.value_and_grad(loss)(params, {"wte": ids})
     expected, dense = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    found = row_sparse.apply_updates({"wte": jnp.zeros((V, D))}, grads, token_ids)
+    found = optax.apply_updates({"wte": jnp.zeros((V, D))}, grads)
     np.testing.assert_allclose(found["wte"], dense["wte"], rtol=1e-5, atol=1e-7)
 
 

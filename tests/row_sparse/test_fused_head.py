@@ -74,9 +74,9 @@ def test_kinds_of_step_may_be_mixed():
 
     @jax.jit
     def sparse(params, opt_state, *batch):
-        loss, grads, token_ids = gradient(params, UNTIED.looked_up(batch[0]), *batch)
-        updates, opt_state = tx.update(grads, opt_state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids, tables=UNTIED.numbers), opt_state, loss
+        loss, grads = gradient(params, UNTIED.looked_up(batch[0]), *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
 
     kinds = [fused_step(UNTIED, tx), dense_step(UNTIED, tx), sparse]
     found = run(lambda number: kinds[number % 3], UNTIED, tx, 6)
@@ -112,9 +112,9 @@ def applied(loss_fn=head_loss, tx=None, table=None, **options):
     hidden, labels = DATA.hidden(DATA.params(), DATA.batch(0)[0]), DATA.batch(0)[1]
 
     def step(table, state):
-        loss, grads, ids = row_sparse.value_and_grad(loss_fn, heads="", **options)(table, None, hidden, labels)
-        updates, state = tx.update(grads, state, table, token_ids=ids)
-        return row_sparse.apply_updates(table, updates, ids), state, loss
+        loss, grads = row_sparse.value_and_grad(loss_fn, heads="", **options)(table, None, hidden, labels)
+        updates, state = tx.update(grads, state, table)
+        return optax.apply_updates(table, updates), state, loss
 
     return jax.jit(step)(table, tx.init(table))
 
@@ -192,7 +192,7 @@ def test_a_cast_to_the_dtype_of_products():
         return head_loss(table.astype(jnp.bfloat16), hidden.astype(jnp.bfloat16), labels)
 
     dense = jax.value_and_grad(cast)(DATA.params()["head"], hidden, labels)
-    value, grads, _ = row_sparse.value_and_grad(cast, heads="")(DATA.params()["head"], None, hidden, labels)
+    value, grads = row_sparse.value_and_grad(cast, heads="")(DATA.params()["head"], None, hidden, labels)
     np.testing.assert_allclose(value, dense[0], rtol=1e-6)
     squares = jnp.sum(dense[1].astype(jnp.float32) ** 2)
     np.testing.assert_allclose(grads.squared_norm, squares, rtol=1e-2)
@@ -203,10 +203,8 @@ def test_has_aux_and_other_arguments():
         return head_loss(table, hidden, labels), {"tokens": labels.size}
 
     hidden, labels = DATA.hidden(DATA.params(), DATA.batch(0)[0]), DATA.batch(0)[1]
-    (loss, aux), grads, ids = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=[""])(
-        DATA.params()["head"], None, hidden, labels
-    )
-    assert aux == {"tokens": 24} and ids == {} and grads.shape == (64, 16)
+    (loss, aux), grads = row_sparse.value_and_grad(loss_fn, has_aux=True, heads=[""])(DATA.params()["head"], None, hidden, labels)
+    assert aux == {"tokens": 24} and grads.shape == (64, 16)
     np.testing.assert_allclose(loss, head_loss(DATA.params()["head"], hidden, labels), rtol=1e-6)
 
 
@@ -283,7 +281,7 @@ def test_a_clip_by_another_norm_would_differ():
     """The norm of the fused head enters that of all others."""
     grads = {"a": jnp.ones(3), "head": None}
     hidden, labels = DATA.hidden(DATA.params(), DATA.batch(0)[0]), DATA.batch(0)[1]
-    _, grads["head"], _ = row_sparse.value_and_grad(head_loss, heads="")(DATA.params()["head"], None, hidden, labels)
+    _, grads["head"] = row_sparse.value_and_grad(head_loss, heads="")(DATA.params()["head"], None, hidden, labels)
     dense = jax.grad(head_loss)(DATA.params()["head"], hidden, labels)
     clipped, _ = row_sparse.clip_by_global_norm(0.1).update(grads, optax.EmptyState())
     wanted, _ = optax.clip_by_global_norm(0.1).update({"a": jnp.ones(3), "head": dense}, optax.EmptyState())

@@ -8,23 +8,27 @@ import numpy as np
 import optax
 import pytest
 from small_model import T, V, make_params, plain_loss
-from steps import dense_step, sparse_step
+from steps import dense_step, sparse_step, split_value_and_grad
 
 from ember_optax import ember, row_sparse, scale_by_ember
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def train(tx, *, sparse, steps=6, micro_batches=1):
-    params = make_params()
+def train(tx, form, steps=6, micro_batches=1):
+    """Dense, with compact leaves, or with compact arrays whose ids travel beside them."""
+    params, sparse = make_params(), form == "arrays"
 
     def of_batch(params, ids):
         if not sparse:
             return jax.grad(plain_loss)(params, ids), None
-        return row_sparse.value_and_grad(plain_loss)(params, {"embed/embedding": ids}, ids)[1:]
+        return split_value_and_grad(plain_loss)(params, {"embed/embedding": ids}, ids)[1:]
 
     @jax.jit
     def step(params, state, batch):
+        if form == "leaves":
+            grads = row_sparse.value_and_grad(plain_loss)(params, {"embed/embedding": batch}, batch)[1]
+            return dense_step(tx)(params, state, grads)
         if micro_batches == 1:
             grads, token_ids = of_batch(params, batch)
         else:
@@ -57,16 +61,29 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_composition(name):
+# What looks at the elements of all gradients takes the arrays alone, and refuses the leaves.
+OF_ELEMENTS = ("clipped", "apply_if_finite")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(n, f) for n in WRAPPERS for f in ("leaves", "arrays") if (n, f) not in [(of, "leaves") for of in OF_ELEMENTS]],
+)
+def test_composition(name, form):
     """The norm of distinct rows is the dense norm, so clipping agrees as well."""
-    found, expected = train(WRAPPERS[name](), sparse=True), train(WRAPPERS[name](), sparse=False)
+    found, expected = train(WRAPPERS[name](), form), train(WRAPPERS[name](), "dense")
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), found, expected)
+
+
+@pytest.mark.parametrize("name", OF_ELEMENTS)
+def test_leaves_are_refused_by_what_looks_at_elements(name):
+    with pytest.raises(TypeError, match="CompactRows"):
+        train(WRAPPERS[name](), "leaves", steps=1)
 
 
 def test_micro_batches_are_averaged_before_they_are_squared():
     found, expected = (
-        train(ember(1e-2, optax.adamw(1e-2)), sparse=True, micro_batches=2),
-        train(ember(1e-2, optax.adamw(1e-2)), sparse=False),
+        train(ember(1e-2, optax.adamw(1e-2)), "arrays", micro_batches=2),
+        train(ember(1e-2, optax.adamw(1e-2)), "dense"),
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), found, expected)

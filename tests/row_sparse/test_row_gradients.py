@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from small_model import IDS, D, T, V, body, make_params, plain_loss
-from steps import to_dense
+from steps import split_value_and_grad, to_dense
 
 from ember_optax import row_sparse
 
@@ -57,7 +57,7 @@ def per_example(params, ids):
 def test_compact_gradients_are_the_gradients(loss_fn):
     params = make_params()
     loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params, IDS)
-    found, compact, token_ids = jax.jit(row_sparse.value_and_grad(loss_fn))(params, {EMBED: IDS}, IDS)
+    found, compact, token_ids = jax.jit(split_value_and_grad(loss_fn))(params, {EMBED: IDS}, IDS)
     ids = token_ids[EMBED]
     assert ids.shape == (IDS.size,)
     assert (np.diff(ids[ids < V]) > 0).all()
@@ -71,7 +71,7 @@ def test_compact_gradients_are_the_gradients(loss_fn):
 def test_more_tokens_than_rows():
     ids = jnp.asarray(np.random.default_rng(0).integers(0, V, (30, T + 1)))
     params = make_params()
-    _, compact, token_ids = jax.jit(row_sparse.value_and_grad(plain_loss))(params, {EMBED: ids}, ids)
+    _, compact, token_ids = jax.jit(split_value_and_grad(plain_loss))(params, {EMBED: ids}, ids)
     assert compact["embed"]["embedding"].shape == (V, D)  # never more rows than the table has
     grads = jax.jit(jax.grad(plain_loss))(params, ids)
     dense = to_dense(compact["embed"]["embedding"], token_ids[EMBED], (V, D))
@@ -84,7 +84,7 @@ def test_as_many_ids_as_rows_give_the_dense_gradient(batch):
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 40, (batch, 10)))
     assert batch > 5 or ids.size == V
     params = make_params()
-    _, compact, token_ids = jax.jit(row_sparse.value_and_grad(plain_loss))(params, {EMBED: ids}, ids)
+    _, compact, token_ids = jax.jit(split_value_and_grad(plain_loss))(params, {EMBED: ids}, ids)
     np.testing.assert_array_equal(token_ids[EMBED], jnp.arange(V))
     grads = jax.jit(jax.grad(plain_loss))(params, ids)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-7), compact, grads)
@@ -94,7 +94,7 @@ def test_auxiliary_output_and_keyword_arguments():
     def loss_fn(params, *, ids):
         return plain_loss(params, ids), {"tokens": ids.size}
 
-    value_and_grad = jax.jit(row_sparse.value_and_grad(loss_fn, has_aux=True))
+    value_and_grad = jax.jit(split_value_and_grad(loss_fn, has_aux=True))
     (loss, aux), _, _ = value_and_grad(make_params(), {EMBED: IDS}, ids=IDS)
     assert aux["tokens"] == IDS.size
     np.testing.assert_allclose(loss, jax.jit(plain_loss)(make_params(), IDS), rtol=1e-6)
@@ -104,5 +104,5 @@ def test_ids_may_be_a_tree_like_the_parameters():
     """None for dense leaves, or nothing at all."""
     params = make_params()
     for token_ids in ({"embed": {"embedding": IDS}, "layers": None, "lm_head": {"kernel": None}}, {"embed": {"embedding": IDS}}):
-        _, _, found = jax.eval_shape(row_sparse.value_and_grad(plain_loss), params, token_ids, IDS)
+        _, _, found = jax.eval_shape(split_value_and_grad(plain_loss), params, token_ids, IDS)
         assert list(found) == [EMBED]

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from steps import split_value_and_grad
 from x64 import enable_x64
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, token_tables
@@ -24,12 +25,12 @@ def of_two_columns(params):
 
 def test_a_head_is_read_along_its_vocabulary():
     """Along its four features, ids 500 and 600 are padding and the loss is zero."""
-    loss, grads, token_ids = row_sparse.value_and_grad(of_two_columns)(HEAD, IDS)
+    loss, grads = row_sparse.value_and_grad(of_two_columns)(HEAD, IDS)
     assert loss == 8.0
-    assert grads["lm_head"]["kernel"].shape == (4, 2)
+    assert grads["lm_head"]["kernel"].rows.shape == (4, 2)
     tx = ember(1e-2, optax.adamw(1e-2))
-    updates, _ = tx.update(grads, tx.init(HEAD), HEAD, token_ids=token_ids)
-    moved = row_sparse.apply_updates(HEAD, updates, token_ids)["lm_head"]["kernel"] != 1.0
+    updates, _ = tx.update(grads, tx.init(HEAD), HEAD)
+    moved = optax.apply_updates(HEAD, updates)["lm_head"]["kernel"] != 1.0
     np.testing.assert_array_equal(np.flatnonzero(moved.any(0)), [500, 600])
 
 
@@ -43,9 +44,9 @@ def test_rows_of_a_head_are_tokens():
 def test_the_bare_transformation_asks_the_finder_too():
     state = scale_by_ember().init(HEAD)
     assert state.nu_token["lm_head"]["kernel"].shape == (1000,)
-    _, grads, token_ids = row_sparse.value_and_grad(of_two_columns)(HEAD, IDS)
-    updates, _ = scale_by_ember().update(grads, state, HEAD, token_ids=token_ids)
-    assert updates["lm_head"]["kernel"].shape == (4, 2)
+    _, grads = row_sparse.value_and_grad(of_two_columns)(HEAD, IDS)
+    updates, _ = scale_by_ember().update(grads, state, HEAD)
+    assert updates["lm_head"]["kernel"].rows.shape == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +64,10 @@ def test_a_declaration_wins_over_the_finder(numbers):
     def loss_fn(params):
         return jnp.sum(params["lm_head"]["kernel"][jnp.array([30, 31])])
 
-    loss, grads, token_ids = row_sparse.value_and_grad(loss_fn, tables=numbers)(params, ids)
-    assert (loss, grads["lm_head"]["kernel"].shape) == (16.0, (2, 8))
-    updates, _ = (tx := ember(1e-2, optax.adamw(1e-2), tables=numbers)).update(
-        grads, tx.init(params), params, token_ids=token_ids
-    )
-    row_sparse.apply_updates(params, updates, token_ids, tables=numbers)
+    loss, grads = row_sparse.value_and_grad(loss_fn, tables=numbers)(params, ids)
+    assert (loss, grads["lm_head"]["kernel"].rows.shape) == (16.0, (2, 8))
+    updates, _ = (tx := ember(1e-2, optax.adamw(1e-2), tables=numbers)).update(grads, tx.init(params), params)
+    optax.apply_updates(params, updates)
 
 
 TOKENS_FIRST = EmberDimensionNumbers(0)
@@ -76,27 +75,27 @@ TOKENS_FIRST = EmberDimensionNumbers(0)
 
 def test_a_leaf_that_the_finder_does_not_know_has_its_tokens_first():
     params = {"nameless": jnp.ones((40, 8))}
-    loss, grads, _ = row_sparse.value_and_grad(lambda p: jnp.sum(p["nameless"][jnp.array([30])]))(
+    loss, grads = row_sparse.value_and_grad(lambda p: jnp.sum(p["nameless"][jnp.array([30])]))(
         params, {"nameless": jnp.array([30])}
     )
     assert loss == 8.0
     tables = functools.partial(token_tables, include=["nameless"])
     assert ember(1e-2, optax.adamw(1e-2), tables=tables).init(params) is not None
-    assert grads["nameless"].shape == (2, 8)
+    assert grads["nameless"].rows.shape == (2, 8)
 
 
 def test_one_compact_row_does_not_broadcast():
-    """`optax.apply_updates` would add it to every row of the table."""
+    """As an array, `optax.apply_updates` would add it to every row of the table."""
     params = {"wte": jnp.zeros((9, 4))}
     ids = {"wte": jnp.array([3])}
-    _, grads, token_ids = row_sparse.value_and_grad(lambda p: jnp.sum(p["wte"][jnp.array([3])]))(params, ids)
+    _, grads, token_ids = split_value_and_grad(lambda p: jnp.sum(p["wte"][jnp.array([3])]))(params, ids)
     np.testing.assert_array_equal(token_ids["wte"], [3, 9])
     with pytest.raises((ValueError, TypeError)):
         optax.apply_updates(params, grads)
     found = row_sparse.apply_updates(params, grads, token_ids)["wte"]
     np.testing.assert_array_equal(np.flatnonzero(found.any(1)), [3])
     two = {"wte": jnp.zeros((2, 4))}  # two places are all rows here: the dense gradient
-    _, grads, token_ids = row_sparse.value_and_grad(lambda p: jnp.sum(p["wte"][jnp.array([1])]))(two, {"wte": jnp.array([1])})
+    _, grads, token_ids = split_value_and_grad(lambda p: jnp.sum(p["wte"][jnp.array([1])]))(two, {"wte": jnp.array([1])})
     np.testing.assert_array_equal(token_ids["wte"], [0, 1])
     np.testing.assert_array_equal(grads["wte"][:, 0], [0.0, 1.0])
 
@@ -155,9 +154,9 @@ def test_two_embers_each_take_their_ids(nested):
 
     ids = {"first/wte": jnp.array([3, 7]), "second/wte": jnp.array([1, 2])}
     tx = make()
-    _, grads, token_ids = row_sparse.value_and_grad(of_two_tables)(EMBEDS, ids)
-    updates, _ = tx.update(grads, tx.init(EMBEDS), EMBEDS, token_ids=token_ids)
-    found = row_sparse.apply_updates(EMBEDS, updates, token_ids)
+    _, grads = row_sparse.value_and_grad(of_two_tables)(EMBEDS, ids)
+    updates, _ = tx.update(grads, tx.init(EMBEDS), EMBEDS)
+    found = optax.apply_updates(EMBEDS, updates)
     updates, _ = tx.update(jax.grad(of_two_tables)(EMBEDS), tx.init(EMBEDS), EMBEDS)
     expected = optax.apply_updates(EMBEDS, updates)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)

@@ -190,9 +190,9 @@ def test_row_sparse_steps_go_on():
         return jnp.square(rows @ params["mlp"]).mean()
 
     def step(params, state, batch):
-        loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": batch}, batch)
-        updates, state = tx.update(grads, state, params, token_ids=token_ids)
-        return row_sparse.apply_updates(params, updates, token_ids), state, loss
+        loss, grads = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": batch}, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
 
     params, state, _ = step(params, tx.init(params), ids)
     grown = vocab.resize(params, state, V + 4, tx=tx)

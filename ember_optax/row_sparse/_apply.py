@@ -1,36 +1,33 @@
-"""From compact updates to parameters."""
+"""From compact updates whose ids travel beside them to parameters."""
 
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from .._math.head_step import apply_head_step
 from .._math.mesh import in_auto_mode, spec_like
 from .._math.row_writes import add_rows
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.heads import HeadLeaf, HeadUpdate
 from .._tree.inputs import check_array, check_tree, shown
+from .._tree.linear_leaf import LinearLeaf
 from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
 
 
 def apply_updates(params: Any, updates: Any, token_ids: Any, *, tables: DimensionNumbersLike = AUTO) -> Any:
-    """`optax.apply_updates` for updates of which some are compact.
+    """`optax.apply_updates` for compact updates that are plain arrays, whose ids travel beside them.
 
     .. math:: p_{ids_n} \\leftarrow p_{ids_n} + u_n
 
-    Only the rows that have ids are read and written, in place where the parameters are donated.
+    Only the rows that have ids are read and written, in place where the parameters are donated. The updates of
+    `row_sparse.value_and_grad` know their ids: for them `optax.apply_updates` does the same.
 
     Args:
       params: the parameters.
       updates: of their structure; where there are ids, of the table's shape with the axes of the ids in place of the token axis.
-      token_ids: a tree like `params` or a dictionary from paths: those that `tx.update` got, which `row_sparse.value_and_grad`
-        returned. The updates of equal ids are added up, padding is ignored. (Those of `tx.update` are zero where an id stands
-        again. Others, of a 16-bit table, are rounded after each addition where the platform adds them one by one: all but a
-        bfloat16 table on a CPU.)
+      token_ids: a tree like `params` or a dictionary from paths: those that `tx.update` got. The updates of equal ids are added
+        up, padding is ignored.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
@@ -73,8 +70,12 @@ def _apply(table: Table, update: Any) -> Any:
         return table.array
     check_array(table.box, f"parameter {table.name!r}")
     p = jnp.asarray(table.array)
-    if isinstance(update, HeadLeaf):
-        return _apply_head(table, p, update)
+    if isinstance(update, LinearLeaf):
+        if table.ids is not None:
+            raise ValueError(
+                f"token_ids are given for {table.name!r}, but its update knows its rows: leave them out. It is {update!r}"
+            )
+        return p + update
     check_array(update, f"the update of {table.name!r}")
     if jnp.iscomplexobj(update) and not jnp.iscomplexobj(p):
         raise TypeError(
@@ -87,23 +88,6 @@ def _apply(table: Table, update: Any) -> Any:
     check_compact(table.name, jnp.shape(update), table.ids, p.shape, table.axes)
     add = functools.partial(add_rows, token_axis=table.axes.token[0])
     return in_auto_mode(add, functools.partial(spec_like, p), p, jnp.asarray(update), table.ids)
-
-
-def _apply_head(table: Table, p: jax.Array, update: HeadLeaf) -> jax.Array:
-    if not isinstance(update, HeadUpdate):
-        raise TypeError(
-            f"the update of {table.name!r} is still a gradient: train a fused head with ember or scale_by_ember. Other "
-            f"optimizers need its gradient as an array; for them leave {table.name!r} out of `heads`."
-        )
-    if update.shape != p.shape or table.ids is not None:
-        raise ValueError(
-            f"the update of {table.name!r} is that of a fused head of shape {update.shape}, without token_ids; the "
-            f"parameter has shape {p.shape}. Pass the parameters, updates and token_ids of one row_sparse.value_and_grad."
-        )
-    gradient = update.gradient
-    # Of the table at which the gradient was taken, XLA would keep a copy while it writes over it.
-    source = None if gradient.table is table.array or gradient.table is p else gradient.table
-    return apply_head_step(p, source, gradient.tap, gradient.touched, update.step, loss=gradient.loss)
 
 
 def _check_dense(name: str, param: Any, update: Any) -> None:
