@@ -4,18 +4,18 @@ from typing import Any
 
 import jax
 
-from ember_optax import token_table_labels
+from ember_optax import token_table_labels, token_tables
 
 
 def kinds(params: Any) -> Any:
-    """A tree of "input", "head" and "body", by the names of the examples' models. Tied tables are input tables.
+    """A tree of "input", "head" and "body", as the finder tells them apart. Tied tables are input tables.
 
     Example:
       >>> kinds({"embed": {"embedding": jax.numpy.ones((8, 4))}, "lm_head": {"kernel": jax.numpy.ones((4, 8))}})
       {'embed': {'embedding': 'input'}, 'lm_head': {'kernel': 'head'}}
     """
 
-    def kind(path, label):
-        return "body" if label == "body" else "head" if "lm_head" in jax.tree_util.keystr(path) else "input"
+    def kind(label: str, numbers: Any) -> str:
+        return label if label == "body" else "head" if numbers.kind == "head" else "input"
 
-    return jax.tree_util.tree_map_with_path(kind, token_table_labels(params))
+    return jax.tree.map(kind, token_table_labels(params), token_tables(params))
