@@ -44,18 +44,27 @@ class Setting(NamedTuple):
 
 
 _SMALL = Setting(4096, 64, 2, 2, tied=False, batch=8, length=64, steps=300, body_rate=1e-3)
+_SIZE = _SMALL._replace(vocabulary=24_576)
 SETTINGS = {
     "0.5M": _SMALL,
     "0.3M tied": _SMALL._replace(tied=True),
     # As many tokens, in more or fewer steps.
     "0.5M, batch 128": _SMALL._replace(batch=2, steps=1200),
     "0.5M, batch 2048": _SMALL._replace(batch=32, steps=75),
+    "0.5M, batch 64": _SMALL._replace(batch=1, steps=2400),
+    "0.5M, batch 8192": _SMALL._replace(batch=128, steps=19),
     "0.5M, 1200 steps": _SMALL._replace(steps=1200),
     "0.5M, 4800 steps": _SMALL._replace(steps=4800),
     "1.6M": _SMALL._replace(vocabulary=8192, width=96, heads=3),
     "2.1M, main job": Setting(8192, 128, 4, 4, tied=False, batch=8, length=128, steps=300, body_rate=1e-3),
     "4.2M": _SMALL._replace(vocabulary=16384, width=128, heads=4),
     "12.6M": _SMALL._replace(vocabulary=32768, width=192, heads=4, steps=150),
+    # One vocabulary, so that nats compare; tokens in proportion to the width.
+    "size 3.1M": _SIZE,
+    "size 4.7M": _SIZE._replace(width=96, heads=3, steps=450),
+    "size 6.3M": _SIZE._replace(width=128, layers=4, heads=4, steps=600),
+    "size 9.4M": _SIZE._replace(width=192, layers=6, heads=6, steps=900),
+    "size 12.6M": _SIZE._replace(width=256, layers=8, heads=8, steps=1200),
     "124M, GPT-2 small": Setting(50_257, 768, 12, 12, tied=True, batch=16, length=512, steps=2000, body_rate=6e-4),
     "GPT-2 toy": Setting(1024, 48, 12, 12, tied=True, batch=4, length=32, steps=30, body_rate=1e-3),
     "quick": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=60, length=32),

@@ -76,7 +76,7 @@ _RL_PAIR = ((2e-3,), (2e-3,))
 _TUNING_PAIR = ((1e-2,), (1e-2,))
 _GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
 _SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
-LENGTHS = (_SHORT, _LONGER, _LONGEST)
+ONE_VOCABULARY = ("size 3.1M", "size 4.7M", "size 6.3M", "size 9.4M", "size 12.6M")
 
 
 def _pairs(setting: str, start, seeds: int = 8, methods: tuple[str, ...] = FOUR, task: str = "pretraining") -> list[PairCell]:
@@ -103,6 +103,9 @@ _PAIRS = [
     *_pairs("small, Python's manual", _TUNING_PAIR, methods=(*FOUR, "frozen"), task="finetuning"),
     *_pairs(_LONGER, _PAIR, methods=RIVALS),
     *_pairs(_LONGER, _ADAFACTOR_PAIR, methods=("adafactor",)),
+    *_pairs("0.5M, batch 64", _PAIR),
+    *_pairs("0.5M, batch 8192", _PAIR),
+    *(cell for setting in ONE_VOCABULARY for cell in _pairs(setting, _PAIR)),
 ]
 _FULL = [
     *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),
