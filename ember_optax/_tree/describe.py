@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .._math.moments import moment_shapes
+from .decisions import find_tables
 from .declared import AUTO, DimensionNumbersLike
-from .finder import Include, TokenTables, find_tables, unused_patterns
+from .finder import Include, TokenTables, unused_patterns
 from .inputs import check_tree
 from .rules import first_match
 from .suspects import candidates, doubtful_stacks, guessed_axes, is_unknown

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .decisions import declared_axes, find_tables
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import TokenTables, declared_axes, find_tables
+from .finder import TokenTables
 from .kinds import is_embedding_name
 from .rules import HEAD_NAME, TableMatch, first_match, spelled
 from .tables import Table, TableTree

@@ -15,8 +15,9 @@ from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.fused_leaves import HeadLeaf
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, TableTree, check_same_axes, read_tree, tables_of, watched_tables
+from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
+from .._tree.watching import check_same_axes, watched_tables
 
 
 def train_only_rows(

@@ -13,7 +13,7 @@ from .._math.row_moves import filled_rows, mean_row, moved_rows
 from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
 from .._state.sharding import check_divisible
 from .._tree.paths import path_name
-from .._tree.tables import check_same_axes, watched_tables
+from .._tree.watching import check_same_axes, watched_tables
 from ._tables import Vocabulary
 
 # From a table, its token axis and its number among the parameters: its new rows, as an array of the new table's shape or one that

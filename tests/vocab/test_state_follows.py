@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 OPTIMIZERS = {
     "ember": lambda: ember(1e-2, optax.adamw(1e-2)),
+    "two rates": lambda: ember(1e-2, optax.adamw(1e-2), head_learning_rate=optax.linear_schedule(1e-2, 1e-3, 9)),
     "scale_by_ember for all": lambda: optax.chain(scale_by_ember(), optax.scale(-0.1)),
     "adamw for all": lambda: optax.adamw(1e-2),
     "ember for one table, adam for the other": lambda: ember(
