@@ -80,12 +80,8 @@ def train_only_rows(
         kept = _kept_ids(found, trained)
         for table in found.tables:
             _check_update(table, of_params)
-        masks = {
-            table.name: _mask(table, kept.get(table.name), of_params[table.name])
-            for table in found.tables
-            if table.name in trained
-        }
-
+        masked = [table for table in found.tables if table.name in trained]
+        masks = {table.name: _mask(table, kept.get(table.name), of_params[table.name]) for table in masked}
         beside = {"token_ids": {name: kept[name] for name in given}} if given else {}
         updates, state = inner.update(_masked(found, masks, kept, updates, 0.0), state, params, **beside, **extra_args)
         # x + -0.0 is x bit for bit, also where x is -0.0.
