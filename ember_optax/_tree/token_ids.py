@@ -78,7 +78,7 @@ def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:
         )
 
 
-def check_compact(name: str, update_shape: tuple[int, ...], ids: jax.Array, shape: tuple[int, ...], axes: TableAxes) -> None:
+def check_compact(name: str, update_shape: tuple[int, ...], ids: Any, shape: tuple[int, ...], axes: TableAxes) -> None:
     """Raises unless an update has the table's shape with the axes of the ids in the place of the token axis."""
     token = axes.token[0]
     expected = (*shape[:token], *ids.shape, *shape[token + 1 :])

@@ -1,14 +1,14 @@
-"""Flax Linen: an `Embed` for row-sparse steps, and the functions by which the library reads Linen's boxes."""
+"""Flax Linen: an `Embed` for row-sparse steps."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from .._tree.linen_boxes import is_box, rebox, rebox_axes, unbox
+from .._tree.linen_boxes import is_box, unbox
 from ..row_sparse._slice import RowSlice, refuse_attend
 
-__all__ = ["Embed", "is_box", "rebox", "rebox_axes", "unbox"]
+__all__ = ["Embed"]
 
 
 class Embed(nn.Embed):
@@ -29,8 +29,8 @@ class Embed(nn.Embed):
       >>> params = model.init(jax.random.key(0), ids)["params"]
       >>> def loss_fn(params, ids):
       ...     return jnp.sum(model.apply({"params": params}, ids) ** 2)
-      >>> loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embedding": ids}, ids)
-      >>> grads["embedding"].shape
+      >>> loss, grads = row_sparse.value_and_grad(loss_fn)(params, {"embedding": ids}, ids)
+      >>> grads["embedding"].rows.shape
       (3, 4)
 
     References:

@@ -1,14 +1,14 @@
-"""Flax NNX: an `Embed` for row-sparse steps, and the functions by which the library reads NNX's boxes."""
+"""Flax NNX: an `Embed` for row-sparse steps."""
 
 from typing import Any
 
 import jax
 from flax import nnx
 
-from .._tree.nnx_boxes import is_box, rebox, rebox_axes, unbox
+from .._tree.nnx_boxes import unbox
 from ..row_sparse._slice import RowSlice, refuse_attend
 
-__all__ = ["Embed", "is_box", "rebox", "rebox_axes", "unbox"]
+__all__ = ["Embed"]
 
 
 class Embed(nnx.Embed):
@@ -35,8 +35,8 @@ class Embed(nnx.Embed):
       ...     return jnp.sum(nnx.merge(graph, model_state)(ids) ** 2)
       >>> ids = jnp.array([5, 9, 5])
       >>> params = nnx.to_pure_dict(state)
-      >>> loss, grads, token_ids = row_sparse.value_and_grad(loss_fn)(params, {"embedding": ids}, ids)
-      >>> grads["embedding"].shape
+      >>> loss, grads = row_sparse.value_and_grad(loss_fn)(params, {"embedding": ids}, ids)
+      >>> grads["embedding"].rows.shape
       (3, 4)
 
     References:
