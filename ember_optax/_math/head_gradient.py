@@ -10,18 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .chunks import over_chunks, put_chunk, take_chunk
 from .rows import take_rows
-from .softmax import (
-    HeadLoss,
-    gradients_over_chunks,
-    logit_gradients,
-    losses_and_lse,
-    over_chunks,
-    put_chunk,
-    table_gradient,
-    take_chunk,
-    where_it_counts,
-)
+from .softmax import HeadLoss, gradients_over_chunks, logit_gradients, losses_and_lse, table_gradient, where_it_counts
 
 
 class HeadTap(NamedTuple):
