@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from .._math.axes import TableAxes
 from .._math.mean_cosine import mean_cosine_of
 from .._math.moments import Moments, kept_axes
-from .._math.weighted_rows import Rows, centered_rows, rows_of, share
+from .._math.weighted_rows import Rows, centered_rows, norms, rows_of, share
 from .._tree.state import ScaleByEmberState
 from ._gradients import active_of
 from ._isotropy import iso_score_of, partition_isotropy_of
-from ._norms import norms_of
+from ._norms import mean_norm_of, norms_of
 from ._row_step import StepRule, TableState, ratio_and_median, row_steps
 from ._spectrum import effective_rank_of, principal, singular_values, stable_rank_of
 
@@ -71,7 +71,7 @@ def _metrics(array: Any, gradient: Any, state: Any, counts: Any, token: int, rul
 def _of_rows(rows: Rows, spectral: bool) -> Metrics:
     norm_V, centered = norms_of(rows), centered_rows(rows)
     metrics = {
-        "mean_row_norm": jnp.mean(norm_V),
+        "mean_row_norm": mean_norm_of(rows),
         "largest_row_norm": jnp.max(norm_V),
         "largest_token": _token(jnp.argmax(norm_V)),
         "smallest_row_norm": jnp.min(norm_V),
@@ -91,7 +91,7 @@ def _of_rows(rows: Rows, spectral: bool) -> Metrics:
 def _of_gradient(rows: Rows, active_V: jax.Array, spectral: bool) -> Metrics:
     count = jnp.sum(active_V, dtype=jnp.int32)
     metrics = {
-        "gradient_norm": jnp.linalg.norm(norms_of(rows)),
+        "gradient_norm": norms(norms_of(rows), (0,)).reshape(()),
         "active_rows": count,
         "active_share": (count / active_V.size).astype(rows.x.dtype),
     }
