@@ -60,6 +60,23 @@ def centered_rows(rows: Rows) -> Rows:
     return rows._replace(x=jnp.where(takes_part, shifted - rest, 0))
 
 
+def larger_unit(unit_V: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For sums of squares of rows that come one after the other: a power of two for each row, near its largest number so far.
+
+    Args:
+      unit_V: the units so far, zero before a row had a number that is not zero.
+      x: the next rows.
+      axes: the feature axes of `x`.
+
+    Returns:
+      The units that hold `x` too, what to multiply `x` with, and what to multiply a number in the old units with.
+    """
+    largest_V = jnp.max(jnp.abs(x), axes)
+    unit_V, before_V = jnp.maximum(unit_V, jnp.where(largest_V == 0, 0, power_of_two(largest_V))), unit_V
+    over_unit_V = 1 / jnp.where(unit_V == 0, 1, unit_V)
+    return unit_V, over_unit_V, before_V * over_unit_V
+
+
 def share(rows: Rows) -> jax.Array:
     """Weights that add up to one; NaN if no token takes part. Scaled first, so that no sum of counts overflows."""
     scaled = rows.weight / power_of_two(jnp.max(rows.weight))

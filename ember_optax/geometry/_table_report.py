@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._math.axes import TableAxes
+from .._math.frequency import halves_by_count
 from .._math.mean_cosine import mean_cosine_of
 from .._math.moments import Moments, kept_axes
 from .._math.weighted_rows import Rows, centered_rows, norms, rows_of, share
@@ -128,12 +129,9 @@ def _of_counts(rows: Rows, counts: jax.Array, steps_V: jax.Array | None) -> Metr
         metrics = {"mean_row_norm": jnp.sum(p_V * norms_of(rows)), "mean_cosine_similarity": mean_cosine_of(weighted)}
         return metrics if steps_V is None else metrics | {"mean_row_step": jnp.sum(p_V * steps_V)}
 
-    # Halves of the tokens that occur, by rank: those that never do come first.
-    rank_V, never = jnp.argsort(jnp.argsort(counts, stable=True)), jnp.sum(counts == 0, dtype=jnp.int32)
-    frequent_V = rank_V >= never + (counts.size - never) // 2
-    metrics: Metrics = {"tokens_never_seen": never}
+    metrics: Metrics = {"tokens_never_seen": jnp.sum(counts == 0, dtype=jnp.int32)}
     metrics |= {f"{name}_weighted": value for name, value in of(counts).items()}
-    for half, mask_V in (("rare", (counts > 0) & ~frequent_V), ("frequent", (counts > 0) & frequent_V)):
+    for half, mask_V in zip(("rare", "frequent"), halves_by_count(counts), strict=True):
         metrics |= {f"{half}/{name}": value for name, value in of(mask_V).items()}
     return metrics
 
