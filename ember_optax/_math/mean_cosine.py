@@ -47,15 +47,15 @@ def _forward(table: jax.Array, weights: jax.Array | None, token: int) -> tuple[j
 def _backward(token: int, kept: tuple, of_value: jax.Array) -> tuple:
     table, weights, parts = kept
     rows = rows_of(table, token, weights=weights)
-    over_norm_V1 = over_norm(parts.norm_V1)
+    over_norm_V1 = over_norm(parts.norm)
     # The heaviest row sees the mean of the others. Every other row sees all rows: what it adds itself has its own direction.
-    all_1D = parts.heaviest_1D + parts.others * parts.mean_1D
+    all_1D = parts.heaviest + parts.others * parts.mean
     along_V = jnp.einsum(rows.x, range(rows.x.ndim), jnp.squeeze(all_1D, token), rows.features, [token], precision="highest")
     along_V1 = along_V.reshape(over_norm_V1.shape) * over_norm_V1
-    along_V1 = jnp.where(parts.is_heaviest_V1, jnp.sum(parts.heaviest_1D * parts.mean_1D), along_V1)
-    seen = jnp.where(parts.is_heaviest_V1, parts.mean_1D, all_1D)
-    factor_V1 = 2 * jnp.where(parts.is_heaviest_V1, 1, parts.share_V1) / _pairs(parts) * over_norm_V1
-    moves_V1 = (parts.norm_V1 != 0) & parts.defined
+    along_V1 = jnp.where(parts.is_heaviest, jnp.sum(parts.heaviest * parts.mean), along_V1)
+    seen = jnp.where(parts.is_heaviest, parts.mean, all_1D)
+    factor_V1 = 2 * jnp.where(parts.is_heaviest, 1, parts.share) / _pairs(parts) * over_norm_V1
+    moves_V1 = (parts.norm != 0) & parts.defined
     gradient = of_value * jnp.where(moves_V1, factor_V1 * (seen - along_V1 * (rows.x * over_norm_V1)), 0)
     return gradient.astype(table.dtype), None if weights is None else jnp.zeros_like(weights)
 
@@ -66,11 +66,11 @@ differentiable_mean_cosine.defvjp(_forward, _backward)
 class _Parts(NamedTuple):
     """The heaviest row and the others. Vectors have the rank of the table."""
 
-    norm_V1: jax.Array  # of every row
-    is_heaviest_V1: jax.Array
-    heaviest_1D: jax.Array  # its unit row
-    share_V1: jax.Array  # of each other row, adding up to one
-    mean_1D: jax.Array  # of the other unit rows, with these shares
+    norm: jax.Array  # of every row, V1
+    is_heaviest: jax.Array  # V1
+    heaviest: jax.Array  # its unit row, 1D
+    share: jax.Array  # of each other row, adding up to one, V1
+    mean: jax.Array  # of the other unit rows, with these shares, 1D
     others: jax.Array  # their weight in units of the heaviest row's
     defined: jax.Array  # whether there are two rows
 
@@ -91,18 +91,16 @@ def _parts(rows: Rows) -> _Parts:
         return jnp.sum(weight_V1 * over_norm(norm_V1) * rows.x, rows.token, keepdims=True)
 
     others = total * (unit_of_rest / unit) / jnp.where(heaviest > 0, heaviest, 1)
-    return _Parts(
-        norm_V1, is_heaviest_V1, mean(is_heaviest_V1.astype(rows.x.dtype)), share_V1, mean(share_V1), others, total > 0
-    )
+    return _Parts(norm_V1, is_heaviest_V1, mean(is_heaviest_V1.astype(rows.x.dtype)), share_V1, mean(share_V1), others, total > 0)
 
 
 def _over_pairs(parts: _Parts) -> jax.Array:
     """The mean over pairs, which is a mean of cosines whatever rounding says."""
-    of_others = jnp.sum(jnp.square(parts.mean_1D)) - jnp.sum(jnp.square(parts.share_V1))
-    with_heaviest = jnp.sum(parts.heaviest_1D * parts.mean_1D)
+    of_others = jnp.sum(jnp.square(parts.mean)) - jnp.sum(jnp.square(parts.share))
+    with_heaviest = jnp.sum(parts.heaviest * parts.mean)
     return jnp.clip((2 * with_heaviest + parts.others * of_others) / _pairs(parts), -1, 1)
 
 
 def _pairs(parts: _Parts) -> jax.Array:
     """The weight of all pairs, in units of the heaviest row's weight times that of the others."""
-    return 2 + parts.others * (1 - jnp.sum(jnp.square(parts.share_V1)))
+    return 2 + parts.others * (1 - jnp.sum(jnp.square(parts.share)))

@@ -28,7 +28,7 @@ _SHORT = 64
 
 
 def mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) -> jax.Array:
-    """`mean((factor x)^2)` over `axes`, kept as axes of length one; squared in float32 whatever the dtype of `x`. Returns float32."""
+    """`mean((factor x)^2)` over `axes`, kept with length one; squared in float32 whatever the dtype of `x`. Returns float32."""
     return jnp.mean(_square(x, factor), axes, keepdims=True).astype(jnp.float32)
 
 

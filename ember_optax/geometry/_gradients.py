@@ -224,7 +224,10 @@ def _pair_sums(unit: jax.Array, gradient: jax.Array, previous: jax.Array, token:
         unit, over_unit, kept = larger_unit(unit, rows.x, rows.features)
         over_unit = over_unit.reshape(rows.weight.shape)
         g, g_before = rows.x * over_unit, before.x * over_unit
-        sums = [to_vector(jnp.sum(a * b, rows.features, keepdims=True), token) for a, b in ((g, g_before), (g, g), (g_before, g_before))]
+        sums = [
+            to_vector(jnp.sum(a * b, rows.features, keepdims=True), token)
+            for a, b in ((g, g_before), (g, g), (g_before, g_before))
+        ]
         return unit, jnp.square(kept), *sums
 
     return in_auto_mode(automatically, lambda: (token_spec(gradient, token),) * 5, unit, gradient, previous)

@@ -84,8 +84,8 @@ def report(
 
     Raises:
       TypeError: an argument is no tree of arrays; hyperparameters are no numbers.
-      ValueError: there is no table with features; `opt_state` has Ember's state of one that "auto" does not find; a gradient, a state or counts
-        have another shape than their table; paths that are no table.
+      ValueError: there is no table with features; `opt_state` has Ember's state of one that "auto" does not find; a gradient, a
+        state or counts have another shape than their table; paths that are no table.
 
     Warns:
       UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.

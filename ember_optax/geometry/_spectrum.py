@@ -177,7 +177,7 @@ def gram(y: jax.Array, kept: tuple[int, ...]) -> jax.Array:
 
 
 def weighted(rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """The rows times the roots of their weights, over a scale, and the scale: squares of small gradients or large counts vanish."""
+    """The rows times the roots of their weights, over a scale, and the scale: without it squares leave float32."""
     scale, root = power_of_two(jnp.max(jnp.abs(rows.x))), power_of_two(jnp.sqrt(jnp.max(rows.weight)))
     return jnp.sqrt(rows.weight) / root * (rows.x / scale), scale * root
 

@@ -29,8 +29,8 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     Args:
       term: called as `term(table, token_axis=axis)`; `functools.partial` gives it its other arguments.
       params: the parameters.
-      tables: which ones are tables, as in `ember`: "auto" for what `token_tables` finds. Each table of a stack counts by itself. A
-        declared parameter without features, the bias of a head say, has no rows and is left out.
+      tables: which ones are tables, as in `ember`: "auto" for what `token_tables` finds. Each table of a stack counts by itself.
+        A declared parameter without features, the bias of a head say, has no rows and is left out.
 
     Returns:
       A scalar, to be added to a loss of `params`.
