@@ -41,16 +41,16 @@ class Changed(NamedTuple):
     new_ids: np.ndarray
 
 
-def check_model(params: Any, opt_state: Any, tx: Any) -> None:
+def check_model(tx: Any, params: Any, opt_state: Any) -> None:
     """Raises where parameters, state and transformation as a whole are none, or one of the last two is missing."""
     if opt_state is None and tx is None:
         tx = optax.identity()
     elif tx is None:
-        raise TypeError("tx is missing: pass the transformation whose init made opt_state, which knows what follows the tokens.")
+        raise TypeError("tx is None: pass the transformation whose init made opt_state, which knows what follows the tokens.")
     check_tx_and_params(tx, params)
     wanted = _shapes(_state_of(tx, params))
     if opt_state is None and wanted:
-        raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or leave tx out.")
+        raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or None for tx.")
     given = _shapes(opt_state)
     if given != wanted:
         raise ValueError(
@@ -60,7 +60,7 @@ def check_model(params: Any, opt_state: Any, tx: Any) -> None:
 
 
 def change(
-    params: Any, opt_state: Any, tx: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
+    tx: Any, params: Any, opt_state: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
 ) -> Changed:
     """Parameters and state whose token i is the old token `ids_W[i]`, or a new one where that is -1.
 
