@@ -30,9 +30,7 @@ class Vocabulary(NamedTuple):
         return origin is not None and self.axis_of.get(origin.parameter) == origin.axis
 
 
-def vocabulary_of(
-    params: Any, tables: DimensionNumbersLike, names: Sequence[str] | None, unrelated: Sequence[str]
-) -> Vocabulary:
+def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str] | None, unrelated: Sequence[str]) -> Vocabulary:
     """The tables of one vocabulary, and the biases beside them.
 
     Args:
@@ -122,7 +120,9 @@ def _biases(found: TableTree, owned: list[Table]) -> list[str]:
     sizes: dict[str, set[int]] = {}
     for table in owned:
         sizes.setdefault(parent_of(table.name), set()).add(_size(table))
-    return [t.name for t in found.tables if t.axes is None and len(t.shape) == 1 and t.shape[0] in sizes.get(parent_of(t.name), ())]
+    return [
+        t.name for t in found.tables if t.axes is None and len(t.shape) == 1 and t.shape[0] in sizes.get(parent_of(t.name), ())
+    ]
 
 
 def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:

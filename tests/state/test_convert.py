@@ -121,7 +121,9 @@ BY_TABLE = {"tables": ("embed", "lm_head"), "others": ("codebooks", "per_layer",
 B2 = {
     "injected": lambda b2: injected(optax.adamw)(1e-3, b2=b2),
     "injected in a chain": lambda b2: optax.chain(optax.clip(9.0), injected(optax.adam)(1e-3, b2=b2)),
-    "injected around a chain": lambda b2: injected(lambda rate, b2: optax.chain(optax.trace(0.0), optax.adam(rate, b2=b2)))(1e-3, b2),
+    "injected around a chain": lambda b2: injected(lambda rate, b2: optax.chain(optax.trace(0.0), optax.adam(rate, b2=b2)))(
+        1e-3, b2
+    ),
     "injected twice": lambda b2: injected(lambda rate, b2: injected(optax.adam)(rate, b2=b2))(1e-3, b2),
     "injected for some": lambda b2: optax.partition(
         {"tables": injected(optax.adam)(1e-3, b2=b2), "others": injected(optax.adamw)(1e-3, b2=b2)},
@@ -202,7 +204,9 @@ class TestMistakes:
     def test_another_vocabulary(self):
         smaller = {**normal(0), "embed": {"embedding": jnp.ones((16, 8))}}
         with pytest.raises(ValueError, match=r"nu of 'embed/embedding' has shape \(16, 8\), but the parameter has \(24, 8\)"):
-            state_from_adam(ember(1e-3, optax.adamw(1e-3), tables=TABLES), normal(0), optax.adam(1e-3).init(smaller), adam_b2=0.999)
+            state_from_adam(
+                ember(1e-3, optax.adamw(1e-3), tables=TABLES), normal(0), optax.adam(1e-3).init(smaller), adam_b2=0.999
+            )
 
     def test_another_model(self):
         with pytest.raises(ValueError, match=r"no moments of 'bias'; it has those of \['embed/embedding'\]"):
@@ -229,5 +233,7 @@ class TestMistakes:
 
     def test_two_decay_rates(self):
         adam = injected(optax.adam)(1e-3, b2=0.95)
-        with pytest.raises(ValueError, match=r"adam_b2 is 0.999, but the Adam state keeps b2=0.9[45]\d* of 'bias': leave adam_b2 out"):
+        with pytest.raises(
+            ValueError, match=r"adam_b2 is 0.999, but the Adam state keeps b2=0.9[45]\d* of 'bias': leave adam_b2 out"
+        ):
             convert(ember(1e-3, optax.adamw(1e-3), tables=TABLES), adam.init(normal(0)), adam_b2=0.999)

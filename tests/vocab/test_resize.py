@@ -177,7 +177,10 @@ def test_vocabularies_of_different_sizes():
         ValueError, match=r"different sizes: 'decoder/embed/embedding' 13, axis 0 .*embedding' 12, axis 0 .*names=\['decoder"
     ):
         vocab.resize(None, params, None, V + 2)
-    assert vocab.resize(None, params, None, V + 2, names=["encoder.*"]).params["encoder"]["embed"]["embedding"].shape == (V + 2, D)
+    assert vocab.resize(None, params, None, V + 2, names=["encoder.*"]).params["encoder"]["embed"]["embedding"].shape == (
+        V + 2,
+        D,
+    )
 
 
 def test_shapes_alone():
