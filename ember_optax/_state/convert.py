@@ -34,7 +34,7 @@ def state_from_adam(
 
     With equal decay rates this is the state that Ember would have had after the same gradients. With different ones it is
     rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments carry over. Ember tells its own
-    :math:`b_2`. Adam's is not in its state, unless `optax.inject_hyperparams` keeps it there: then it is read, else it is asked for.
+    :math:`b_2`. Adam's is read where `optax.inject_hyperparams` keeps it in the state, and asked for where nothing does.
 
     Of `tx`, every `ScaleByEmberState` gets these, every `optax.ScaleByAdamState` (a body) takes over `count`, `mu` and `nu`, and
     every learning-rate schedule goes on at Adam's step. The moments of a body are not rescaled: give it the `b1` and `b2` of
@@ -58,8 +58,9 @@ def state_from_adam(
 
     Raises:
       TypeError: `tx` is no transformation, `params` or the moments are no arrays; `adam_b2` is missing.
-      ValueError: `adam_b2` is not the one that `adam_state` keeps; there is no Adam state, it lacks a parameter that `tx` needs, has it in another shape (a resized vocabulary), or
-        its second moment is negative or not finite; two parameters have the same path.
+      ValueError: `adam_b2` is not the one that `adam_state` keeps; there is no Adam state, it lacks a parameter that `tx` needs,
+        has it in another shape (a resized vocabulary), or its second moment is negative or not finite; two parameters have the
+        same path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -114,8 +115,9 @@ def _adam_rates(adam_b2: Any, kept: dict[str, Any], of: Iterable[str]) -> dict[s
     given = None if adam_b2 is None else checked_b2(adam_b2, "adam_b2")
     if given is None and (unknown := [name for name in of if name in kept and kept[name] is None]):
         raise TypeError(
-            f"adam_b2 is missing: the Adam state does not keep the b2 with which the moments of {unknown[0]!r} were made, and with "
-            f"another one the first steps have another size. Pass adam_b2=0.999 if optax.adam or optax.adamw had its default."
+            f"adam_b2 is missing: the Adam state does not keep the b2 with which the moments of {unknown[0]!r} were made, and "
+            f"with another one the first steps have another size. Pass adam_b2=0.999 if optax.adam or optax.adamw had its "
+            f"default."
         )
     return {name: given if kept.get(name) is None else _agreed(given, kept[name], name) for name in of}
 
@@ -125,8 +127,8 @@ def _agreed(given: Any, kept: Any, name: str) -> Any:
     are_known = given is not None and not isinstance(given, Tracer) and not isinstance(kept, Tracer)
     if are_known and jnp.asarray(given, jnp.result_type(kept)) != kept:
         raise ValueError(
-            f"adam_b2 is {given}, but the Adam state keeps b2={kept} of {name!r}: leave adam_b2 out, or pass the state that was made "
-            f"with it."
+            f"adam_b2 is {given}, but the Adam state keeps b2={kept} of {name!r}: leave adam_b2 out, or pass the state that was "
+            f"made with it."
         )
     return checked_b2(kept, "the b2 that adam_state keeps")
 

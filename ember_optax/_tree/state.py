@@ -46,29 +46,37 @@ def is_ember(node: Any) -> bool:
     return isinstance(node, ScaleByEmberState)
 
 
-# States that are told by the names of their fields where a library made dictionaries of them.
-_TYPES = (ScaleByEmberState, optax.ScaleByAdamState, optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
+# States that are told by the names of their fields where a library made dictionaries of them, with the fields that may be lost
+# because nothing is in them.
+_TYPES: dict[Any, dict[str, Any]] = {
+    ScaleByEmberState: {},
+    optax.ScaleByAdamState: {},
+    optax.ScaleByScheduleState: {},
+    optax.InjectStatefulHyperparamsState: {"hyperparams_states": {}},
+}
 
 
 def optax_state(state: Any) -> Any:
     """An optimizer state with Optax's own types, from what trainers hold and save instead.
 
-    From an `nnx.Optimizer` or a `TrainState` its `opt_state`. In `nnx.state(optimizer)`, and in a checkpoint that was restored
-    without a target, the states of Ember, of Adam, of schedules and of injected hyperparameters are dictionaries.
+    Of an `nnx.Optimizer` or a `TrainState` it is the `opt_state`. In `nnx.state(optimizer)`, and in a checkpoint that was
+    restored without a target, the states of Ember, of Adam, of schedules and of injected hyperparameters are dictionaries.
     """
-    return _typed(state.opt_state if holds_state(state) else state)
+    return _typed(state if isinstance(state, Mapping) or not holds_state(state) else state.opt_state)
 
 
 def holds_state(node: Any) -> bool:
-    """Whether a node has an optimizer state beside other things: an `nnx.Optimizer` or a `TrainState`."""
-    return hasattr(node, "opt_state") and hasattr(node, "tx")
+    """Whether a node has an optimizer state beside other things: an `nnx.Optimizer`, its `nnx.state`, or a `TrainState`."""
+    if isinstance(node, Mapping):
+        return "opt_state" in node
+    return hasattr(node, "opt_state") and not isinstance(node, tuple)  # optax.contrib.SAMState
 
 
 def _typed(node: Any) -> Any:
     if isinstance(node, Mapping):
         parts = {key: _typed(part) for key, part in node.items()}
-        kinds = [kind for kind in _TYPES if set(parts) == set(kind._fields)]
-        return kinds[0](**parts) if kinds else parts
+        kinds = [kind for kind, empty in _TYPES.items() if set(empty | parts) == set(kind._fields)]
+        return kinds[0](**(_TYPES[kinds[0]] | parts)) if kinds else parts
     if type(node) in (tuple, list):
         return type(node)(map(_typed, node))
     return node._make(map(_typed, node)) if isinstance(node, tuple) and hasattr(node, "_make") else node
