@@ -43,6 +43,11 @@ def rebox_axes(box: Any, value: jax.Array, axes: tuple[int, ...]) -> Any:
     return value if adapter is None else adapter.rebox_axes(box, value, axes)
 
 
+def resized(tree: Any, before: list[Any], after: list[Any]) -> Any:
+    """A tree of modules that name the sizes of their arrays beside them, after these leaves of the parameters became those."""
+    return _load(".haliax_boxes").resized(tree, before, after) if "haliax" in sys.modules else tree
+
+
 def _adapter(node: Any) -> ModuleType | None:
     for library, name in _ADAPTERS.items():
         if library in sys.modules:

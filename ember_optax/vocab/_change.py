@@ -1,5 +1,6 @@
 """One change of a vocabulary carried through parameters and optimizer state."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from .._math.mesh import named_sharding
 from .._math.row_moves import filled_rows, mean_row, moved_rows
 from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
 from .._state.sharding import check_divisible
-from .._tree.boxes import is_box, rebox, unbox
+from .._tree.boxes import is_box, rebox, resized, unbox
 from .._tree.paths import path_name
 from .._tree.state import holds_state
 from .._tree.tables import read_tree
@@ -86,10 +87,12 @@ def change(
         changed[i] = moved_rows(leaf, ids_W, axis)
         if new_rows is not None and is_new_W.any():
             changed[i] = filled_rows(changed[i], new_rows(leaf, axis, i), is_new_W, axis)
-    new_params = found.rebuild(changed)
+    boxes = [table.box for table in found.tables]
+    with_sizes = functools.partial(resized, before=boxes, after=list(map(rebox, boxes, changed)))
+    new_params = with_sizes(found.rebuild(changed))
     if opt_state is not None:
         _check_axes(tx, params, vocabulary)
-        opt_state = _changed_state(params, new_params, opt_state, tx, vocabulary, ids_W)
+        opt_state = with_sizes(_changed_state(params, new_params, opt_state, tx, vocabulary, ids_W))
     return Changed(new_params, opt_state, _new_ids(ids_W, vocabulary.size))
 
 

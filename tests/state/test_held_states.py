@@ -1,4 +1,4 @@
-"""What trainers hold and save instead of an optimizer's state: `nnx.Optimizer`, `nnx.state` of it, `TrainState`, a bare checkpoint."""
+"""What trainers hold and save instead of an optimizer's state: `nnx.Optimizer` and its `nnx.state`, `TrainState`, dictionaries."""
 
 import functools
 
@@ -89,7 +89,9 @@ def test_checksums(held):
     assert set(expected) <= set(checksums(HELD[held](optimizer_of(TX))).values())
 
 
-@pytest.mark.parametrize("change", [functools.partial(vocab.resize, size=V + 3), functools.partial(vocab.take, token_ids=[5, 2, 2])])
+@pytest.mark.parametrize(
+    "change", [functools.partial(vocab.resize, size=V + 3), functools.partial(vocab.take, token_ids=[5, 2, 2])]
+)
 @pytest.mark.parametrize("held", ["nnx.state(optimizer)['opt_state']", "to_pure_dict"])
 def test_a_vocabulary_changes_in_the_form_that_was_given(change, held):
     optimizer = optimizer_of(TX)
