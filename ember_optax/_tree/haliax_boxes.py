@@ -46,28 +46,27 @@ def resized(tree: Any, before: list[Any], after: list[Any]) -> Any:
     """
     boxes = [(old, new) for old, new in zip(before, after, strict=True) if is_box(old)]
     changes = {old: new for pair in boxes for old, new in zip(pair[0].axes, pair[1].axes, strict=True) if old != new}
-    return _with_axes(tree, changes) if changes else tree
+    return _with_axes(tree, changes, changes) if changes else tree
 
 
-def _with_axes(node: Any, changes: dict[Any, Any]) -> Any:
+def _with_axes(node: Any, changes: dict[Any, Any], ours: dict[Any, Any]) -> Any:
+    """A node with other axes: `changes` are those of the whole tree, `ours` those of the module that the node is in."""
     if is_box(node) or isinstance(node, type):
         return node
     if isinstance(node, sys.modules["haliax"].Axis):
-        return changes.get(node, node)
-    with_changes = functools.partial(_with_axes, changes=changes)
+        return ours.get(node, node)
+    changed = functools.partial(_with_axes, changes=changes, ours=ours)
     if isinstance(node, tuple):
-        return node._make(map(with_changes, node)) if hasattr(node, "_make") else tuple(map(with_changes, node))
+        return node._make(map(changed, node)) if hasattr(node, "_make") else tuple(map(changed, node))
     if type(node) in (list, dict):
-        return (
-            list(map(with_changes, node)) if isinstance(node, list) else {key: with_changes(part) for key, part in node.items()}
-        )
+        return list(map(changed, node)) if isinstance(node, list) else {key: changed(part) for key, part in node.items()}
     return _module_with_axes(node, changes) if dataclasses.is_dataclass(node) else node
 
 
 def _module_with_axes(module: Any, changes: dict[Any, Any]) -> Any:
     kept = {axis for box in jax.tree.leaves(module, is_leaf=is_box) if is_box(box) for axis in box.axes}
-    changes = {old: new for old, new in changes.items() if old not in kept}
+    ours = {old: new for old, new in changes.items() if old not in kept}
     new = object.__new__(type(module))  # a constructor may take other arguments
     for name, value in vars(module).items():
-        object.__setattr__(new, name, _with_axes(value, changes))
+        object.__setattr__(new, name, _with_axes(value, changes, ours))
     return new

@@ -206,7 +206,8 @@ def test_saved_and_restored(devices, tmp_path):
     saved = checksums((params, opt_state))
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(1, args=ocp.args.StandardSave({"params": params, "opt_state": opt_state}))
-    with jax.set_mesh(mesh_of(devices)), ocp.CheckpointManager(tmp_path, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+    handler = ocp.StandardCheckpointHandler()
+    with jax.set_mesh(mesh_of(devices)), ocp.CheckpointManager(tmp_path, item_handlers=handler) as manager:
         abstract = jax.eval_shape(lambda: {"params": Model.init(), "opt_state": TX.init(Model.init())})
         check_shapes(manager.item_metadata(1).tree, abstract)
         placed = hax.partitioning.infer_resource_partitions(abstract["params"], MAPPING, preserve_existing_shardings=False)

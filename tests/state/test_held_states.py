@@ -1,4 +1,4 @@
-"""What trainers hold and save instead of an optimizer's state: `nnx.Optimizer` and its `nnx.state`, `TrainState`, dictionaries."""
+"""What trainers hold and save of an optimizer: `nnx.Optimizer` and its `nnx.state`, `TrainState`, dictionaries."""
 
 import functools
 
