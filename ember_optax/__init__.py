@@ -18,6 +18,7 @@ from ._state.skipped import check_skipped_batches as check_skipped_batches
 from ._state.skipped import skipped_batches as skipped_batches
 from ._tree.describe import describe_token_tables as describe_token_tables
 from ._tree.dimension_numbers import EmberDimensionNumbers as EmberDimensionNumbers
+from ._tree.finder import TokenTables as TokenTables
 from ._tree.finder import token_table_labels as token_table_labels
 from ._tree.finder import token_tables as token_tables
 from ._tree.state import ScaleByEmberState as ScaleByEmberState

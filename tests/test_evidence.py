@@ -42,7 +42,7 @@ def prepared(monkeypatch):
 
     def prepare(cell):
         run = distance_from({"ember": 2e-2, "adamw": 1e-3, "sgd": 7.0}[cell.method])
-        return lambda rate, seed: made.append((cell.method, rate, seed)) or run(rate, seed)
+        return lambda rate, seed, head_rate: made.append((cell.method, rate, seed)) or run(rate, seed)
 
     monkeypatch.setattr(sweep, "_prepare", prepare)
     return made
@@ -173,7 +173,7 @@ def test_numbers_of_a_name_are_used():
     assert second_update("ember half_life=512") == pytest.approx(2 / math.sqrt((0.25 + 0.5 * 4) / 0.75), rel=1e-5)
     assert second_update("ember accumulate=2") == pytest.approx(1.0)
     assert second_update("ember eps=2") == pytest.approx(2 / (math.sqrt(2.5) + 2), rel=1e-3)
-    assert {cell.method.split()[0] for cell in studies.FULL.cells} == set(METHODS)
+    assert {cell.method.split()[0] for cell in (*studies.FULL.cells, *studies.FULL.pairs)} == set(METHODS)
     with pytest.raises(ValueError, match="'adam' is no method: adamw, rmsprop"):
         make_method("adam", 512)
 
@@ -204,7 +204,7 @@ def test_the_page_says_what_the_files_say():
     lines = [json.loads(line) for line in records.path_of(FOLDER, "pretraining", "0.5M").read_text().splitlines()]
     at_best = {}
     for method in studies.HEADLINE:
-        runs = [line for line in lines if (line["setting"], line["method"]) == ("0.5M", method)]
+        runs = [line for line in lines if line["method"] == method and "head_rate" not in line]
         sweep_of = {line["rate"]: line["loss"] for line in runs if line["seed"] == 0}
         best = min(sweep_of, key=sweep_of.get)
         assert min(sweep_of) < best < max(sweep_of)

@@ -81,7 +81,7 @@ def test_the_penalty_pulls_to_the_reference():
 
 @pytest.mark.slow  # the whole program
 def test_learns_and_reports(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reinforcement, "_HELD_OUT", draw_problems(16, (2,), (9,)))
+    monkeypatch.setattr(reinforcement, "HELD_OUT", draw_problems(16, (2,), (9,)))
     done = call(program.main, capsys, *TINY, "--output-dir", str(tmp_path), "--optimizers=ember")
     assert done.returncode == 0, done.stderr
     assert "| ember" in done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.evidence import page, pictures, studies
 from benchmarks.evidence.comparison import results
-from benchmarks.evidence.records import FOLDER, read_all
+from benchmarks.evidence.records import FOLDER, merge, read_all
 from benchmarks.evidence.sweep import be_nice, sweep
 from benchmarks.harness.results import RESULTS, ROOT, parser
 
@@ -37,13 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add("--write", action="store_true", help="make no run, but the page and its pictures from those that are finished")
     add("--folder", type=Path, help="where the runs are kept; with --quick or --gpt2 also page and pictures")
+    add("--merge", type=Path, metavar="FOLDER", help="make no run, but take those of another folder that are missing here")
     options = command.parse_args(arguments)
     be_nice()
     study = _STUDIES[options.gpt2, options.quick]
     kept = RESULTS / "evidence_gpt2" if options.gpt2 else FOLDER
     folder = options.folder or (Path(tempfile.mkdtemp(prefix="evidence-")) if options.quick else kept)
-    if not options.write:
-        cells = [cell for cell in study.cells if cell.task in options.tasks]
+    if options.merge:
+        print(f"{merge(options.merge, folder)} runs taken from {options.merge}")
+    elif not options.write:
+        cells = [cell for cell in (*study.pairs, *study.cells) if cell.task in options.tasks]
         complete = sweep(cells, folder, 60 * options.budget_minutes)
         print("every run is finished" if complete else "runs are missing; the same command goes on")
     if options.write or options.quick or options.gpt2:

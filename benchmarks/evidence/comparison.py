@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from benchmarks.evidence import plan
+from benchmarks.evidence.likeness import UnlikeRunsError, check_alike
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import Record, Records
 from benchmarks.evidence.statistics import Difference, Spread, paired_difference, spread
@@ -19,8 +20,10 @@ class Result(NamedTuple):
       sweep: the runs at all rates, by rate.
       fresh: the runs with fresh seeds at the best rate, by seed.
       losses: spread of the fresh runs; None before there are any.
-      difference: to the baseline, over the seeds that both have; None of the baseline itself and without pairs.
+      difference: to the baseline, over the seeds that both have; None of the baseline itself, without pairs, and where the
+        pairs are refused.
       diverged: runs that did, of all.
+      refused: why the difference was refused: a pair of runs that differ in more than the method.
     """
 
     cell: Cell
@@ -30,6 +33,7 @@ class Result(NamedTuple):
     losses: Spread | None
     difference: Difference | None
     diverged: int
+    refused: str | None = None
 
     @property
     def table_state_bytes(self) -> int:
@@ -62,13 +66,26 @@ def _result(cell: Cell, cells: list[Cell], records: dict[str, Records]) -> Resul
     sweep, fresh = plan.tried(cell, of_task), plan.fresh(cell, of_task)
     losses = spread([record.value for record in fresh.values()]) if fresh else None
     diverged = sum(record.loss is None for record in {**sweep, **{-seed: record for seed, record in fresh.items()}}.values())
-    return Result(cell, best, sweep, fresh, losses, _difference(cell, fresh, cells, of_task), diverged)
+    try:
+        return Result(cell, best, sweep, fresh, losses, _difference(cell, fresh, cells, of_task), diverged)
+    except UnlikeRunsError as error:
+        return Result(cell, best, sweep, fresh, losses, None, diverged, str(error))
+
+
+def paired(ours: dict[int, Record], theirs: dict[int, Record]) -> Difference | None:
+    """The difference over the seeds that both have; None without any.
+
+    Raises:
+      UnlikeRunsError: runs of a seed differ in more than method and rates.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    for seed in seeds:
+        check_alike(ours[seed], theirs[seed])
+    return paired_difference([ours[s].value for s in seeds], [theirs[s].value for s in seeds]) if seeds else None
 
 
 def _difference(cell: Cell, fresh: dict[int, Record], cells: list[Cell], records: Records) -> Difference | None:
     baselines = [other for other in cells if other[:2] == cell[:2] and other.method == BASELINE]
     if cell.method == BASELINE or not baselines:
         return None
-    theirs = plan.fresh(baselines[0], records)
-    seeds = sorted(fresh.keys() & theirs.keys())
-    return paired_difference([fresh[s].value for s in seeds], [theirs[s].value for s in seeds]) if seeds else None
+    return paired(fresh, plan.fresh(baselines[0], records))

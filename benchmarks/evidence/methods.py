@@ -9,6 +9,7 @@ from typing import NamedTuple
 import optax
 
 from benchmarks.evidence.ablations import scale_by_part, scale_by_token_sum
+from benchmarks.evidence.rivals import scale_by_hybrid, scale_by_rmnp, scale_by_row_norm, scale_by_scale
 from ember_optax import scale_by_ember
 
 
@@ -54,6 +55,10 @@ METHODS = {
     "sgd": Method("SGD", optax.identity),
     "sgd_momentum": Method("SGD with momentum 0.9", lambda: optax.trace(0.9)),
     "frozen": Method("not trained", optax.set_to_zero),
+    "row_norm": Method("row normalization, no state (2605.18106)", scale_by_row_norm),
+    "rmnp": Method("row-normalized momentum (RMNP)", scale_by_rmnp),
+    "hybrid": Method("row norm, then spectral (2605.18106)", scale_by_hybrid),
+    "scale": Method("SCALE", scale_by_scale),
 }
 _HALF_LIFE, _ACCUMULATE = "half_life", "accumulate"
 
@@ -111,6 +116,7 @@ def title(name: str) -> str:
     """
     method, numbers = read_name(name)
     words = {
+        "b1": "b1",
         "b2": "b2",
         "eps": "eps",
         "weight_decay": "decay",

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.evidence import tables
+from benchmarks.evidence import pair_tables, tables
 from benchmarks.evidence.claims import claims
 from benchmarks.evidence.comparison import results
+from benchmarks.evidence.pair_comparison import pair_results
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.studies import TASKS, Study
 from benchmarks.harness.report import markdown
@@ -40,9 +41,14 @@ def page(study: Study, records: dict[str, Records]) -> str:
     parts = [_HEAD, _what_was_run(study, records), _claims(found, study)]
     parts += ["## AdamW and Ember", tables.headline(found, study)]
     parts += ["![Ember minus AdamW over size and batch size](images/evidence_scaling.png)"]
+    parts += _two_rates(study, records)
     for task in TASKS:
         parts += _task(found, task)
     parts += [_ADVICE, tables.best_rates(found), _FORMS, tables.forms_of_ember(found)]
+    if missing := pair_tables.missing(study, records):
+        parts += ["## What is missing", _MISSING, missing]
+    if refused := [f"* {result.refused}" for result in found.values() if result.refused]:
+        parts += ["## What was refused", _REFUSED, "\n".join(refused)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -66,6 +72,18 @@ def _what_was_run(study: Study, records: dict[str, Records]) -> str:
     )
 
 
+def _two_rates(study: Study, records: dict[str, Records]) -> list[str]:
+    found = pair_results(study.pairs, records)
+    if not found:
+        return []
+    parts = ["## Two rates", _PAIRS, pair_tables.headline(found)]
+    for task, setting in pair_tables.settings(found):
+        parts += [f"### {setting}, two rates", pair_tables.methods(found, task, setting)]
+        parts += ["Mean over the seeds of the grid (the best in bold; with fewer seeds in brackets):"]
+        parts += [pair_tables.grids(found, task, setting)]
+    return parts
+
+
 def _claims(found: tables.Results, study: Study) -> str:
     rows = [tuple(claim) for claim in claims(found, study)]
     return "## What the paper claims\n\n" + markdown(rows, ("claim", "here", "numbers (Ember - AdamW, 95 % interval)"), names=3)
@@ -82,6 +100,22 @@ def _task(found: tables.Results, task: str) -> list[str]:
     return parts
 
 
+_PAIRS = """
+Here input table and head have a peak rate each. Every method is run at a grid of pairs with the same three seeds, which is
+extended until the best pair has worse neighbours on all four sides; then it is run at that pair alone with fresh seeds. Momentum
+is compared apart: AdamW with b1 = 0.9 as it is used, with 0.5, and Adam without momentum. "The best of the others" is the one of
+these three that is best on the seeds of the grid.
+"""
+
+_MISSING = """
+Runs that a comparison above still needs, and what they cost, by the finished runs of the setting. Both are lower bounds: a grid
+may have to be extended.
+"""
+
+_REFUSED = """
+Runs are compared only where text, base model and settings are the same. These are not, so no difference is shown:
+"""
+
 _ADVICE = """
 ![Quality against the bytes of state](images/evidence_pareto.png)
 
@@ -93,8 +127,8 @@ _ADVICE = """
   of it.
 * **b2.** Keep 0.999. Between 0.99 and 0.9999 it hardly matters in runs of this length, and b2 by half-life in tokens was no
   better; at 0.9 and below the loss is clearly higher (last table).
-* **Few completions in reinforcement learning.** Try a larger `eps` first (1e-4; it is in units of the gradient, so look at the
-  size of yours). The last table has what it gave, and what b2 by half-life and accumulated gradients did.
+* **Few completions in reinforcement learning.** Try a larger `eps` (1e-4; it is in units of the gradient, so look at the
+  size of yours). Whether it helps is open: the runs with it began with another base model.
 * **When not to.** Where the table of a setting above has Ember higher than AdamW and its interval above zero.
 """
 

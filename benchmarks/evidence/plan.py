@@ -29,6 +29,15 @@ class Cell(NamedTuple):
         """A run of this cell."""
         return Run(self.task, self.setting, self.method, rate, seed)
 
+    def next_run(self, records: Records) -> Run | None:
+        """The first run that is missing, None once the cell is complete."""
+        return next((run for run in _runs(self, records) if run not in records), None)
+
+    def missing(self, records: Records) -> int:
+        """How many runs are missing at least: the grid may have to be extended."""
+        fresh = self.seeds if best(self, records) is None else 0
+        return fresh + sum(run not in records for run in _runs(self, records))
+
 
 class Best(NamedTuple):
     """The best rate so far, and whether rates on both sides of it were tried and were worse."""
@@ -71,10 +80,9 @@ def fresh(cell: Cell, records: Records) -> dict[int, Record]:
     return {seed: records[run] for seed, run in runs.items() if run in records}
 
 
-def next_run(cell: Cell, records: Records) -> Run | None:
-    """The first run of the cell that is missing, None once it is complete."""
-    missing = (run for run in _rates_of(cell, records) if run not in records)
-    return next(missing, None) or next((run for run in _seeds_of(cell, records) if run not in records), None)
+def _runs(cell: Cell, records: Records):
+    yield from _rates_of(cell, records)
+    yield from _seeds_of(cell, records)
 
 
 def _rates_of(cell: Cell, records: Records):

@@ -18,7 +18,7 @@ from lm.tokens import Corpus, default_cache_dir, fingerprint, load_corpus, rando
 from lm.training import init_params, next_token_loss
 
 from benchmarks.evidence.methods import make_method
-from benchmarks.evidence.training import curve, partitioned, table_numbers, table_step
+from benchmarks.evidence.training import curve, partitioned, table_numbers, table_step, tree_hash
 
 _VALIDATION_TOKENS = 20_480
 _CHECK_EVERY = 25
@@ -44,17 +44,27 @@ class Setting(NamedTuple):
 
 
 _SMALL = Setting(4096, 64, 2, 2, tied=False, batch=8, length=64, steps=300, body_rate=1e-3)
+_SIZE = _SMALL._replace(vocabulary=24_576)
 SETTINGS = {
     "0.5M": _SMALL,
     "0.3M tied": _SMALL._replace(tied=True),
     # As many tokens, in more or fewer steps.
     "0.5M, batch 128": _SMALL._replace(batch=2, steps=1200),
     "0.5M, batch 2048": _SMALL._replace(batch=32, steps=75),
+    "0.5M, batch 64": _SMALL._replace(batch=1, steps=2400),
+    "0.5M, batch 8192": _SMALL._replace(batch=128, steps=19),
     "0.5M, 1200 steps": _SMALL._replace(steps=1200),
+    "0.5M, 4800 steps": _SMALL._replace(steps=4800),
     "1.6M": _SMALL._replace(vocabulary=8192, width=96, heads=3),
     "2.1M, main job": Setting(8192, 128, 4, 4, tied=False, batch=8, length=128, steps=300, body_rate=1e-3),
     "4.2M": _SMALL._replace(vocabulary=16384, width=128, heads=4),
     "12.6M": _SMALL._replace(vocabulary=32768, width=192, heads=4, steps=150),
+    # One vocabulary, so that nats compare; tokens in proportion to the width.
+    "size 3.1M": _SIZE,
+    "size 4.7M": _SIZE._replace(width=96, heads=3, steps=450),
+    "size 6.3M": _SIZE._replace(width=128, layers=4, heads=4, steps=600),
+    "size 9.4M": _SIZE._replace(width=192, layers=6, heads=6, steps=900),
+    "size 12.6M": _SIZE._replace(width=256, layers=8, heads=8, steps=1200),
     "124M, GPT-2 small": Setting(50_257, 768, 12, 12, tied=True, batch=16, length=512, steps=2000, body_rate=6e-4),
     "GPT-2 toy": Setting(1024, 48, 12, 12, tied=True, batch=4, length=32, steps=30, body_rate=1e-3),
     "quick": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=60, length=32),
@@ -63,8 +73,8 @@ SETTINGS = {
 }
 
 
-def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
-    """`run(rate, seed)` gives the validation loss and details; all runs share one program.
+def prepare(setting: Setting, method: str) -> Callable[..., tuple[float | None, dict[str, Any]]]:
+    """`run(rate, seed, head_rate)` gives the validation loss and details; all runs share one program.
 
     The loss is None of a run that diverged: not finite, or no better than to know nothing of the text, ln V.
     """
@@ -72,25 +82,26 @@ def prepare(setting: Setting, method: str) -> Callable[[float, int], tuple[float
     loss_fn = next_token_loss(setting.model)
     evaluate = validation(setting)
 
-    def optimizer(rate):
-        return partitioned(tables, rate, setting.body_rate, setting.steps)
+    def optimizer(rate, head_rate):
+        return partitioned(tables, rate, setting.body_rate, setting.steps, head_rate)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(carry, batch, rate):
+    def step(carry, batch, rate, head_rate):
         params, opt_state = carry
         loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-        updates, opt_state = optimizer(rate).update(grads, opt_state, params)
+        updates, opt_state = optimizer(rate, head_rate).update(grads, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
         return (params, opt_state), (loss, table_step(updates, rate))
 
-    def run(rate: float, seed: int) -> tuple[float | None, dict[str, Any]]:
+    def run(rate: float, seed: int, head_rate: float | None = None) -> tuple[float | None, dict[str, Any]]:
+        rates = jnp.float32(rate), jnp.float32(rate if head_rate is None else head_rate)
         params = _init(setting.model)(seed)
-        carry = params, optimizer(rate).init(params)
-        numbers = table_numbers(tables, params)
+        carry = params, optimizer(*rates).init(params)
+        numbers = table_numbers(tables, params) | {"base": tree_hash(params)}
         measured = []
         for i in range(setting.steps):
             batch = random_batch(corpus(setting.vocabulary).training, setting.batch, setting.length, (seed, i))
-            carry, losses = step(carry, batch, jnp.float32(rate))
+            carry, losses = step(carry, batch, *rates)
             measured.append(losses)
             if i % _CHECK_EVERY == 0 and not np.isfinite(float(losses[0])):
                 break

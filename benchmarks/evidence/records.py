@@ -12,13 +12,17 @@ FOLDER = RESULTS / "evidence"
 
 
 class Run(NamedTuple):
-    """What names a run: a task's setting, what trains the tables at which peak rate, and the seed of all that is random."""
+    """What names a run: a task's setting, what trains the tables at which peak rate, and the seed of all that is random.
+
+    `head_rate` is the peak rate of the heads where it is not `rate`, which is then that of the input tables alone.
+    """
 
     task: str
     setting: str
     method: str
     rate: float
     seed: int
+    head_rate: float | None = None
 
 
 class Record(NamedTuple):
@@ -79,11 +83,25 @@ def read_all(folder: Path = FOLDER) -> dict[str, Records]:
 def append(path: Path, record: Record) -> None:
     """Adds a finished run, and first ends a line that was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record.run._asdict() | {"loss": record.loss} | record.details, separators=(",", ":"), allow_nan=False)
+    name = {field: value for field, value in record.run._asdict().items() if value is not None}
+    line = json.dumps(name | {"loss": record.loss} | record.details, separators=(",", ":"), allow_nan=False)
     with path.open("a+b") as file:
         if file.tell() and not _ends_with_newline(path):
             _drop_last_line(path)
         file.write(line.encode() + b"\n")
+
+
+def merge(source: Path, folder: Path) -> int:
+    """Adds the runs of another folder of results that are missing in `folder`; returns how many."""
+    added = 0
+    for path in sorted(source.glob("*/*.jsonl")):
+        target = folder / path.relative_to(source)
+        known = read(target)
+        for run, record in read(path).items():
+            if run not in known:
+                append(target, record)
+                added += 1
+    return added
 
 
 def rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:
@@ -92,7 +110,7 @@ def rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:
 
 
 def _record(line: dict[str, Any]) -> Record:
-    run = Run(*(line.pop(field) for field in Run._fields))
+    run = Run(*(line.pop(field) for field in Run._fields if field != "head_rate"), head_rate=line.pop("head_rate", None))
     return Record(run, line.pop("loss"), line)
 
 

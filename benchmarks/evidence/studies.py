@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from benchmarks.evidence.pairs import PairCell
 from benchmarks.evidence.plan import Cell, cells
 
 
@@ -21,12 +22,15 @@ class Study(NamedTuple):
       main: the setting of each task in which most methods are compared.
       sizes: settings of pretraining by size.
       batches: settings by batch size, for each task that has several.
+      pairs: cells with two rates, in the order of the sweep, which goes through them first. A cell may come twice, first with
+        few fresh seeds.
     """
 
     cells: list[Cell]
     main: dict[str, str]
     sizes: tuple[str, ...]
     batches: dict[str, tuple[str, ...]]
+    pairs: tuple[PairCell, ...] = ()
 
 
 TASKS = {
@@ -60,6 +64,49 @@ def _of(task: str, settings: tuple[str, ...], methods: tuple[str, ...], seeds: i
     return cells(task, settings, methods, rates or TASKS[task].rates, seeds)
 
 
+# AdamW as it is used, with less momentum and without any, and Ember: by these the page says what momentum is worth.
+MOMENTA = (BASELINE, "adamw b1=0.5", "rmsprop")
+FOUR = (*MOMENTA, OURS)
+RIVALS = ("row_norm", "rmnp", "hybrid", "scale", "token_factor", "ember_active_rows")
+# The best pair of all four at 0.5M, 300 steps, and the grid around it.
+_PAIR = ((5e-3,), (2e-2,))
+_LATE_PAIR = ((2e-3,), (2e-2,))  # the best of AdamW after 1,200 steps
+_ADAFACTOR_PAIR = ((1e-1,), (2e-1,))  # its rate is in units of a table's root mean square
+_RL_PAIR = ((2e-3,), (2e-3,))
+_TUNING_PAIR = ((1e-2,), (1e-2,))
+_GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
+_SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
+ONE_VOCABULARY = ("size 3.1M", "size 4.7M", "size 6.3M", "size 9.4M", "size 12.6M")
+
+
+def _pairs(setting: str, start, seeds: int = 8, methods: tuple[str, ...] = FOUR, task: str = "pretraining") -> list[PairCell]:
+    rates, head_rates = start
+    return [PairCell(task, setting, method, rates, head_rates, seeds) for method in methods]
+
+
+_PAIRS = [
+    *_pairs(_SHORT, _GRID, seeds=3),
+    *_pairs(_LONGER, _PAIR, seeds=3),
+    *_pairs(_SHORT, _GRID),
+    *_pairs(_LONGER, _PAIR),
+    *_pairs(_LONGEST, _LATE_PAIR, seeds=3),
+    *_pairs(_LONGEST, _LATE_PAIR),
+    *_pairs("0.5M, batch 128", _GRID),
+    *_pairs("0.5M, batch 2048", _GRID),
+    *_pairs(_SHORT, _PAIR, methods=RIVALS),
+    *_pairs(_SHORT, _ADAFACTOR_PAIR, methods=("adafactor",)),
+    *_pairs("2.1M, main job", _GRID),
+    *_pairs("tables alone, 64 completions", _RL_PAIR, task="reinforcement"),
+    *_pairs("all parameters, 64 completions", _RL_PAIR, methods=(*FOUR, "frozen"), task="reinforcement"),
+    *_pairs("tables alone, 256 completions", _RL_PAIR, task="reinforcement"),
+    *_pairs("tables alone, 8 completions", _RL_PAIR, task="reinforcement"),
+    *_pairs("small, Python's manual", _TUNING_PAIR, methods=(*FOUR, "frozen"), task="finetuning"),
+    *_pairs(_LONGER, _PAIR, methods=RIVALS),
+    *_pairs(_LONGER, _ADAFACTOR_PAIR, methods=("adafactor",)),
+    *_pairs("0.5M, batch 64", _PAIR),
+    *_pairs("0.5M, batch 8192", _PAIR),
+    *(cell for setting in ONE_VOCABULARY for cell in _pairs(setting, _PAIR)),
+]
 _FULL = [
     *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),
     *_of("reinforcement", ("64 completions", "8 completions", "256 completions"), HEADLINE),
@@ -74,20 +121,17 @@ _FULL = [
     *_of("finetuning", ("small",), ("rmsprop", *PARTS, "sgd", "adafactor")),
     *_of("finetuning", ("small",), ("frozen",), rates=_ANY_RATE),
     *_of("pretraining", ("4.2M",), HEADLINE),
-    *_of("reinforcement", ("64 completions",), ("rmsprop", *PARTS, "sgd")),
     *_of("pretraining", ("12.6M",), HEADLINE, seeds=3),
     *_of("pretraining", ("2.1M, main job",), HEADLINE),
     *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
-    *_of("pretraining", ("0.5M, 1200 steps",), (*HEADLINE, "ember b2=0.99", "ember b2=0.9999"), seeds=4),
     *_of("pretraining", ("2.1M, main job", "0.3M tied", "0.5M, batch 2048", "0.5M, batch 128"), _ACTIVE_ROWS),
-    *_of("finetuning", ("small",), _ACTIVE_ROWS),
     *_of("reinforcement", ("256 completions",), ("rmsprop", *_ACTIVE_ROWS)),
 ]
 _QUICK = [
     *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),
     *_of("pretraining", ("quick, batch 64", "quick, larger"), HEADLINE, seeds=2, rates=(1e-2, 2e-2)),
     *_of("finetuning", ("quick",), HEADLINE, seeds=2, rates=(2e-3, 5e-3)),
-    *_of("reinforcement", ("quick",), HEADLINE, seeds=2, rates=(5e-4, 1e-3)),
+    *_of("reinforcement", ("quick",), HEADLINE, seeds=2, rates=(1e-3, 2e-3)),
 ]
 FULL = Study(
     _FULL,
@@ -97,6 +141,7 @@ FULL = Study(
         "pretraining": ("0.5M, batch 128", "0.5M", "0.5M, batch 2048"),
         "reinforcement": ("8 completions", "64 completions", "256 completions"),
     },
+    tuple(_PAIRS),
 )
 # For one GPU; the toy shows that everything of it runs.
 _GPT2 = ("124M, GPT-2 small",)
@@ -115,4 +160,5 @@ QUICK = Study(
     dict.fromkeys(TASKS, "quick"),
     ("quick", "quick, larger"),
     {"pretraining": ("quick, batch 64", "quick"), "reinforcement": ("quick",)},
+    tuple(_pairs("quick", ((1e-2,), (5e-2,)), seeds=2, methods=(BASELINE, "rmsprop", OURS))),
 )

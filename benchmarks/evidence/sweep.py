@@ -11,7 +11,8 @@ import jax
 from lm.errors import UsageError
 from tqdm import tqdm
 
-from benchmarks.evidence import plan, records
+from benchmarks.evidence import records
+from benchmarks.evidence.pairs import PairCell
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import Record, Records
 from benchmarks.harness.results import machine
@@ -25,7 +26,7 @@ def be_nice() -> None:
         os.nice(max(0, _NICENESS - os.nice(0)))
 
 
-def sweep(cells: Iterable[Cell], folder: Path, budget_seconds: float) -> bool:
+def sweep(cells: Iterable[Cell | PairCell], folder: Path, budget_seconds: float) -> bool:
     """Makes runs until the time is over, and finishes the one at hand; returns whether every cell is complete.
 
     A cell whose model is not installed is left out, and said to be.
@@ -43,23 +44,28 @@ def sweep(cells: Iterable[Cell], folder: Path, budget_seconds: float) -> bool:
     return complete
 
 
-def _complete(cell: Cell, path: Path, finished: Records, end: float, bar: tqdm) -> bool:
+def _complete(cell: Cell | PairCell, path: Path, finished: Records, end: float, bar: tqdm) -> bool:
     prepared = None
-    while run := plan.next_run(cell, finished):
+    while run := cell.next_run(finished):
         if time.monotonic() > end:
             return False
-        bar.set_postfix_str(f"{run.task}, {run.setting}: {run.method} at {run.rate:g}, seed {run.seed}")
+        rates = f"{run.rate:g}" if run.head_rate is None else f"{run.rate:g} and {run.head_rate:g}"
+        bar.set_postfix_str(f"{run.task}, {run.setting}: {run.method} at {rates}, seed {run.seed}")
         prepared = prepared or _prepare(cell)
-        start = time.perf_counter()
-        loss, details = prepared(run.rate, run.seed)
-        details |= {"seconds": round(time.perf_counter() - start, 1), "machine": machine()}
+        start, processor_start = time.perf_counter(), time.process_time()
+        loss, details = prepared(run.rate, run.seed, run.head_rate)
+        details |= {
+            "seconds": round(time.perf_counter() - start, 1),
+            "processor_seconds": round(time.process_time() - processor_start, 1),
+            "machine": machine(),
+        }
         finished[run] = Record(run, loss, details)
         records.append(path, finished[run])
         bar.update()
     return True
 
 
-def _prepare(cell: Cell) -> Callable[[float, int], tuple[float | None, dict[str, Any]]]:
+def _prepare(cell: Cell | PairCell) -> Callable[..., tuple[float | None, dict[str, Any]]]:
     """The program of a cell, in the place of the one before, whose memory is given back."""
     jax.clear_caches()
     task = importlib.import_module(f"benchmarks.evidence.{cell.task}")

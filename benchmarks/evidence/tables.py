@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 
-from benchmarks.evidence.comparison import Result
+from benchmarks.evidence.comparison import Result, paired
+from benchmarks.evidence.likeness import UnlikeRunsError
 from benchmarks.evidence.methods import title
-from benchmarks.evidence.statistics import Difference, Spread, paired_difference
+from benchmarks.evidence.statistics import Difference, Spread
 from benchmarks.evidence.studies import BASELINE, OURS, TASKS, Study
 from benchmarks.harness.report import markdown
 
+REFUSED = "refused: runs that are no pairs"
 Results = dict[tuple[str, str, str], Result]
 
 
@@ -42,7 +44,7 @@ def methods(results: Results, task: str, setting: str) -> str:
             f"{result.best.rate:g}" + ("" if result.best.inside else " (at the edge)"),
             str(len(result.fresh)),
             shown_spread(result.losses),
-            "" if result.cell.method == BASELINE else shown_difference(result.difference),
+            REFUSED if result.refused else "" if result.cell.method == BASELINE else shown_difference(result.difference),
             str(result.diverged),
         )
         for result in of_setting(results, task, setting)
@@ -78,15 +80,15 @@ def forms_of_ember(results: Results) -> str:
     rows = []
     for (task, setting, method), result in results.items():
         ours = results.get((task, setting, OURS))
-        if (
-            ours
-            and method != OURS
-            and title(method).startswith(f"{title(OURS)},")
-            and (seeds := sorted(result.fresh.keys() & ours.fresh.keys()))
-        ):
-            difference = paired_difference([result.fresh[s].value for s in seeds], [ours.fresh[s].value for s in seeds])
+        if ours and method != OURS and title(method).startswith(f"{title(OURS)},"):
             form = title(method).removeprefix(f"{title(OURS)}, ")
-            rows.append((form, TASKS[task].title, setting, str(len(seeds)), shown_difference(difference)))
+            try:
+                difference = paired(result.fresh, ours.fresh)
+            except UnlikeRunsError:
+                rows.append((form, TASKS[task].title, setting, "", REFUSED))
+                continue
+            if difference:
+                rows.append((form, TASKS[task].title, setting, str(difference.size), shown_difference(difference)))
     headers = ("form", "task", "setting", "n", "form - Ember's defaults, 95 % interval")
     return markdown(sorted(rows, key=lambda row: row[0]), headers, names=3)
 

@@ -1,5 +1,6 @@
 """What the tasks share: an optimizer whose table rate is an argument of the compiled step, and what is kept of a run."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 from lm.optimizers import schedule, state_bytes, with_label
 
+from benchmarks.evidence.kinds import kinds
 from benchmarks.evidence.records import rounded
 from ember_optax import token_table_labels
 
@@ -21,16 +23,26 @@ class Trained(NamedTuple):
     table_step: jax.Array
 
 
-def partitioned(tables: optax.GradientTransformation, table_rate: Any, body_rate: float, steps: int):
-    """`tables` at the peak rate `table_rate`, which may be traced, and AdamW for everything else, on one schedule."""
+def partitioned(tables: optax.GradientTransformation, table_rate: Any, body_rate: float, steps: int, head_rate: Any = None):
+    """`tables` at a peak rate for input tables and one for heads, and AdamW for everything else, on one schedule.
+
+    Both rates may be traced. Heads have that of the input tables where they are given none.
+    """
     shape = schedule(1.0, steps)
-    of_tables = optax.chain(tables, optax.scale_by_learning_rate(lambda count: table_rate * shape(count)))
-    body = optax.adamw(lambda count: body_rate * shape(count))
-    return optax.partition({"ember": of_tables, "body": body}, token_table_labels)
+
+    def of_tables(rate):
+        return optax.chain(tables, optax.scale_by_learning_rate(lambda count: rate * shape(count)))
+
+    parts: dict[Any, Any] = {
+        "input": of_tables(table_rate),
+        "head": of_tables(table_rate if head_rate is None else head_rate),
+        "body": optax.adamw(lambda count: body_rate * shape(count)),
+    }
+    return optax.partition(parts, kinds)
 
 
 def table_step(updates: Any, rate: Any) -> jax.Array:
-    """Root mean square of all updates of tables, in units of the peak rate."""
+    """Root mean square of all updates of tables, in units of the input tables' peak rate."""
     tables = with_label(updates, "ember")
     squares = sum(jnp.sum(jnp.square(table)) for table in tables)
     return jnp.sqrt(squares / sum(table.size for table in tables)) / rate
@@ -45,6 +57,13 @@ def table_numbers(tables: optax.GradientTransformation, params: Any) -> dict[str
         "body_parameters": sum(leaf.size for leaf in with_label(params, "body")),
         "table_state_bytes": state_bytes(of_tables, params),
     }
+
+
+def tree_hash(params: Any) -> str:
+    """A short name for exactly these numbers: what a run began with."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    parts = (part for path, leaf in leaves for part in (jax.tree_util.keystr(path).encode(), np.asarray(leaf).tobytes()))
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def curve(values: list[float]) -> list[float | None]:

@@ -29,7 +29,7 @@ SHAPES = ["50257x768", "131072x1024", "262144x640", "1024x131072"]
 
 
 def _ember(token_axis: int, **options: Any) -> optax.GradientTransformation:
-    return ember(LEARNING_RATE, tables=EmberDimensionNumbers(token_axis), **options)
+    return ember(LEARNING_RATE, optax.adamw(LEARNING_RATE), tables=EmberDimensionNumbers(token_axis), **options)
 
 
 def _factored_rms() -> optax.GradientTransformation:

@@ -20,6 +20,7 @@ from .softmax import (
     put_chunk,
     table_gradient,
     take_chunk,
+    where_it_counts,
 )
 
 
@@ -70,6 +71,7 @@ def _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss: HeadLoss):
 
 def _backward(loss: HeadLoss, residuals, cotangents_N):
     *residuals, link = residuals
+    residuals = where_it_counts(residuals, cotangents_N)
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
     token_axis = loss.token_axis
 
@@ -112,23 +114,28 @@ def as_linked(tap: HeadTap, of_link: jax.Array) -> HeadTap:
     known: that becomes NaN, and the table skips the step.
     """
     factor = jnp.where((of_link == 1) | (of_link == 0), of_link, jnp.nan)
-    squares = (factor * factor * array for array in (tap.token_squares, tap.feature_squares))
-    return HeadTap(tap.hidden, tap.labels, tap.lse, factor * tap.cotangents, *squares)
+
+    def times(array: jax.Array) -> jax.Array:
+        # Zero times what is not finite would be NaN.
+        return jnp.where(factor == 0, 0.0, factor * array)
+
+    hidden = jnp.where(factor == 0, jnp.zeros((), tap.hidden.dtype), tap.hidden)
+    squares = (times(array) for array in (tap.token_squares, tap.feature_squares))
+    return HeadTap(hidden, tap.labels, tap.lse, times(tap.cotangents), *squares)
 
 
-def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, size: int, loss: HeadLoss) -> jax.Array:
+def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: HeadLoss) -> jax.Array:
     """The gradient of some rows of the head, (C, D) or as the head has it, in float32.
 
     Args:
       tap: what it is made of.
       rows_CxD: these rows, (C, D), or (D, C) where `loss.token_axis` is 1.
-      tokens_C: their tokens.
-      size: V.
+      tokens_C: their tokens, below `loss.num_tokens`.
       loss: everything else.
     """
     rows_CxD = rows_CxD if loss.dtype is None else rows_CxD.astype(loss.dtype)
     labels_N = tap.labels.astype(jnp.int32)
-    g_NxC = logit_gradients(tap.hidden, rows_CxD, labels_N, tap.lse, tap.cotangents, tokens_C, size, loss)
+    g_NxC = logit_gradients(tap.hidden, rows_CxD, labels_N, tap.lse, tap.cotangents, tokens_C, loss)
     return table_gradient(g_NxC, tap.hidden, loss)
 
 
@@ -151,7 +158,9 @@ def with_lookup(
         rows_MxD, of_lookup_MxD, total_MxD, more_D = carry
         ids_C, of_lookup_CxD = take_chunk(ids_M, start, count, 0), take_chunk(of_lookup_MxD, start, count, 0)
         valid_C1 = (ids_C < size)[:, None]
-        of_head_CxD = gradient_of_rows(tap, take_chunk(rows_MxD, start, count, 0), ids_C, size, by_rows)
+        of_head_CxD = gradient_of_rows(tap, take_chunk(rows_MxD, start, count, 0), ids_C, by_rows)
+        if loss.num_tokens < size:  # rows of padding may be looked up, and are no part of the head
+            of_head_CxD = jnp.where((ids_C < loss.num_tokens)[:, None], of_head_CxD, 0.0)
         total_CxD = jnp.where(valid_C1, of_head_CxD + of_lookup_CxD, 0.0)
         # (a + b)^2 - a^2 = b (2 a + b), without a difference of large squares.
         more_CxD = jnp.where(valid_C1, of_lookup_CxD * (of_head_CxD + total_CxD), 0.0)

@@ -108,14 +108,22 @@ def _over_chunks(
 
     def update(start, count, carry):
         stored_VxD, source_VxD, tap, step = carry
-        tokens_C = tokens_from(start, count)
-        chunk_CxD = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype)
+        chunk_CxD, tokens_C = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype), tokens_from(start, count)
         at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
-        of_chunk_CxD = gradient_of_rows(tap, at_CxD, tokens_C, size, loss)
+        of_chunk_CxD = gradient_of_rows(tap, at_CxD, tokens_C, loss)
         new_CxD = _updated(chunk_CxD, of_chunk_CxD, tokens_C, step, token_axis, token_axis)
         return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, step
 
-    stored_VxD, *_ = over_chunks(update, (stored_VxD, source_VxD, tap, step), size, loss.chunk)
+    def decay(start, count, carry):
+        # Rows of padding have no gradient, but weight decay reaches them as it does in a dense step.
+        (stored_VxD, step), start = carry, loss.num_tokens + start
+        chunk_CxD = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype)
+        none_CxD = jnp.zeros(chunk_CxD.shape, jnp.float32)
+        new_CxD = _updated(chunk_CxD, none_CxD, tokens_from(start, count), step, token_axis, token_axis)
+        return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), step
+
+    stored_VxD, *_ = over_chunks(update, (stored_VxD, source_VxD, tap, step), loss.num_tokens, loss.chunk)
+    stored_VxD, _ = over_chunks(decay, (stored_VxD, step), size - loss.num_tokens, loss.chunk)
     return stored_VxD
 
 

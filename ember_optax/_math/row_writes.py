@@ -6,34 +6,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .rows import flat_ids, rows_first, sum_duplicates, take_rows
+from .rows import distinct_ids, flat_ids, is_narrow, rows_first, sum_duplicates, take_rows
 
 
 def add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
     """Adds compact updates to rows of a table, in place where it is donated.
 
-    Scatters into 16 bits copy nothing on TPU and GPU, where those of the bits as integers would copy the table. On a CPU it is
-    the other way round, but for one copy: there XLA (jax 0.10.2) scatters bfloat16 by way of float32 copies of the whole table.
+    The rows of equal ids are added up before they meet a table of 16 bits, so that their sum is rounded once.
+
+    Scatters into 16 bits copy nothing on TPU and GPU, where those of the bits as integers would copy the table. On a CPU XLA (jax
+    0.10.2) scatters bfloat16 by way of two float32 copies of the whole table, and the bits by way of one copy in 16 bits.
     docs/speed.md has the figures.
     """
     size = table.shape[token_axis]
     ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
-    add, once, as_bits = (
-        functools.partial(form, ids_N=ids_N, token_axis=token_axis) for form in (scatter_add, add_once, add_once_as_bits)
-    )
-    wider = jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype
-    if wider or table.dtype == jnp.bfloat16:
-        return jax.lax.platform_dependent(table, rows_NxF, cpu=as_bits, default=once if wider else add)
-    return add(table, rows_NxF)
+    once, as_bits = (functools.partial(form, ids_N=ids_N, token_axis=token_axis) for form in (add_once, add_once_as_bits))
+    if table.dtype == jnp.bfloat16:
+        return jax.lax.platform_dependent(table, rows_NxF, cpu=as_bits, default=once)
+    if is_narrow(table) or jnp.promote_types(table.dtype, rows_NxF.dtype) != table.dtype:
+        return once(table, rows_NxF)
+    return scatter_add(table, rows_NxF, ids_N, token_axis)
 
 
 def scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """Updates of the table's dtype: those of equal ids are added one after the other."""
+    """For tables of 32 bits and more: the updates of equal ids are added one after the other."""
     return table.at[_at(ids_N, token_axis)].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
 
 
 def add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """Updates of another dtype: those of equal ids are added up, to their own dtype, and then as in `optax.apply_updates`."""
+    """The updates of equal ids are added up and rounded to their own dtype. Then they are added as in `optax.apply_updates`."""
     once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
     return _set(table, new, once_N, token_axis)
 
@@ -46,7 +47,7 @@ def add_once_as_bits(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, to
 
 def set_rows(table: jax.Array, rows: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
     """The table with other rows, (N, ...) and of its dtype, at distinct ids; those of padding, `size`, are dropped."""
-    once_N = jnp.where(ids_N < table.shape[token_axis], ids_N, ids_N + jnp.arange(ids_N.size, dtype=ids_N.dtype))
+    once_N = distinct_ids(ids_N, jnp.ones(ids_N.shape, bool), table.shape[token_axis])
     new = jnp.moveaxis(rows, 0, token_axis)
     put, put_bits = (functools.partial(form, ids_N=once_N, token_axis=token_axis) for form in (_set, _set_as_bits))
     if table.dtype == jnp.bfloat16:
@@ -66,12 +67,11 @@ def _set_as_bits(table: jax.Array, new: jax.Array, ids_N: jax.Array, token_axis:
 
 
 def _new_rows(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
-    """The rows with their updates, and their ids, each once: the places of an id that stands again have one beyond the table."""
+    """The rows with their updates, and their ids, each once: the places of an id that occurs again have one beyond the table."""
     size = table.shape[token_axis]
     summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
     new_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)
-    once_N = jnp.where(first_N, ids_N, size + jnp.arange(ids_N.size, dtype=ids_N.dtype))
-    return once_N, jnp.moveaxis(new_NxF, 0, token_axis)
+    return distinct_ids(ids_N, first_N, size), jnp.moveaxis(new_NxF, 0, token_axis)
 
 
 def _at(ids_N: jax.Array, token_axis: int) -> tuple[Any, ...]:

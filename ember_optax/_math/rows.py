@@ -1,10 +1,12 @@
 """Rows of a table and the ids that say which: arrays only.
 
-A compact array holds N rows of a (V, D) table instead of all V. Ids below zero and from V on are padding; the same id may stand
-more than once.
+A compact array holds N rows of a (V, D) table instead of all V. Ids below zero and from V on are padding; the same id may occur
+more than once. Sums over equal ids are made in float32 and rounded once: in bfloat16, which has 8 bits, a sum of ones ends at
+256.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +44,30 @@ def rows_back(rows_NxF: jax.Array, shape: tuple[int, ...], token_axis: int, ids_
     return jnp.moveaxis(moved, range(ids_rank), range(token_axis, token_axis + ids_rank))
 
 
-def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """The rows `ids_N` of a table, (N, ...); zeros for padding."""
-    rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
-    return jnp.moveaxis(rows, token_axis, 0)
+def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: float = 0.0) -> jax.Array:
+    """The rows `ids_N` of a table, (N, ...); `fill_value` for padding. The gradient adds up in float32, and is rounded once."""
+    taken = _taken if is_narrow(table) else _plainly_taken
+    return jnp.moveaxis(taken(table, ids_N, token_axis, fill_value), token_axis, 0)
+
+
+def _plainly_taken(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: float) -> jax.Array:
+    return jnp.take(table, ids_N, token_axis, mode="fill", fill_value=fill_value)
+
+
+# By forward mode, so that both modes, `jax.vmap` and second derivatives work. JAX makes the transpose, a sum in float32.
+_taken = jax.custom_jvp(_plainly_taken, nondiff_argnums=(2, 3))
+
+
+@_taken.defjvp
+def _taken_jvp(token_axis: int, fill_value: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (table, ids_N), (tangent, _) = primals, tangents
+    of_rows = _plainly_taken(tangent.astype(jnp.float32), ids_N, token_axis, 0.0)
+    return _taken(table, ids_N, token_axis, fill_value), of_rows.astype(table.dtype)
+
+
+def is_narrow(array: jax.Array) -> bool:
+    """Whether sums need another dtype than the array's."""
+    return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
 
 
 def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -57,8 +79,8 @@ def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[ja
       size: the number of rows of the table.
 
     Returns:
-      The sums, (N, ...) in float32: each where its id stands first, zeros in all other places and in padding. And (N,) of bool:
-      the places where an id stands first.
+      The sums, (N, ...) in float32: each where its id occurs first, zeros in all other places and in padding. And (N,) of bool:
+      the places where an id occurs first.
     """
     dtype = compute_dtype(rows_NxF)
     rows_NxF = as_varying(rows_NxF, varying_axes(ids_N) - varying_axes(rows_NxF))
@@ -82,15 +104,26 @@ def _keep(rows_NxF: jax.Array, kept_N: jax.Array) -> jax.Array:
 
 
 def _add_up(rows_NxF: jax.Array, ids_N: jax.Array, valid_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums of the rows of equal ids in the places where an id stands first, and these places."""
+    """Sums of the rows of equal ids in the places where an id occurs first, and these places."""
+    first_place_N, first_N = first_places(ids_N)
+    # Padding has no place, instead of a zero row: the rows are not written to memory once more.
+    sums_NxF = jnp.zeros_like(rows_NxF).at[jnp.where(valid_N, first_place_N, ids_N.size)].add(rows_NxF, mode="drop")
+    return sums_NxF, first_N & valid_N
+
+
+def first_places(ids_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each place the first one with the same id, int32; and whether that is the place itself."""
     places_N = jnp.arange(ids_N.size, dtype=jnp.int32)
     sorted_N, order_N = jax.lax.sort((ids_N, places_N), num_keys=1)  # stable: of equal ids the first place comes first
     starts_N = jnp.concatenate([jnp.ones_like(sorted_N[:1], bool), sorted_N[1:] != sorted_N[:-1]])
     first_place_N = order_N[jax.lax.cummax(jnp.where(starts_N, places_N, 0))]
-    target_N = jnp.zeros_like(order_N).at[order_N].set(first_place_N, unique_indices=True)
-    # Padding has no place, instead of a zero row: the rows are not written to memory once more.
-    sums_NxF = jnp.zeros_like(rows_NxF).at[jnp.where(valid_N, target_N, ids_N.size)].add(rows_NxF, mode="drop")
-    return sums_NxF, (target_N == places_N) & valid_N
+    first_place_N = jnp.zeros_like(order_N).at[order_N].set(first_place_N, unique_indices=True)
+    return first_place_N, first_place_N == places_N
+
+
+def distinct_ids(ids_N: jax.Array, first_N: jax.Array, size: int) -> jax.Array:
+    """The ids, each once: where an id occurs again there is an id of padding, each another one."""
+    return jnp.where(first_N & (ids_N < size), ids_N, size + jnp.arange(ids_N.size, dtype=ids_N.dtype))
 
 
 def like_rows(vector_N: jax.Array, rows_NxF: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ class HeadLoss(NamedTuple):
     """What a loss makes of the logits of a head, and how it goes over the vocabulary; all static."""
 
     token_axis: int
+    num_tokens: int  # of the softmax: the rows of the head from here on are padding
     chunk: int
     soft_cap: float | None
     z_loss: float
@@ -34,10 +35,13 @@ def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Arra
         lse[n]  = log(sum_i exp(x[n,i]))
         loss[n] = lse[n] - (1 - s) * x[n,label[n]] - s * mean_i x[n,i] + z * lse[n]^2
 
+    for the tokens i in 0 to `loss.num_tokens` - 1. A token whose loss has a cotangent of exactly zero adds exactly zero to every
+    gradient, whatever its label and its hidden state.
+
     Args:
       hidden_NxD: hidden states.
       table_VxD: the head, of the same dtype or not: products are of the wider one.
-      labels_N: int32; one that is not in 0 to V - 1 makes the loss and its gradient NaN.
+      labels_N: int32; one that is not in 0 to `loss.num_tokens` - 1 makes the loss NaN, and its gradient if that counts.
       loss: everything else.
     """
     return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
@@ -47,8 +51,7 @@ def losses_and_lse(
     hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: HeadLoss
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of each token, and its logsumexp, which is all that the backward pass needs to know besides the arguments."""
-    size, dtype = table_VxD.shape[loss.token_axis], _sum_dtype(hidden_NxD, table_VxD)
-    lowest = _lowest(labels_N)
+    dtype, lowest = _sum_dtype(hidden_NxD, table_VxD), _lowest(labels_N)
 
     def add(start, count, carry):
         hidden_NxD, table_VxD, highest_N, sum_N, picked_N, total_N = carry
@@ -63,12 +66,12 @@ def losses_and_lse(
     zeros_N = as_varying(jnp.zeros(labels_N.shape, dtype), varying_axes(hidden_NxD))
     # A finite start: exp(-inf - -inf) would be NaN for a first chunk of logits that overflowed to -inf.
     carry = hidden_NxD, table_VxD, zeros_N + jnp.finfo(dtype).min, zeros_N, zeros_N, zeros_N
-    *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, size, loss.chunk)
+    *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, loss.num_tokens, loss.chunk)
     lse_N = highest_N + jnp.log(sum_N)
-    picked_N = jnp.where(_in_vocabulary(labels_N, size), picked_N, jnp.nan)
+    picked_N = jnp.where(_in_vocabulary(labels_N, loss), picked_N, jnp.nan)
     losses_N = lse_N - (1.0 - loss.label_smoothing) * picked_N
     if loss.label_smoothing:
-        losses_N = losses_N - loss.label_smoothing / size * total_N
+        losses_N = losses_N - loss.label_smoothing / loss.num_tokens * total_N
     if loss.z_loss:
         losses_N = losses_N + loss.z_loss * jnp.square(lse_N)
     return losses_N, lse_N
@@ -81,10 +84,11 @@ def logit_gradients(
     lse_N: jax.Array,
     cotangents_N: jax.Array,
     tokens_C: jax.Array,
-    size: int,
     loss: HeadLoss,
 ) -> jax.Array:
     """The gradient with respect to the logits of one chunk (before the cap), in the dtype of the products.
+
+    Exactly zero for a token whose cotangent is zero, also where its logits are not finite.
 
     Args:
       hidden_NxD: hidden states.
@@ -92,21 +96,32 @@ def logit_gradients(
       labels_N: labels.
       lse_N: logsumexp.
       cotangents_N: the gradient with respect to the loss of each token.
-      tokens_C: which they are, int32.
-      size: V.
+      tokens_C: which they are, int32, below `loss.num_tokens`.
       loss: everything else.
     """
     x_NxC = _logits(hidden_NxD, chunk_CxD, loss)
-    cotangents_N = jnp.where(_in_vocabulary(labels_N, size), cotangents_N, jnp.nan)
+    counts_N1 = _counts(cotangents_N)[:, None]
+    cotangents_N = jnp.where(_in_vocabulary(labels_N, loss), cotangents_N, jnp.nan)
     factor_N = cotangents_N * (1.0 + 2.0 * loss.z_loss * lse_N) if loss.z_loss else cotangents_N
     is_label_NxC = _is_label(labels_N, tokens_C)
     g_NxC = jnp.exp(x_NxC - lse_N[:, None]) * factor_N[:, None]
     g_NxC = g_NxC - jnp.where(is_label_NxC, (cotangents_N * (1.0 - loss.label_smoothing))[:, None], 0.0)
     if loss.label_smoothing:
-        g_NxC = g_NxC - (cotangents_N * (loss.label_smoothing / size))[:, None]
+        g_NxC = g_NxC - (cotangents_N * (loss.label_smoothing / loss.num_tokens))[:, None]
     if loss.soft_cap is not None:
         g_NxC = g_NxC * (1.0 - jnp.square(x_NxC / loss.soft_cap))
-    return g_NxC.astype(_product_dtype(hidden_NxD, chunk_CxD))
+    return jnp.where(counts_N1, g_NxC, 0.0).astype(_product_dtype(hidden_NxD, chunk_CxD))
+
+
+def where_it_counts(residuals: Any, cotangents_N: jax.Array) -> Any:
+    """What a backward pass knows, `(hidden_NxD, table_VxD, labels_N, lse_N)`, with zeros for tokens whose cotangent is zero.
+
+    Zero times a hidden state or a logsumexp that is not finite would be NaN.
+    """
+    hidden_NxD, table_VxD, labels_N, lse_N = residuals
+    counts_N = _counts(cotangents_N)
+    hidden_NxD = jnp.where(counts_N[:, None], hidden_NxD, jnp.zeros((), hidden_NxD.dtype))
+    return hidden_NxD, table_VxD, jnp.where(counts_N, labels_N, 0), jnp.where(counts_N, lse_N, 0.0)
 
 
 def table_gradient(g_NxC: jax.Array, hidden_NxD: jax.Array, loss: HeadLoss) -> jax.Array:
@@ -191,22 +206,25 @@ def gradients_over_chunks(
 ) -> tuple[jax.Array, Any]:
     """The gradient of the hidden states, and what becomes of `total` by `add(total, of_chunk_CxD, start, count)` for every chunk.
 
-    `of_chunk_CxD` is the gradient of these rows of the head, in float32.
+    `residuals` are those of `where_it_counts`. `of_chunk_CxD` is the gradient of these rows of the head, in float32. There are no
+    chunks of padding.
     """
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
-    size, lowest = table_VxD.shape[loss.token_axis], _lowest(labels_N)
+    lowest = _lowest(labels_N)
 
     def step(start, count, carry):
         hidden_NxD, table_VxD, of_hidden_NxD, total = carry
         chunk_CxD = chunk_of(table_VxD, start, count, loss, lowest)
         tokens_C = tokens_from(start, count)
-        g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, tokens_C, size, loss)
+        g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, tokens_C, loss)
         of_hidden_NxD = of_hidden_NxD + hidden_gradient(g_NxC, chunk_CxD, loss)
         total = add(total, table_gradient(g_NxC, hidden_NxD, loss), start, count)
         return hidden_NxD, table_VxD, of_hidden_NxD, total
 
     zeros_NxD = jnp.zeros_like(hidden_NxD, _sum_dtype(hidden_NxD, table_VxD))
-    *_, of_hidden_NxD, total = over_chunks(step, (hidden_NxD, table_VxD, zeros_NxD, total), size, loss.chunk)
+    *_, of_hidden_NxD, total = over_chunks(step, (hidden_NxD, table_VxD, zeros_NxD, total), loss.num_tokens, loss.chunk)
+    # Zero times a row of the head that is not finite is NaN, too.
+    of_hidden_NxD = jnp.where(_counts(cotangents_N)[:, None], of_hidden_NxD, 0.0)
     return of_hidden_NxD.astype(hidden_NxD.dtype), total
 
 
@@ -215,6 +233,7 @@ def _backward(loss: HeadLoss, residuals, cotangents_N):
         del count
         return put_chunk(table_VxD, of_chunk_CxD, start, loss.token_axis)
 
+    residuals = where_it_counts(residuals, cotangents_N)
     of_hidden_NxD, of_table_VxD = gradients_over_chunks(loss, residuals, cotangents_N, jnp.zeros_like(residuals[1]), put)
     return of_hidden_NxD, of_table_VxD, None
 
@@ -245,5 +264,10 @@ def _is_label(labels_N: jax.Array, tokens_C: jax.Array) -> jax.Array:
     return labels_N[:, None] == tokens_C[None, :]
 
 
-def _in_vocabulary(labels_N: jax.Array, size: int) -> jax.Array:
-    return (labels_N >= 0) & (labels_N < size)
+def _in_vocabulary(labels_N: jax.Array, loss: HeadLoss) -> jax.Array:
+    return (labels_N >= 0) & (labels_N < loss.num_tokens)
+
+
+def _counts(cotangents_N: jax.Array) -> jax.Array:
+    """False for tokens whose loss was masked away; True for NaN."""
+    return cotangents_N != 0

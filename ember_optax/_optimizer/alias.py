@@ -1,7 +1,6 @@
 """`ember`: token tables to Ember, everything else to a body optimizer."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -13,7 +12,7 @@ from .._tree.hyperparameters import checked_learning_rate
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.state import ember_states
-from .._tree.suspects import suspect_warnings
+from .._tree.suspects import warn_of_suspects
 from .._tree.tables import TableTree, is_observed, tables_at_init, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .checks import check_found, check_given, check_kinds, check_params, check_transformation
@@ -84,7 +83,7 @@ def ember(
       tables: which parameters are tables, and their axes: a function from parameters to a tree of
         `EmberDimensionNumbers` (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for
         every leaf. "auto" means `token_tables`: what its rules find. Its patterns go in as
-        `functools.partial(token_tables, include=[r"head/kernel"])`. More than two learning rates: docs/recipes.md.
+        `TokenTables(include=[r"head/kernel"])`. More than two learning rates: docs/recipes.md.
 
     Returns:
       A `GradientTransformationExtraArgs`; an `optax.partition` of "ember" and "body". Extra arguments reach both.
@@ -95,8 +94,8 @@ def ember(
         `head_learning_rate` but no head, or a table of which nothing tells whether it is one.
 
     Warns:
-      UserWarning: at `init`, an embedding was found and no head, but a matrix of the body has the embedding's sizes; or a stack
-        of tables has more tables than tokens. The message says what to write if it is one, and if it is not.
+      UserWarning: at `init`, a matrix of the body has the vocabulary of a table; a stack of tables has more tables than tokens;
+        or nothing tells the token axis of a table that was included. One warning says what to write in each case.
 
     Example:
       >>> import jax.numpy as jnp
@@ -131,12 +130,11 @@ def ember(
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
     scaling(tables_of)  # checks the numbers, here where they are written
     find = functools.partial(tables_of, declaration=tables, among="found", argument="tables", what="the parameters are")
-    return _routed(find, tables, scaling, _Rates(learning_rate, head_learning_rate), body)
+    return _routed(find, scaling, _Rates(learning_rate, head_learning_rate), body)
 
 
 def _routed(
     find: Callable[..., TableTree],
-    tables: DimensionNumbersLike,
     scaling: Callable[..., optax.GradientTransformation],
     rates: _Rates,
     body: optax.GradientTransformation,
@@ -150,7 +148,9 @@ def _routed(
         found = tables_at_init(find, params)
         _check_arrays(found, "parameter")
         complete = is_complete(params)
-        _check_found(found, tables, complete=complete)
+        check_found(found, complete=complete)
+        if not is_observed():
+            warn_of_suspects(found, "ember")
         if rates.head is not None:
             check_kinds(found, complete=complete)
         return partition(found).init(params)
@@ -198,14 +198,6 @@ def _by_kind(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
 def _check_arrays(found: TableTree, what: str) -> None:
     for table in found.tables:
         check_array(table.box, f"{what} {table.name!r}")
-
-
-def _check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: bool) -> None:
-    """Raises where nothing was found or a pattern was in vain; warns of what may be a table and is not trained as one."""
-    # Without a table everything would silently go to the body.
-    options = check_found(found, tables, complete=complete)
-    for message in suspect_warnings(found, options) if options is not None and not is_observed() else ():
-        warnings.warn(message, stacklevel=3)
 
 
 def _check_state(state: Any) -> None:

@@ -13,9 +13,7 @@ from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
 from .._math.moments import Moments, moment_shapes
 from .._tree.boxes import unbox
-from .._tree.declared import DimensionNumbersLike
 from .._tree.describe import no_table_message, unused_patterns_message
-from .._tree.finder import FinderOptions
 from .._tree.fused_leaves import HeadGradient
 from .._tree.inputs import check_array, listed, shown
 from .._tree.tables import Table, TableTree
@@ -61,15 +59,13 @@ def check_leaf(table: Table) -> TableAxes:
     return table.axes
 
 
-def check_found(found: TableTree, tables: DimensionNumbersLike, *, complete: bool) -> FinderOptions | None:
-    """Raises where nothing was found or a pattern was in vain; the options of the finder, None where it was not asked."""
-    options = FinderOptions.of(tables)
+def check_found(found: TableTree, *, complete: bool) -> None:
+    """Raises where nothing was found or a pattern was in vain."""
     # In an incomplete tree, of an `optax.partition` say, the tables may be elsewhere.
-    if complete and options is not None and (message := unused_patterns_message(found, options)):
+    if complete and (message := unused_patterns_message(found)):
         raise ValueError(message)
     if complete and all(table.axes is None for table in found.tables):
         raise ValueError(no_table_message(found))
-    return options
 
 
 def check_kinds(found: TableTree, *, complete: bool) -> None:

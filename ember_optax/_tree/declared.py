@@ -2,17 +2,17 @@
 
 import numbers
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optax
 
 from .boxes import unbox
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import FinderOptions, find_tables, finder_with
+from .finder import TokenTables, find_tables, finder_calls, finder_with
 from .inputs import shown
 from .paths import check_distinct, flatten_named, is_complete, parent_of
-from .vocabulary_axis import known_sizes
+from .vocabulary_axis import KnownSizes
 
 DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parameters' structure or a prefix of it
 DimensionNumbersLike = (
@@ -22,9 +22,21 @@ DimensionNumbersLike = (
 AUTO: Literal["auto"] = "auto"
 
 
-def declared_dimension_numbers(
+class Declared(NamedTuple):
+    """What a declaration says.
+
+    Attributes:
+      dimension_numbers: one entry for each leaf of the tree.
+      options: of the finder, if it was asked about this tree, by whatever function; None for a declaration of the user's own.
+    """
+
+    dimension_numbers: list[EmberDimensionNumbers | None]
+    options: TokenTables | None = None
+
+
+def read_declaration(
     declaration: DimensionNumbersLike, tree: Any, names: Sequence[str], leaves: Sequence[Any], argument: str
-) -> list[EmberDimensionNumbers | None]:
+) -> Declared:
     """What a declaration says of each leaf of a tree, in the order of `jax.tree.leaves` with a box as one leaf.
 
     A declared tree is matched by path and not by structure: a library may show parameters inside boxes at `init` and bare at
@@ -38,21 +50,21 @@ def declared_dimension_numbers(
       leaves: its leaves.
       argument: the name of the argument that declares, for error messages.
 
-    Returns:
-      One entry for each leaf of `tree`.
-
     Raises:
       TypeError: a declared value is neither `EmberDimensionNumbers` nor None; the declaration as a whole is None.
       ValueError: a leaf has no entry in the declared tree, or an entry has no leaf.
     """
     check_declaration(declaration, argument)
     if isinstance(declaration, EmberDimensionNumbers):
-        return [declaration] * len(names)
-    options = FinderOptions.of(declaration)
-    if options is not None:
-        return [match.dimension_numbers for match in find_tables(names, leaves, options)]
+        return Declared([declaration] * len(names))
+    if isinstance(declaration, str | TokenTables):
+        options = declaration if isinstance(declaration, TokenTables) else TokenTables()
+        return Declared([match.dimension_numbers for match in find_tables(names, leaves, options)], options)
+    options = None
     if callable(declaration):
-        declaration = declaration(tree)
+        with finder_calls() as calls:
+            declaration = declaration(tree)
+        options = next((options for shown_names, options in calls if shown_names == names), None)
     entries, values, _ = flatten_named(declaration, is_leaf=lambda x: x is None)
     check_distinct(entries)
     declared = dict(zip(entries, values, strict=True))
@@ -60,30 +72,32 @@ def declared_dimension_numbers(
         _check_value(name, value, argument)
     owners = [_owner(name, declared, argument) for name in names]
     _check_all_used(names, owners, declared, tree)
-    return [declared[owner] for owner in owners]
+    return Declared([declared[owner] for owner in owners], options)
 
 
 def check_axes_are_told(
-    declaration: DimensionNumbersLike, names: Sequence[str], leaves: Sequence[Any], of: Container[str], argument: str
+    declared: Declared, names: Sequence[str], leaves: Sequence[Any], of: Container[str], argument: str
 ) -> None:
     """Raises where the rows of one of these leaves would be looked for along an axis that nothing tells, or along the wrong one.
 
     Raises:
       ValueError: what to declare.
     """
-    if (options := FinderOptions.of(declaration)) is None:
+    if declared.options is None:
         return
-    matches, shapes = find_tables(names, leaves, options), [np.shape(unbox(leaf)) for leaf in leaves]
-    known = known_sizes((match.dimension_numbers, shape) for match, shape in zip(matches, shapes, strict=True))
-    for name, shape, match in zip(names, shapes, matches, strict=True):
-        if name not in of:
+    matches, shapes = find_tables(names, leaves, declared.options), [np.shape(unbox(leaf)) for leaf in leaves]
+    known = KnownSizes()
+    for match, shape in zip(matches, shapes, strict=True):
+        known.add(match.dimension_numbers, shape)
+    for name, shape, match, said in zip(names, shapes, matches, declared.dimension_numbers, strict=True):
+        if name not in of or said != match.dimension_numbers:
             continue
         axis, reason = 0, ""
         telling = [axis for axis, size in enumerate(shape) if size in known.vocabularies]
-        if match.dimension_numbers is None and telling and 0 not in telling:
-            axis, reason = telling[0], "that has the vocabulary of another table and not axis 0, which is for what no rule finds"
-        elif match.dimension_numbers is not None and match.is_guess:
-            axis, reason = match.dimension_numbers.token_axis, "as is usual under this name; no other table has one of its sizes"
+        if said is None and telling and 0 not in telling:
+            axis, reason = telling[0], "which has the vocabulary of another table; axis 0 is for what no rule finds"
+        elif said is not None and match.is_guess:
+            axis, reason = said.token_axis, "as is usual under this name; no other table has one of its sizes"
         if reason:
             raise ValueError(
                 f"rows of {name!r} of shape {shape} are asked for, but not along which axis. If its {shape[axis]} tokens are in "
@@ -102,7 +116,12 @@ def check_declaration(declaration: Any, argument: str) -> None:
         )
     if isinstance(declaration, type):
         raise TypeError(
-            f"{argument} is the class {declaration.__name__}; write EmberDimensionNumbers() for axis 0 of every table."
+            f"{argument} is the class {declaration.__name__}; write "
+            + (
+                "TokenTables(), with parentheses."
+                if declaration is TokenTables
+                else "EmberDimensionNumbers() for axis 0 of every table."
+            )
         )
     if isinstance(declaration, numbers.Number | Iterator) or hasattr(declaration, "shape"):
         raise TypeError(
@@ -117,12 +136,12 @@ def check_declaration(declaration: Any, argument: str) -> None:
     ):
         raise TypeError(
             f"{argument} holds the text {', '.join(map(repr, sorted(declaration)))}. Patterns of paths go to the finder: "
-            f"{argument}=functools.partial(token_tables, include={sorted(declaration)!r})."
+            f"{argument}=TokenTables(include={sorted(declaration)!r})."
         )
     if isinstance(declaration, str) and declaration != AUTO:
         raise TypeError(
             f"{argument} is the text {declaration!r}. Patterns of paths go to the finder: "
-            f"{argument}=functools.partial(token_tables, include=[{declaration!r}])."
+            f"{argument}=TokenTables(include=[{declaration!r}])."
         )
 
 
@@ -131,7 +150,7 @@ def _check_value(name: str, value: Any, argument: str) -> None:
         return
     hint = ""
     if isinstance(value, str):
-        hint = f" Patterns of paths go to the finder: {argument}=functools.partial(token_tables, include=[{value!r}])."
+        hint = f" Patterns of paths go to the finder: {argument}=TokenTables(include=[{value!r}])."
     raise TypeError(
         f"{argument} must have EmberDimensionNumbers or None for {name!r}, got {shown(value)}; write EmberDimensionNumbers(...) "
         f"with the axes of a table, None for what is no table.{hint}"

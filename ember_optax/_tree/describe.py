@@ -1,7 +1,7 @@
 """Saying what the table finder found: a report for people, and the errors of a model without tables."""
 
-import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from .._math.moments import moment_shapes
 from .declared import AUTO, DimensionNumbersLike
-from .finder import FinderOptions, Include, find_tables, token_tables
+from .finder import Include, TokenTables, find_tables, unused_patterns
 from .inputs import check_tree
-from .suspects import doubtful_stacks, guessed_heads, possible_heads
+from .rules import first_match
+from .suspects import candidates, doubtful_stacks, guessed_axes, is_unknown
 from .tables import Table, TableTree, tables_of
 
 _LARGEST = 5
@@ -56,9 +57,9 @@ def describe_token_tables(
     check_tree(params, "params", may_be_empty=True)
     if (include or exclude) and tables != AUTO:
         raise ValueError("describe_token_tables takes include and exclude, or tables, not both: put the patterns into tables.")
-    options = FinderOptions(include, exclude) if tables == AUTO else FinderOptions.of(tables)
-    declaration = functools.partial(token_tables, include=include, exclude=exclude) if tables == AUTO else tables
+    declaration = TokenTables(include, exclude) if tables == AUTO else tables
     found = tables_of(params, declaration, "found", argument="tables", what="the parameters are")
+    options = found.options
     if options is None:
         described = [_Described(table, "none" if table.axes is None else "declared") for table in found.tables]
     else:
@@ -69,22 +70,21 @@ def describe_token_tables(
     if others := _largest([one for one in described if one.table.axes is None]):
         header = ("largest matrices left to the body", "shape", "rule")
         sections.append(_align([header, *((one.table.name, _shape(one.table), one.rule) for one in others)]))
-    for name, heads in possible_heads(found, options or FinderOptions()).items():
-        listed = ", ".join(f"{table.name} {_shape(table)}" for table in heads)
-        sections.append(f"no head or embedding found besides {name}; may be one (see include): {listed}")
+    for leaf, table, axis in candidates(found):
+        sections.append(f"may be a table (see include), axis {axis} has the tokens of {table.name}: {leaf.name} {_shape(leaf)}")
     for table in doubtful_stacks(found):
         sections.append(f"more tables than tokens, declare the axes of: {table.name} {_shape(table)}")
-    for table in guessed_heads(found, options) if options else ():
+    for table in guessed_axes(found):
         assert table.axes is not None
         sections.append(f"token axis {table.axes.token[0]} is a guess by the name, declare it: {table.name} {_shape(table)}")
-    if options is not None and (unused := options.unused(found.names)):
+    if options is not None and (unused := unused_patterns(options, found.names)):
         sections.append(f"patterns that match no path: {', '.join(unused)}")
     return "\n\n".join(sections)
 
 
-def unused_patterns_message(found: TableTree, options: FinderOptions) -> str | None:
+def unused_patterns_message(found: TableTree) -> str | None:
     """What to tell a user of whose patterns one matches no path; None if each does."""
-    unused = options.unused(found.names)
+    unused = unused_patterns(found.options, found.names) if found.options else []
     if not unused:
         return None
     return (
@@ -95,17 +95,44 @@ def unused_patterns_message(found: TableTree, options: FinderOptions) -> str | N
 
 def no_table_message(found: TableTree) -> str:
     """What to tell a user in whose parameters no table was found."""
-    message = (
-        f"no token table found among the parameters. The largest matrices are {_listed(found)}. Name the tables: "
-        f"ember(..., tables=functools.partial(token_tables, include=[r'path/of/the/table'])), or pass a tree of "
-        f"EmberDimensionNumbers and None as tables."
-    )
+    likely = _likeliest(found)
+    message = f"no token table found among the parameters. The largest matrices are {_listed(found)}. "
+    if likely:
+        shapes = " and ".join(f"{table.name!r} of shape {table.shape}" for table in likely)
+        they = "it is one" if len(likely) == 1 else "they are tables"
+        message += f"By its shape {shapes} may be one. If {they}: tables={_written_include(likely)}. "
+    message += "A model without tokens has none: train it with the body alone."
     if found.tables and all(name.split("/")[-1].isdigit() for name in found.names):
         message += (
             " These paths are positions in a list, which no rule can recognise: pass a dictionary, for example "
             "{v.path: v.value for v in model.trainable_variables} with Keras."
         )
     return message
+
+
+def _likeliest(found: TableTree) -> list[Table]:
+    """The matrix with the largest ratio of sides that no rule knows, and those with its longer side as well."""
+    unknown = [
+        t for t in found.tables if len(t.shape) == 2 and is_unknown(first_match(t.name, 2)._replace(dimension_numbers=None))
+    ]
+    unknown = [table for table in unknown if min(table.shape) > 1]
+    if not unknown:
+        return []
+    size = max(max(unknown, key=lambda table: max(table.shape) / min(table.shape)).shape)
+    return [table for table in unknown if max(table.shape) == size][:_LARGEST]
+
+
+def _written_include(tables: list[Table]) -> str:
+    """The finder with these tables, whose tokens are along the longer side; with axes where it would take the other one."""
+    patterns = [re.escape(table.name) for table in tables]
+    matches = find_tables([t.name for t in tables], [t.array for t in tables], TokenTables(include=patterns))
+    axes = [table.shape.index(max(table.shape)) for table in tables]
+    if all(
+        match.dimension_numbers and match.dimension_numbers.token_axis == axis for match, axis in zip(matches, axes, strict=True)
+    ):
+        return f"TokenTables(include={patterns!r})"
+    declared = ", ".join(f"{p!r}: EmberDimensionNumbers({axis})" for p, axis in zip(patterns, axes, strict=True))
+    return f"TokenTables(include={{{declared}}})"
 
 
 class _Described(NamedTuple):

@@ -1,8 +1,10 @@
 """Finding the token tables of a model by the paths and shapes of its parameters."""
 
-import functools
+import contextlib
+import contextvars
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -11,10 +13,10 @@ import numpy as np
 from .boxes import unbox
 from .dimension_numbers import EmberDimensionNumbers
 from .inputs import check_tree, shown
-from .kinds import with_kinds
+from .kinds import is_embedding_name, with_kinds
 from .paths import flatten_named
 from .rules import INCLUDED, TableMatch, first_match
-from .vocabulary_axis import KnownSizes, known_sizes, of_head, of_included
+from .vocabulary_axis import BY_ANOTHER_TABLE, KnownSizes, of_head, of_included
 
 Include = Sequence[str] | Mapping[str, EmberDimensionNumbers]
 
@@ -22,24 +24,31 @@ Include = Sequence[str] | Mapping[str, EmberDimensionNumbers]
 def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] = ()) -> Any:
     """Finds the token tables (embeddings and language-model heads) of a model in any JAX library's parameter tree.
 
-    Paths are spelled as names joined by `/`, the same for dictionaries, attributes and sequences, without a leading
-    `params` and a trailing `value`. An ordered list of rules over path and rank decides; it knows the names that Flax Linen and
-    NNX, Equinox, Haiku, Keras, Hugging Face, Gemma, Tunix, T5X, MaxText, Levanter, Praxis and AXLearn use, and leaves
-    position, type, time, class and patch embeddings alone. An embedding's vocabulary is its first axis; a head's is the axis with
-    the size of an embedding's vocabulary, if there is one such axis, else the usual one of its name.
-    `describe_token_tables` shows what it found and why.
+    It reads paths and shapes. Paths are names joined by `/`, the same for dictionaries, attributes and sequences, without a
+    leading `params` and a trailing `value`.
+
+    * An embedding is known by its name, in the spelling of any JAX library. Its tokens are its first axis. Embeddings of
+      positions, times, classes, labels, patches and the like are no token tables, at any depth of the path.
+    * A head is known by a name that only language models use, such as `lm_head`; or by a name such as `logits`, if another table
+      has its vocabulary. Its tokens are the axis that has the size of another table's vocabulary, padded or not. Where no size
+      tells, they are the usual axis of its name.
+    * A table is a "head", an "input" table beside a head of its vocabulary, or "tied" if there is no such head.
+
+    `ember` warns of matrices that have a vocabulary's size and that no rule knows. `describe_token_tables` shows what was found
+    and why.
 
     Args:
       params: any parameter tree; arrays or `jax.ShapeDtypeStruct`.
       include: tables that no rule finds: regular expressions that must match a whole path, for example `r"head/kernel"`. The
-        vocabulary is the axis whose size is the vocabulary of another table, if there is one such axis; else the last axis of a
-        leaf named `kernel` or `w` and the first of any other. Or a mapping from regular expressions to `EmberDimensionNumbers`.
+        tokens are the axis that has the size of another table's vocabulary, padded or not. Where no size tells, they are the last
+        axis of a leaf named `kernel`, `w` or like a head, and the first axis of any other. Or a mapping from regular expressions
+        to `EmberDimensionNumbers`.
       exclude: regular expressions for leaves that are no tables whatever the rules say. Wins over `include`.
 
     Returns:
-      A tree of the parameters' structure: `EmberDimensionNumbers` for a table, None for every other leaf. A leaf
-      inside a box of sharding metadata is described in the place of its box. Depends on paths and shapes alone and does not
-      fail for want of a table, so it may be called on updates and on masked trees.
+      A tree of the parameters' structure: `EmberDimensionNumbers` for a table, None for every other leaf. A box
+      of sharding metadata counts as one leaf. The result depends on paths and shapes alone, and a tree without tables is no
+      error: it may be called on updates and on masked trees.
 
     Raises:
       ValueError: a pattern is not a regular expression.
@@ -47,21 +56,18 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
         number and not a tree of parameters.
 
     Example:
-      >>> import functools
       >>> import jax.numpy as jnp
-      >>> from ember_optax import ember, token_tables
+      >>> from ember_optax import token_tables
       >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "head": {"kernel": jnp.ones((4, 8))}}
       >>> token_tables(params)
       {'head': {'kernel': None}, 'wte': {'embedding': EmberDimensionNumbers(token_axis=0, batch_axes=(), kind='tied')}}
-      >>> tables = functools.partial(token_tables, include=["head/kernel"])
-      >>> tables(params)["head"]
+      >>> token_tables(params, include=["head/kernel"])["head"]
       {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=(), kind='head')}
-      >>> tx = ember(1e-2, optax.adamw(1e-3), tables=tables)
 
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
-    options = FinderOptions(include, exclude)
+    options = TokenTables(include, exclude)
     if getattr(params, "shape", None) == ():
         raise TypeError(
             "token_tables was given a scalar instead of parameters: optax.inject_hyperparams takes callables for schedules and "
@@ -69,6 +75,8 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
         )
     check_tree(params, "params", may_be_empty=True)
     names, leaves, treedef = flatten_named(params)
+    if (calls := _calls.get()) is not None:
+        calls.append((names, options))
     return treedef.unflatten([match.dimension_numbers for match in find_tables(names, leaves, options)])
 
 
@@ -105,85 +113,153 @@ def token_table_labels(params: Any, *, include: Include = (), exclude: Sequence[
     return jax.tree.map(lambda table: "body" if table is None else "ember", tables, is_leaf=lambda x: x is None)
 
 
-class FinderOptions:
-    """`include` and `exclude` of the finder, checked and compiled.
+@dataclasses.dataclass(frozen=True)
+class TokenTables:
+    """The finder with options of its own: `TokenTables(include=[...])(params)` is `token_tables(params, include=[...])`.
+
+    Pass it as `tables` wherever a function takes that argument.
+
+    Args:
+      include: as for `token_tables`.
+      exclude: as for `token_tables`.
 
     Attributes:
-      include: the patterns, each with its declared dimension numbers or None.
-      exclude: the patterns.
+      include: the patterns, a tuple; or a dictionary from patterns to `EmberDimensionNumbers`.
+      exclude: the patterns, a tuple.
 
     Raises:
       ValueError: a pattern is not a regular expression.
       TypeError: a pattern is not text, or `include` maps to something else than `EmberDimensionNumbers`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import TokenTables, ember
+      >>> params = {"wte": {"embedding": jnp.ones((8, 4))}, "head": {"kernel": jnp.ones((4, 8))}}
+      >>> tables = TokenTables(include=["head/kernel"])
+      >>> tables(params)["head"]
+      {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=(), kind='head')}
+      >>> tx = ember(1e-2, optax.adamw(1e-3), tables=tables)
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
 
-    def __init__(self, include: Include = (), exclude: Sequence[str] = ()):
-        declared: Mapping[str, EmberDimensionNumbers | None] = include if isinstance(include, Mapping) else {}
-        for pattern, value in declared.items():
+    include: Include = ()
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self):
+        declared = dict(self.include) if isinstance(self.include, Mapping) else None
+        patterns: Any = self.include if declared is None else list(declared)
+        for pattern, value in (declared or {}).items():
             if not isinstance(value, EmberDimensionNumbers):
                 raise TypeError(
                     f"include[{pattern!r}] must be EmberDimensionNumbers, got {shown(value)}; for the usual axes write "
                     f"include=[{pattern!r}]."
                 )
-        patterns = list(include) if isinstance(include, Mapping) else include
-        self.include = {compiled: declared.get(compiled.pattern) for compiled in compile_patterns(patterns, "include")}
-        self.exclude = compile_patterns(exclude, "exclude")
+        compile_patterns(patterns, "include")
+        compile_patterns(self.exclude, "exclude")
+        object.__setattr__(self, "include", tuple(patterns) if declared is None else declared)
+        object.__setattr__(self, "exclude", tuple(self.exclude))
 
-    @classmethod
-    def of(cls, tables: Any) -> "FinderOptions | None":
-        """The options of "auto", `token_tables` or a `functools.partial` of it; None for any other declaration."""
-        if tables is token_tables or isinstance(tables, str):
-            return cls()
-        if isinstance(tables, functools.partial) and tables.func is token_tables and not tables.args:
-            return cls(**tables.keywords)
-        return None
+    def __hash__(self):
+        return hash((tuple(self.include), self.exclude))
 
-    def declared(self, name: str) -> EmberDimensionNumbers | None:
-        """The dimension numbers of the first pattern of `include` that matches, if it has any."""
-        return next((numbers for pattern, numbers in self.include.items() if pattern.fullmatch(name)), None)
+    def __call__(self, params: Any) -> Any:
+        return token_tables(params, include=self.include, exclude=self.exclude)
 
-    def unused(self, names: Sequence[str]) -> list[str]:
-        """The patterns that match none of these paths, each with its argument."""
-        patterns = [("include", pattern) for pattern in self.include] + [("exclude", pattern) for pattern in self.exclude]
-        return [f"{argument} {p.pattern!r}" for argument, p in patterns if not any(p.fullmatch(name) for name in names)]
+
+def unused_patterns(options: TokenTables, names: Sequence[str]) -> list[str]:
+    """The patterns that match none of these paths, each with its argument."""
+    patterns = [("include", pattern) for pattern in options.include] + [("exclude", pattern) for pattern in options.exclude]
+    return [f"{argument} {p!r}" for argument, p in patterns if not any(re.fullmatch(p, name) for name in names)]
+
+
+def declared_axes(options: TokenTables) -> dict[str, EmberDimensionNumbers | None]:
+    """The patterns of `include`, each with its dimension numbers if it has any."""
+    return {p: options.include[p] if isinstance(options.include, Mapping) else None for p in options.include}
 
 
 def finder_with(name: str, axis: int) -> str:
     """How to declare the token axis of one table, for messages."""
-    return f"functools.partial(token_tables, include={{{re.escape(name)!r}: EmberDimensionNumbers({axis})}})"
+    return f"TokenTables(include={{{re.escape(name)!r}: EmberDimensionNumbers({axis})}})"
 
 
-def find_tables(names: Sequence[str], leaves: Sequence[Any], options: FinderOptions) -> list[TableMatch]:
-    """What the finder decides for each leaf: excludes, then includes, then the rules."""
+# What the finder was called with while a declaration is read, each with the paths that it was shown.
+_calls: contextvars.ContextVar[list[tuple[list[str], TokenTables]] | None] = contextvars.ContextVar("calls", default=None)
+
+
+@contextlib.contextmanager
+def finder_calls() -> Iterator[list[tuple[list[str], TokenTables]]]:
+    """While open, collects how `token_tables` is called: a user may wrap it into a function."""
+    token = _calls.set(calls := [])
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+def find_tables(names: Sequence[str], leaves: Sequence[Any], options: TokenTables) -> list[TableMatch]:
+    """What the finder decides for each leaf: the rules and the sizes of the other tables, then `include`, then `exclude`."""
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
-    matches = _by_rules(names, shapes, options)
-    if not options.include and not options.exclude:
-        return with_kinds(matches, shapes)
-    # Also of tables that are excluded, for another optimizer say: their vocabulary is known all the same.
-    known = known_sizes((match.dimension_numbers, shape) for match, shape in zip(matches, shapes, strict=True))
-    return with_kinds([_chosen(*one, known, options) for one in zip(names, shapes, matches, strict=True)], shapes)
+    linear = _with_bias(dict(zip(names, shapes, strict=True)))
+    first = [_by_name(*leaf, options, linear) for leaf in zip(names, shapes, strict=True)]
+    matches, known, certain = list(first), KnownSizes(), KnownSizes()
+    for i in sorted(range(len(names)), key=lambda i: _doubt(names[i], first[i])):
+        match = matches[i] = _by_sizes(first[i], shapes[i], known)
+        if match.rule == f"included, {BY_ANOTHER_TABLE}" and match.dimension_numbers != first[i].dimension_numbers:
+            # Against the layout of its name: the other table must be known by more than the layout of its own.
+            matches[i] = match._replace(is_guess=not certain.telling(shapes[i]))
+        if not matches[i].is_guess:
+            known.add(match.dimension_numbers, shapes[i])
+        if match.is_head is not None or match.rule == "included" or is_embedding_name(names[i]):
+            certain.add(match.dimension_numbers, shapes[i])
+    # Also with tables that are excluded, for another optimizer say: their vocabulary is known all the same.
+    matches = with_kinds(names, shapes, matches)
+    excluded = [any(re.fullmatch(pattern, name) for pattern in options.exclude) for name in names]
+    return [TableMatch(None, "excluded") if out else match for out, match in zip(excluded, matches, strict=True)]
 
 
-def _by_rules(names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: FinderOptions) -> list[TableMatch]:
-    """What the rules say of each leaf, and of heads what the embeddings among them and the declared tables do."""
-    matches = [first_match(name, len(shape)) for name, shape in zip(names, shapes, strict=True)]
-    if not any(match.is_head for match in matches):
-        return matches
-    others = [
-        options.declared(name) or (None if m.is_head else m.dimension_numbers) for name, m in zip(names, matches, strict=True)
-    ]
-    known = known_sizes(zip(others, shapes, strict=True))
-    return [of_head(match, shape, known) if match.is_head else match for match, shape in zip(matches, shapes, strict=True)]
+def _by_name(name: str, shape: tuple[int, ...], options: TokenTables, linear: set[str]) -> TableMatch:
+    """What the user says of a leaf, else what the rules say of its name."""
+    match = first_match(name, len(shape))
+    for pattern, declared in declared_axes(options).items():
+        if re.fullmatch(pattern, name):
+            if declared is not None:
+                return TableMatch(declared, "included", None)
+            return (
+                first_match(name, len(shape), INCLUDED) if match.dimension_numbers is None else match._replace(is_doubtful=False)
+            )
+    if name in linear and match.dimension_numbers is not None and not match.is_head:
+        return TableMatch(None, "a linear layer, it has a bias")
+    return match
 
 
-def _chosen(name: str, shape: tuple[int, ...], by_rules: TableMatch, known: KnownSizes, options: FinderOptions) -> TableMatch:
-    """What the patterns say of a leaf; what the rules do where none matches."""
-    if any(pattern.fullmatch(name) for pattern in options.exclude):
-        return TableMatch(None, "excluded")
-    if not any(pattern.fullmatch(name) for pattern in options.include):
-        return by_rules
-    declared = options.declared(name)
-    return TableMatch(declared, "included") if declared else of_included(first_match(name, len(shape), INCLUDED), shape, known)
+def _by_sizes(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
+    if match.rule == "included" or match.is_head is False:
+        return match
+    return of_head(match, shape, known) if match.is_head else of_included(match, shape, known)
+
+
+def _doubt(name: str, match: TableMatch) -> int:
+    """How little the name tells of the token axis. The tables tell each other their vocabulary in this order."""
+    if match.rule == "included" or match.is_head is False:
+        return 0
+    if match.is_head is None:
+        return 1 if is_embedding_name(name) else 5 if match.rule == INCLUDED[0].name else 3
+    return 6 if match.is_doubtful else 2 if name.rpartition("/")[2] in ("kernel", "w", "weight") else 4
+
+
+def _with_bias(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The weights of linear layers: a bias beside them has a number for each output. A lookup has none."""
+    linear = set()
+    for name, shape in shapes.items():
+        parent, _, last = name.rpartition("/")
+        bias = shapes.get(f"{parent}/b", shapes.get(f"{parent}/bias"))
+        output = {"w": -1, "weight": -2}.get(last)
+        if bias and output is not None and len(shape) > 1 and bias[-1] == shape[output]:
+            linear.add(name)
+    return linear
 
 
 def compile_patterns(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:

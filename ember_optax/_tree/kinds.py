@@ -1,26 +1,61 @@
 """What a token table is: an input table, a head, or one table that is both."""
 
+import re
 from collections.abc import Sequence
 
 from .dimension_numbers import EmberDimensionNumbers, TableKind
-from .rules import TableMatch, first_match
+from .rules import HEAD_NAME, TableMatch, first_match, spelled
+from .vocabulary_axis import same_vocabulary
+
+_EMBEDDING_NAME = re.compile(r"(.*[/_])?(emb|tok|vocab|word|wte)[^/]*(/.*)?")
 
 
-def with_kinds(matches: Sequence[TableMatch], shapes: Sequence[tuple[int, ...]]) -> list[TableMatch]:
+def with_kinds(names: Sequence[str], shapes: Sequence[tuple[int, ...]], matches: Sequence[TableMatch]) -> list[TableMatch]:
     """Says of each table that was found what it is, unless its declaration did.
 
-    An embedding is tied where no head has its vocabulary. A model without any head looks the same, and is trained the same.
+    An embedding is "tied" where no head has its vocabulary. A model without any head looks the same, and is trained the same.
     """
-    heads = {_vocabulary(match, shape) for match, shape in zip(matches, shapes, strict=True) if match.is_head}
+    leaves = list(zip(names, shapes, matches, strict=True))
+    # The axis and the vocabulary of each table that is known to be an embedding or a head.
+    embeddings: list[tuple[int, int]] = []
+    heads: list[int] = []
+    kinds: list[TableKind | None] = [None] * len(leaves)
 
-    def with_kind(match: TableMatch, shape: tuple[int, ...]) -> TableMatch:
+    def decide(i: int, is_head: bool) -> None:
+        axis, vocabulary = _tokens(leaves[i])
+        heads.append(vocabulary) if is_head else embeddings.append((axis, vocabulary))
+        kinds[i] = "head" if is_head else "input"
+
+    undecided = []
+    for i, leaf in enumerate(leaves):
+        if _tokens(leaf) == _NONE:
+            continue
+        if (is_head := _by_name(leaf)) is None:
+            undecided.append(i)
+        else:
+            decide(i, is_head)
+    # By the layout, beside an embedding of the same vocabulary. In the same layout it may be either.
+    for i in undecided:
+        axis, vocabulary = _tokens(leaves[i])
+        layouts = {one for one, size in embeddings if same_vocabulary(size, vocabulary)}
+        if axis not in layouts:
+            decide(i, is_head=bool(layouts))
+
+    def finished(match: TableMatch, kind: TableKind | None) -> TableMatch:
         numbers = match.dimension_numbers
-        if numbers is None or numbers.kind is not None:
+        if numbers is None or numbers.kind is not None or kind is None:
             return match
-        kind: TableKind = "head" if match.is_head else "input" if _vocabulary(match, shape) in heads else "tied"
         return match._replace(dimension_numbers=EmberDimensionNumbers(numbers.token_axis, numbers.batch_axes, kind))
 
-    return list(map(with_kind, matches, shapes))
+    for i, leaf in enumerate(leaves):
+        if kinds[i] == "input" and not any(same_vocabulary(_tokens(leaf)[1], size) for size in heads):
+            kinds[i] = "tied"
+    return list(map(finished, matches, kinds))
+
+
+def is_embedding_name(name: str) -> bool:
+    """Whether a leaf that was included is an embedding by its name."""
+    return bool(_EMBEDDING_NAME.fullmatch(spelled(name))) and not HEAD_NAME.fullmatch(spelled(name))
 
 
 def kind_of(name: str, shape: tuple[int, ...], declared: EmberDimensionNumbers | None) -> TableKind | None:
@@ -33,6 +68,32 @@ def kind_of(name: str, shape: tuple[int, ...], declared: EmberDimensionNumbers |
     return "head" if match.is_head else "input"
 
 
-def _vocabulary(match: TableMatch, shape: tuple[int, ...]) -> int | None:
+_Leaf = tuple[str, tuple[int, ...], TableMatch]
+_NONE = (-1, -1)
+
+
+def _tokens(leaf: _Leaf) -> tuple[int, int]:
+    """The token axis of a table among the axes that are not stacked, and its size."""
+    _, shape, match = leaf
     numbers = match.dimension_numbers
-    return None if numbers is None or not -len(shape) <= numbers.token_axis < len(shape) else shape[numbers.token_axis]
+    if numbers is None or not -len(shape) <= numbers.token_axis < len(shape):
+        return _NONE
+    axis = numbers.token_axis % len(shape)
+    return sum(other not in numbers.batch_axes for other in range(axis)), shape[axis]
+
+
+def _by_name(leaf: _Leaf) -> bool | None:
+    """Whether a table is a head, by its declaration, the rule that found it, or the name of a leaf that was included."""
+    name, shape, match = leaf
+    assert match.dimension_numbers is not None
+    if match.dimension_numbers.kind is not None:
+        return match.dimension_numbers.kind == "head"
+    if match.is_head is not None:
+        return match.is_head
+    by_rule = first_match(name, len(shape))
+    if by_rule.is_head or HEAD_NAME.fullmatch(spelled(name)):
+        return True
+    if by_rule.dimension_numbers is not None or is_embedding_name(name):
+        return False
+    is_dense = name.rpartition("/")[2] in ("kernel", "w")
+    return True if is_dense and _tokens(leaf)[0] > 0 else None

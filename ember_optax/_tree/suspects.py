@@ -2,38 +2,84 @@
 
 import collections
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import FinderOptions, find_tables
-from .inputs import listed
+from .finder import TokenTables, declared_axes, find_tables
+from .kinds import is_embedding_name
+from .rules import HEAD_NAME, TableMatch, first_match, spelled
 from .tables import Table, TableTree
+from .vocabulary_axis import same_vocabulary
+
+# A warning is about the user's line, not about a line of these.
+_LIBRARIES = ("ember_optax", "optax", "jax", "flax", "equinox", "chex", "contextlib", "functools")
+_HEADS = re.compile(r"(.*[/_])?heads?([/_].*)?")
+_ONE_BY_ONE = 12
 
 
-def possible_heads(found: TableTree, options: FinderOptions) -> dict[str, list[Table]]:
-    """Matrices of the body with the sizes of a table that is alone with its vocabulary, by the path of that table."""
-    matches = find_tables(found.names, [table.box for table in found.tables], options)
-    unknown = [table for table, match in zip(found.tables, matches, strict=True) if match.rule is None and table.axes is None]
+class Candidate(NamedTuple):
+    """A matrix of the body with the vocabulary of a table, padded or not, along this axis."""
+
+    leaf: Table
+    table: Table
+    axis: int
+
+
+def candidates(found: TableTree) -> list[Candidate]:
+    """The matrices that no rule knows and that have the vocabulary of a table, in the order of the parameters."""
+    if found.options is None:
+        return []
     tables = [table for table in found.tables if table.axes is not None]
-    with_vocabulary = collections.Counter(map(_vocabulary, tables))
-    heads = {}
-    for table in tables:
-        alone = with_vocabulary[_vocabulary(table)] == 1
-        if alone and len(table.shape) == 2 and len(set(table.shape)) == 2:
-            heads[table.name] = [leaf for leaf in unknown if sorted(leaf.shape) == sorted(table.shape)]
-    return {name: leaves for name, leaves in heads.items() if leaves}
+    owners = {vocabulary_size(table): table for table in reversed(tables) if len(table.shape) > 1}
+    features = {table.shape[axis] for table in tables if table.axes for axis in table.axes.feature}
+    matches = find_tables(found.names, [table.box for table in found.tables], found.options)
+    rest = [
+        table
+        for table, match in zip(found.tables, matches, strict=True)
+        if table.axes is None and is_unknown(match) and 2 <= len(table.shape) <= 3
+    ]
+    # A padded size may be another size of the model by chance: of the feed-forward layers, say, which are several.
+    users = collections.defaultdict(set)
+    for table in rest:
+        for size in table.shape:
+            users[size].add(_without_numbers(table.name))
+
+    def of(leaf: Table) -> Candidate | None:
+        for axis, size in enumerate(leaf.shape):
+            if size in owners and (size not in features or _HEADS.fullmatch(spelled(leaf.name))):
+                return Candidate(leaf, owners[size], axis)
+        for axis, size in enumerate(leaf.shape):
+            for owner, table in owners.items():
+                is_padded = same_vocabulary(size, owner) and size not in features and len(users[size]) == 1
+                if is_padded and (_is_named_like_a_table(leaf) or (features.intersection(leaf.shape) and size <= 1.25 * owner)):
+                    return Candidate(leaf, table, axis)
+        return None
+
+    return [candidate for candidate in map(of, rest) if candidate is not None]
 
 
-def heads_alone(found: TableTree, options: FinderOptions) -> list[Table]:
+def _is_named_like_a_table(leaf: Table) -> bool:
+    return bool(HEAD_NAME.fullmatch(spelled(leaf.name))) or is_embedding_name(leaf.name)
+
+
+def is_unknown(match: TableMatch) -> bool:
+    """Whether no rule says that a leaf is a table, nor what else it is."""
+    return match.dimension_numbers is None and (match.rule is None or match.is_doubtful)
+
+
+def heads_alone(found: TableTree) -> list[Table]:
     """All tables, where each is a head by its name, and no embedding was found or excluded.
 
-    The embedding of a padded head has another size, so that nothing but its name could tell.
+    The embedding of a padded head may have another size, so that nothing but its name could tell.
     """
-    boxes = [table.box for table in found.tables]
-    matches = [*find_tables(found.names, boxes, options), *find_tables(found.names, boxes, FinderOptions())]
-    if any(match.dimension_numbers is not None and not match.is_head for match in matches):
+    if found.options is None:
+        return []
+    matches = [first_match(table.name, len(table.shape)) for table in found.tables]
+    found_now = find_tables(found.names, [table.box for table in found.tables], found.options)
+    if any(match.dimension_numbers is not None and not match.is_head for match in [*matches, *found_now]):
         return []
     return [table for table in found.tables if table.axes is not None]
 
@@ -43,64 +89,98 @@ def doubtful_stacks(found: TableTree) -> list[Table]:
     return [
         table
         for table in found.tables
-        if table.axes is not None and table.axes.batch and _vocabulary(table) < table.shape[table.axes.batch[0]]
+        if table.axes is not None and table.axes.batch and vocabulary_size(table) < table.shape[table.axes.batch[0]]
     ]
 
 
-def guessed_heads(found: TableTree, options: FinderOptions) -> list[Table]:
-    """Heads whose token axis is the usual one of their name, and of no size that another table has."""
-    matches = find_tables(found.names, [table.box for table in found.tables], options)
-    return [table for table, match in zip(found.tables, matches, strict=True) if match.is_guess and table.axes is not None]
+def guessed_axes(found: TableTree, *, included: bool | None = None) -> list[Table]:
+    """Tables whose token axis is the usual one of their name, and of no size that another table has."""
+    if found.options is None:
+        return []
+    matches = find_tables(found.names, [table.box for table in found.tables], found.options)
+    return [
+        table
+        for table, match in zip(found.tables, matches, strict=True)
+        if match.is_guess and table.axes is not None and (included is None or included == (match.is_head is None))
+    ]
 
 
-def warn_of_suspects(found: TableTree, declaration: Any, caller: str) -> None:
-    """Warns of what a function that finds for itself may have missed or read along the wrong axis, though `ember` was told.
+def warn_of_suspects(found: TableTree, caller: str) -> None:
+    """One warning of what the finder may have missed or read along the wrong axis.
 
-    `ember` itself warns of the first at `init`, and does not mind the second: its dense step is the same along either axis.
+    The dense step of `ember` is the same along either axis, so that it does not mind the axis of a head.
     """
-    if (options := FinderOptions.of(declaration)) is None:
-        return
-    for message in [*_of_heads(found, options, caller, "no tables to it"), *_of_guesses(found, options, caller)]:
-        warnings.warn(message, stacklevel=4)
+    is_ember = caller == "ember"
+    parts = _of_candidates(found, "ember leaves {} to the body" if is_ember else f"{caller} leaves {{}} out")
+    parts += _of_guesses(found, caller, guessed_axes(found, included=True if is_ember else None))
+    parts += _of_stacks(found) if is_ember else []
+    if parts:
+        _warn_the_user("\n".join(parts))
 
 
-def suspect_warnings(found: TableTree, options: FinderOptions) -> list[str]:
-    """The warnings of `ember`: for each table without a partner and for each doubtful stack, with what to write."""
-    return [*_of_heads(found, options, "ember", "trained by the body"), *_of_stacks(found, options)]
+def _warn_the_user(message: str) -> None:
+    """Warns at the line that called this library, also through Optax, JAX and libraries for layers."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        frame = frame.f_back
+    names = frame.f_globals
+    registry = names.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(
+        message, UserWarning, frame.f_code.co_filename, frame.f_lineno, names.get("__name__", "<unknown>"), registry
+    )
 
 
-def _of_heads(found: TableTree, options: FinderOptions, caller: str, treated: str) -> list[str]:
+def _of_candidates(found: TableTree, treated: str) -> list[str]:
+    groups: dict[str, list[Candidate]] = collections.defaultdict(list)
+    for one in candidates(found):
+        groups[_without_numbers(one.leaf.name)].append(one)
+    if not groups:
+        return []
+    sentences, likely, others = [], {}, {}
+    for group in groups.values():
+        more = len(group) - 1 if len(group) > _ONE_BY_ONE else 0
+        for one in group[:1] if more else group:
+            also = f"; so have {more} with other numbers" if more else ""
+            sentences.append(f"{_sentence(one)}{also}.")
+            name, is_likely = one.leaf.name, _is_named_like_a_table(one.leaf)
+            pattern = r"\d+".join(map(re.escape, re.split(r"\d+", name))) if more else re.escape(name)
+            (likely if is_likely else others)[pattern] = EmberDimensionNumbers(
+                one.axis, (0,) if len(one.leaf.shape) == 3 and one.axis else ()
+            )
+    patterns = [*likely, *others]
+    if not likely:
+        likely, others = others, {}
+    is_one = len(patterns) == 1
+    names, treated = ("its name", treated.format("it")) if is_one else ("their names", treated.format("them"))
+    what = "it is a table" if is_one else "they are tables" if not others else "only those that are named like tables are tables"
+    return [
+        f"{' '.join(sentences)} No rule knows {names}, so {treated}. If {what}: "
+        f"tables={_written_finder(found, include=likely, exclude=list(others))}. If not: "
+        f"tables={_written_finder(found, exclude=patterns)}."
+    ]
+
+
+def _sentence(one: Candidate) -> str:
+    size, vocabulary = one.leaf.shape[one.axis], vocabulary_size(one.table)
+    padded = "" if size == vocabulary else f", padded to {size}" if size > vocabulary else f", without the padding: {size}"
+    return f"{one.leaf.name!r} of shape {one.leaf.shape} has the {vocabulary} tokens of {one.table.name!r}{padded}"
+
+
+def _of_guesses(found: TableTree, caller: str, tables: list[Table]) -> list[str]:
     messages = []
-    for name, heads in possible_heads(found, options).items():
-        paths = [re.escape(leaf.name) for leaf in heads]
-        candidates = listed([f"{leaf.name!r} of shape {leaf.shape}" for leaf in heads])
-        what = "it is one" if len(heads) == 1 else "one of these is, name it alone, for example the first"
-        vocabulary = found.tables[found.names.index(name)]
-        axis = heads[0].shape.index(_vocabulary(vocabulary))
-        messages.append(
-            f"{caller} found the token table {name!r} and no other one of its vocabulary, a head for an embedding or an "
-            f"embedding for a head; of its sizes, and {treated}: {candidates}. If {what}: "
-            f"tables={_finder(found, options, include={paths[0]: EmberDimensionNumbers(axis)})}; if none is: "
-            f"tables={_finder(found, options, exclude=paths)}."
-        )
-    return messages
-
-
-def _of_guesses(found: TableTree, options: FinderOptions, caller: str) -> list[str]:
-    messages = []
-    for table in guessed_heads(found, options):
+    for table in tables:
         assert table.axes is not None
         axis = table.axes.token[0]
         declared = {re.escape(table.name): EmberDimensionNumbers(axis, table.axes.batch)}
         messages.append(
-            f"{caller} takes {table.name!r} of shape {table.shape} for a head of {table.shape[axis]} tokens in axis {axis}, as "
-            f"is usual under this name; no other table has a vocabulary of one of these sizes. If that is right, declare it: "
-            f"tables={_finder(found, options, include=declared, declare=True)}; if not, with the other axis."
+            f"{caller} takes {table.name!r} of shape {table.shape} for a table of {table.shape[axis]} tokens in axis {axis}, as "
+            f"is usual under this name; no other table tells. If that is right, declare it: "
+            f"tables={_written_finder(found, include=declared, declare=True)}; if not, with the other axis."
         )
     return messages
 
 
-def _of_stacks(found: TableTree, options: FinderOptions) -> list[str]:
+def _of_stacks(found: TableTree) -> list[str]:
     messages = []
     stacks = doubtful_stacks(found)
     declared = {re.escape(table.name): EmberDimensionNumbers(0, (1,)) for table in stacks}
@@ -109,37 +189,42 @@ def _of_stacks(found: TableTree, options: FinderOptions) -> list[str]:
         messages.append(
             f"ember takes {table.name!r} of shape {table.shape} for {first} stacked tables of {second} tokens each. If it holds "
             f"{second} tables of {first} tokens, as nn.scan stores them, declare it: "
-            f"tables={_finder(found, options, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
+            f"tables={_written_finder(found, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
             f"batch_axes=(0,)) there."
         )
     return messages
 
 
-def _vocabulary(table: Table) -> int:
+def vocabulary_size(table: Table) -> int:
+    """The number of tokens of a table."""
     assert table.axes is not None
     return table.shape[table.axes.token[0]] if table.axes.token else 1
 
 
-def _finder(
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _written_finder(
     found: TableTree,
-    options: FinderOptions,
     *,
     include: Mapping[str, EmberDimensionNumbers] | None = None,
     exclude: Sequence[str] = (),
     declare: bool = False,
 ) -> str:
-    """The call of the finder with more patterns than it had; with axes where one of them declares some, or has to."""
-    merged = {pattern.pattern: declared for pattern, declared in options.include.items()} | dict(include or {})
+    """The finder with more patterns than it had; with axes where one of them declares some, or has to."""
+    options = found.options or TokenTables()
+    merged = declared_axes(options) | dict(include or {})
     arguments = {"include": "", "exclude": ""}
-    if declare or any(options.include.values()):
+    if declare or any(declared_axes(options).values()):
         numbers = {pattern: declared or _numbers_of(found, pattern) for pattern, declared in merged.items()}
         arguments["include"] = "{" + ", ".join(f"{pattern!r}: {_written(n)}" for pattern, n in numbers.items()) + "}"
     elif merged:
         arguments["include"] = repr(list(merged))
-    if patterns := [*(pattern.pattern for pattern in options.exclude), *exclude]:
+    if patterns := [*options.exclude, *exclude]:
         arguments["exclude"] = repr(patterns)
     written = ", ".join(f"{name}={patterns}" for name, patterns in arguments.items() if patterns)
-    return f"functools.partial(token_tables, {written})"
+    return f"TokenTables({written})"
 
 
 def _numbers_of(found: TableTree, pattern: str) -> EmberDimensionNumbers:
@@ -150,4 +235,5 @@ def _numbers_of(found: TableTree, pattern: str) -> EmberDimensionNumbers:
 
 def _written(numbers: EmberDimensionNumbers) -> str:
     batch = f", batch_axes={numbers.batch_axes}" if numbers.batch_axes else ""
-    return f"EmberDimensionNumbers({numbers.token_axis}{batch})"
+    kind = f", kind={numbers.kind!r}" if numbers.kind else ""
+    return f"EmberDimensionNumbers({numbers.token_axis}{batch}{kind})"

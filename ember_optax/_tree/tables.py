@@ -13,8 +13,9 @@ import numpy as np
 from .._math.axes import TableAxes
 from .boxes import is_box, rebox, unbox
 from .compact_rows import CompactRows
-from .declared import AUTO, DimensionNumbersLike, check_axes_are_told, declared_dimension_numbers
+from .declared import AUTO, DimensionNumbersLike, check_axes_are_told, read_declaration
 from .dimension_numbers import EmberDimensionNumbers, TableKind, table_axes
+from .finder import TokenTables
 from .kinds import kind_of
 from .linear_leaf import LinearLeaf
 from .paths import check_distinct, flatten_named, is_complete
@@ -46,12 +47,14 @@ class Table(NamedTuple):
 class TableTree(NamedTuple):
     """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure.
 
-    `feature_mean` is that of the `scale_by_ember` which took these tables at `init`, where somebody watched.
+    `feature_mean` is that of the `scale_by_ember` which took these tables at `init`, where somebody watched. `options` are those
+    of the finder, if it found them.
     """
 
     tables: list[Table]
     treedef: Any
     feature_mean: str | None = None
+    options: TokenTables | None = None
 
     @property
     def names(self) -> list[str]:
@@ -143,11 +146,10 @@ def tables_of(
         found = found if params is None else _with_shapes(found, params)
         dense = found.treedef.unflatten(map(_dense, found.tables))
     leaves = [table.box for table in found.tables] if dense is tree else jax.tree.leaves(dense, is_leaf=is_box)
-    declared = declared_dimension_numbers(declaration, dense, found.names, leaves, argument)
+    declared = read_declaration(declaration, dense, found.names, leaves, argument)
     if among == "with ids":
-        check_axes_are_told(
-            declaration, found.names, leaves, {table.name for table in found.tables if table.ids is not None}, argument
-        )
+        with_ids = {table.name for table in found.tables if table.ids is not None}
+        check_axes_are_told(declared, found.names, leaves, with_ids, argument)
     takes_all = among == "all" and isinstance(declaration, str)
 
     def axes(table: Table, dimension_numbers: EmberDimensionNumbers | None) -> TableAxes | None:
@@ -159,13 +161,13 @@ def tables_of(
 
     tables = [
         table._replace(axes=axes(table, said), kind=kind_of(table.name, table.shape, said))
-        for table, said in zip(found.tables, declared, strict=True)
+        for table, said in zip(found.tables, declared.dimension_numbers, strict=True)
     ]
     for table in tables:
         if table.axes is not None and table.ids is not None:
             check_one_table(table.name, table.shape, table.axes)
             check_same_axis(unbox(table.box), table.axes, argument)
-    return TableTree(tables, found.treedef)
+    return TableTree(tables, found.treedef, options=declared.options)
 
 
 # For `_state/origins.py`, which asks what a state array came from: what each `init` found, in the order of the calls.

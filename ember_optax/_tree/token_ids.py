@@ -50,15 +50,6 @@ def check_known(ids: dict[str, jax.Array], names: list[str], what: str) -> None:
         raise ValueError(f"token_ids names {unknown}, but {what} {names}; correct the path.")
 
 
-def check_rows_first(name: str, shape: tuple[int, ...], ids: jax.Array | None) -> None:
-    """Raises unless an array begins with the axes of its ids, if it has any."""
-    if ids is not None and shape[: ids.ndim] != ids.shape:
-        raise ValueError(
-            f"the update of {name!r} has shape {shape}, but its ids have shape {ids.shape}: it must begin with one row for "
-            f"each id."
-        )
-
-
 def check_ids_once(name: str, rows: CompactRows, ids: dict[str, jax.Array]) -> None:
     """Raises where `token_ids` are given for rows that know their own, which may be others."""
     if name in ids:
@@ -87,7 +78,7 @@ def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:
         )
 
 
-def check_compact(name: str, update_shape: tuple[int, ...], ids: jax.Array, shape: tuple[int, ...], axes: TableAxes) -> None:
+def check_compact(name: str, update_shape: tuple[int, ...], ids: Any, shape: tuple[int, ...], axes: TableAxes) -> None:
     """Raises unless an update has the table's shape with the axes of the ids in the place of the token axis."""
     token = axes.token[0]
     expected = (*shape[:token], *ids.shape, *shape[token + 1 :])

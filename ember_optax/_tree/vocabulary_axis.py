@@ -1,58 +1,82 @@
 """Which axis of a table is the vocabulary, as far as the sizes of a model's other tables tell."""
 
 import contextlib
-from collections.abc import Iterable
-from typing import NamedTuple
 
 from .dimension_numbers import EmberDimensionNumbers, table_axes
 from .rules import TableMatch
 
 BY_ANOTHER_TABLE = "vocabulary of another table"
+_MULTIPLES = (8, 64, 128, 256)
 
 
-class KnownSizes(NamedTuple):
-    """The sizes of the vocabularies and of the features of some tables."""
+def same_vocabulary(size: int, other: int) -> bool:
+    """Whether two sizes are equal, or the larger one is the smaller one padded to the next multiple of 8, 64, 128 or 256.
 
-    vocabularies: set[int]
-    features: set[int]
+    A vocabulary is not padded to twice its size.
+    """
+    small, large = sorted((size, other))
+    return small == large or (large < 2 * small and any(large == (small // m + 1) * m for m in _MULTIPLES))
 
 
-def known_sizes(tables: Iterable[tuple[EmberDimensionNumbers | None, tuple[int, ...]]]) -> KnownSizes:
-    """Of leaves, each with its dimension numbers if it is a table, and its shape."""
-    known = KnownSizes(set(), set())
-    for numbers, shape in tables:
-        # Axes that do not fit a leaf are refused where they are used; the finder never fails.
+class KnownSizes:
+    """The sizes of the vocabularies and of the features of the tables seen so far."""
+
+    def __init__(self):
+        self.vocabularies: set[int] = set()
+        self.features: set[int] = set()
+
+    def add(self, numbers: EmberDimensionNumbers | None, shape: tuple[int, ...]) -> None:
+        """Takes in a table. Axes that do not fit it are refused where they are used; the finder never fails."""
         with contextlib.suppress(ValueError):
             if numbers is not None:
                 axes = table_axes(numbers, shape, "")
-                known.vocabularies.update(shape[axis] for axis in axes.token)
-                known.features.update(shape[axis] for axis in axes.feature)
-    return known
+                self.vocabularies.update(shape[axis] for axis in axes.token)
+                self.features.update(shape[axis] for axis in axes.feature)
+
+    def is_vocabulary(self, size: int, *, padded: bool) -> bool:
+        """Whether a size is that of a vocabulary, or is it padded.
+
+        A size that some table has for its features too tells nothing: (1024, 50304) beside a table of 1024 codes with 1024
+        features.
+        """
+        if size in self.features:
+            return False
+        vocabularies = self.vocabularies - self.features
+        return any(same_vocabulary(size, one) for one in vocabularies) if padded else size in vocabularies
+
+    def telling(self, shape: tuple[int, ...], batch_axes: tuple[int, ...] = ()) -> list[int]:
+        """The axes with the size of a vocabulary; if there is none, those with the size of a padded one."""
+        axes = [axis for axis in range(len(shape)) if axis not in batch_axes]
+        exact = [axis for axis in axes if self.is_vocabulary(shape[axis], padded=False)]
+        return exact or [axis for axis in axes if self.is_vocabulary(shape[axis], padded=True)]
 
 
 def of_head(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
-    """The match of a head, with the axis that a known vocabulary tells; that of the rule where none or several might be it.
+    """The match of a head, with the axis that a known vocabulary tells; that of its name where none or several might be it.
 
-    A size that some table has for its features too tells nothing: (1024, 50304) beside a table of 1024 codes with 1024 features.
+    A doubtful head without a known vocabulary is no table.
     """
     numbers = match.dimension_numbers
-    if numbers is None or not known.vocabularies:
+    if numbers is None:
         return match
-    axes = [axis for axis in range(len(shape)) if axis not in numbers.batch_axes]
-    telling = [axis for axis in axes if shape[axis] in known.vocabularies - known.features]
-    if len(telling) == 1 and telling != [numbers.token_axis]:
-        return TableMatch(EmberDimensionNumbers(telling[0], numbers.batch_axes), f"head, {BY_ANOTHER_TABLE}", is_head=True)
+    telling = known.telling(shape, numbers.batch_axes)
     is_known = shape[numbers.token_axis] in known.vocabularies
-    has_features = any(shape[axis] in known.features for axis in axes if axis != numbers.token_axis)
-    return match._replace(is_guess=not is_known and not has_features)
+    if match.is_doubtful and not telling and not is_known:
+        return match._replace(dimension_numbers=None)
+    if len(telling) == 1 and telling != [numbers.token_axis]:
+        told = EmberDimensionNumbers(telling[0], numbers.batch_axes)
+        return match._replace(dimension_numbers=told, rule=f"head, {BY_ANOTHER_TABLE}")
+    others = [size for axis, size in enumerate(shape) if axis not in (numbers.token_axis, *numbers.batch_axes)]
+    is_guess = bool(known.vocabularies) and not telling and not is_known and not known.features.intersection(others)
+    return match._replace(is_guess=is_guess)
 
 
 def of_included(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
     """The match of an included leaf, with the axis that a known vocabulary tells, and a word where several may be it."""
-    if match.dimension_numbers is None:
+    axes = known.telling(shape) or [axis for axis, size in enumerate(shape) if size in known.vocabularies]
+    if match.dimension_numbers is None or not axes:
         return match
-    axes = [axis for axis, size in enumerate(shape) if size in known.vocabularies]
-    if len(axes) == 1:
-        stacked = len(shape) == 3 and axes != [0]
-        return TableMatch(EmberDimensionNumbers(axes[0], (0,) if stacked else ()), f"included, {BY_ANOTHER_TABLE}", is_head=True)
-    return match._replace(rule=f"{match.rule}; ambiguous, axes {axes} have a vocabulary's size") if axes else match
+    if len(axes) > 1:
+        return match._replace(rule=f"{match.rule}; ambiguous, axes {axes} have a vocabulary's size")
+    batch_axes = (0,) if len(shape) == 3 and axes != [0] else ()
+    return match._replace(dimension_numbers=EmberDimensionNumbers(axes[0], batch_axes), rule=f"included, {BY_ANOTHER_TABLE}")

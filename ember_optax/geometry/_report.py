@@ -109,7 +109,7 @@ def report(
         raise ValueError(no_table_message(found))
     names = [table.name for table in taken]
     _check_owned(opt_state, names, tables)
-    warn_of_suspects(found, tables, "geometry.report")
+    warn_of_suspects(found, "geometry.report")
     gradients = _gradients_by_name(grads, names)
     states = {} if opt_state is None else table_states(opt_state)
     counts = _counts_by_name(token_counts, names)

@@ -70,8 +70,22 @@ def checked_where(where: Any, shape: tuple[int, ...]) -> jax.Array | None:
         ) from None
 
 
-def checked_loss(token_axis: int, chunk: Any, soft_cap: Any, z_loss: Any, label_smoothing: Any, tokens: int) -> HeadLoss:
-    """The numbers of a loss, for so many tokens."""
+def checked_num_tokens(num_tokens: Any, size: int) -> int:
+    """How many rows of a head are tokens; the others are padding."""
+    if num_tokens is None:
+        return size
+    if not 1 <= (number := checked_integer(num_tokens, "num_tokens", size)) <= size:
+        raise ValueError(
+            f"num_tokens must be in 1 to {size}, the rows of the table, got {number}; pass the size of the vocabulary without "
+            f"padding, or None for all rows."
+        )
+    return number
+
+
+def checked_loss(
+    token_axis: int, num_tokens: int, chunk: Any, soft_cap: Any, z_loss: Any, label_smoothing: Any, hidden_states: int
+) -> HeadLoss:
+    """The numbers of a loss, for this number of hidden states."""
     if soft_cap is not None:
         soft_cap = checked_number(soft_cap, "soft_cap", "a number above 0 or None, for example soft_cap=30.0")
         if not soft_cap > 0.0:
@@ -80,12 +94,12 @@ def checked_loss(token_axis: int, chunk: Any, soft_cap: Any, z_loss: Any, label_
     label_smoothing = checked_number(label_smoothing, "label_smoothing", "a number in [0, 1], for example label_smoothing=0.1")
     if label_smoothing > 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share that is spread, say 0.1.")
-    return HeadLoss(token_axis, _checked_chunk(chunk, tokens), soft_cap, z_loss, label_smoothing)
+    return HeadLoss(token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing)
 
 
-def _checked_chunk(chunk: Any, tokens: int) -> int:
+def _checked_chunk(chunk: Any, hidden_states: int) -> int:
     if chunk is None:
-        return max(_SMALLEST, min(_CHUNK, _LOGITS // max(tokens, 1) // _SMALLEST * _SMALLEST))
+        return max(_SMALLEST, min(_CHUNK, _LOGITS // max(hidden_states, 1) // _SMALLEST * _SMALLEST))
     if (rows := checked_integer(chunk, "chunk", _CHUNK)) < 1:
         raise ValueError(f"chunk must be at least 1, got {rows}; pass None for the default, or a number like {_CHUNK}.")
     return rows

@@ -9,7 +9,7 @@ from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
 from .._math.rows import flat_ids
 from .._math.softmax import HeadLoss, token_losses
 from .._tree.boxes import unbox
-from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_where
+from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_num_tokens, checked_where
 
 
 def linear_softmax_cross_entropy(
@@ -19,6 +19,7 @@ def linear_softmax_cross_entropy(
     *,
     token_axis: int = 0,
     where: jax.Array | None = None,
+    num_tokens: int | None = None,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
@@ -31,23 +32,30 @@ def linear_softmax_cross_entropy(
         z &= \log \sum_i e^{x_i} \\
         loss &= z - (1 - s) \, x_{label} - s \, \mathrm{mean}_i\, x_i + w z^2
 
-    For N tokens the largest temporary has N x `chunk` elements in the place of several of N x V; the gradient of the table is
-    V x D, as of any loss. Forward and backward are four products of N x V x D where the usual loss has three. Works under
-    `jax.jit`, `jax.grad`, `jax.vmap`, `jax.checkpoint` and `jax.shard_map`, with any optimizer; not in forward mode (`jax.jvp`).
+    For N hidden states the largest temporary has N x `chunk` elements, where the usual loss has several of N x V. The gradient of
+    the table is V x D, as that of any loss. Forward and backward are four products of N x V x D where the usual loss has three.
+    It works under `jax.jit`, `jax.grad`, `jax.vmap`, `jax.checkpoint` and `jax.shard_map`, with any optimizer. It does not work
+    in forward mode (`jax.jvp`).
 
-    Products are of the wider dtype of `hidden` and `table`, and add up in float32: with both in bfloat16 they run at bfloat16's
+    Products have the wider dtype of `hidden` and `table`, and add up in float32. With both in bfloat16 they run at bfloat16's
     speed. For a float32 table in mixed precision pass `table.astype(jnp.bfloat16)`.
+
+    A loss may be masked afterwards, as by `jnp.where(labels != -100, losses, 0.0)`, instead of by `where`. A token whose loss
+    does not count adds exactly zero to every gradient, also if its loss is NaN or its hidden state is not finite.
+    (`losses * mask` is not enough: NaN times zero is NaN.)
 
     Args:
       hidden: hidden states, (..., D), floating.
       table: the head, (V, D), or (D, V) with `token_axis=1`, floating; without a bias.
-      labels: integers, (...). One that is not in 0 to V - 1 makes its loss NaN.
+      labels: integers, (...). One that is no token, such as -100, makes its loss NaN, and the gradients too unless it is masked.
       token_axis: the axis of `table` that is the vocabulary.
-      where: booleans that broadcast to `labels`: tokens with False have the loss zero and no gradient, whatever their label and
+      where: booleans that broadcast to `labels`. Tokens with False have the loss zero and no gradient, whatever their label and
         hidden state. None counts all.
+      num_tokens: the number of tokens in a table that has rows of padding after them; None for a table without. Rows from here on
+        have no probability and exactly no gradient, whatever they hold; labels of them are no tokens.
       soft_cap: the largest absolute logit c, as in Gemma 2; None for no cap.
       z_loss: w, the weight of the squared logsumexp.
-      label_smoothing: s, the share of each label that is spread over all V, as by `optax.losses.smooth_labels`.
+      label_smoothing: s, the share of each label that is spread over all tokens, as by `optax.losses.smooth_labels`.
       chunk: rows of the table that are multiplied at once. None is 2,048, and less for more than 16,384 tokens.
 
     Returns:
@@ -55,7 +63,7 @@ def linear_softmax_cross_entropy(
       `losses.sum() / where.sum()`.
 
     Raises:
-      TypeError: `hidden` or `table` are not floating arrays, `labels` no integers, `where` no booleans, a number is none.
+      TypeError: `hidden` or `table` is no floating array, `labels` has no integers, `where` has no booleans, or a number is none.
       ValueError: shapes do not fit; a number is out of range.
 
     Example:
@@ -76,27 +84,28 @@ def linear_softmax_cross_entropy(
     hidden = check_hidden(hidden, array.shape, token_axis)
     labels = checked_labels(labels, hidden.shape)
     where = checked_where(where, labels.shape)
-    loss = checked_loss(token_axis, chunk, soft_cap, z_loss, label_smoothing, tokens=labels.size)
+    num_tokens = checked_num_tokens(num_tokens, array.shape[token_axis])
+    loss = checked_loss(token_axis, num_tokens, chunk, soft_cap, z_loss, label_smoothing, hidden_states=labels.size)
     if head is not None:
-        hidden_NxD, labels_N = _flat(hidden, array, labels, where, loss)
+        hidden_NxD, labels_N = _flat(hidden, labels, where, loss)
         return _shaped(head.losses(hidden_NxD, labels_N, loss, unbox(table).dtype), labels, where)
     of_tokens = functools.partial(_losses, loss=loss)
     return in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, array, labels, where)
 
 
 def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
-    hidden_NxD, labels_N = _flat(hidden, table, labels, where, loss)
+    hidden_NxD, labels_N = _flat(hidden, labels, where, loss)
     # Inside `jax.shard_map` a loop carries what differs from device to device; the gradient is then summed over them.
     axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
     hidden_NxD, table, labels_N = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table, labels_N))
     return _shaped(token_losses(hidden_NxD, table, labels_N, loss), labels, where)
 
 
-def _flat(hidden, table, labels, where, loss: HeadLoss) -> tuple[jax.Array, jax.Array]:
+def _flat(hidden, labels, where, loss: HeadLoss) -> tuple[jax.Array, jax.Array]:
     if where is not None:
-        # Before the loss, too: zero times a hidden state that is not finite is NaN.
+        # The gradient does not need it, but `jax_debug_nans` looks at losses that are thrown away, too.
         hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
-    return hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, table.shape[loss.token_axis])
+    return hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
 
 
 def _shaped(losses_N: jax.Array, labels, where) -> jax.Array:

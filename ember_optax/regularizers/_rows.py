@@ -51,7 +51,7 @@ def center_rows(
       >>> import optax
       >>> from ember_optax import ember, regularizers, token_tables
       >>> params = {"wte": {"embedding": jnp.ones((4, 2))}, "lm_head": {"kernel": jnp.ones((2, 4))}}
-      >>> head = functools.partial(token_tables, exclude=["wte/embedding"])
+      >>> head = TokenTables(exclude=["wte/embedding"])
       >>> tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), regularizers.center_rows("table", tables=head))
       >>> updates, _ = tx.update(params, tx.init(params), params)
       >>> print(optax.apply_updates(params, updates)["lm_head"]["kernel"][0])
@@ -93,7 +93,7 @@ def cap_row_steps(
     docs/regularizers.md for what a cap did to the loss before using one.
 
     In units of the learning rate between `scale_by_ember` and the rate, in a chain of one's own: `optax.chain(scale_by_ember(),
-    cap_row_steps(3.0), optax.scale_by_learning_rate(1e-2))`; behind `ember(rate)` it is in units of the
+    cap_row_steps(3.0), optax.scale_by_learning_rate(1e-2))`; behind `ember(rate, body)` it is in units of the
     parameters, `cap_row_steps(lambda step: 3.0 * rate(step))`. One more read
     of the updates; nothing of the table's size is kept, and on a mesh V numbers are summed over the devices that share the
     features.

@@ -54,9 +54,9 @@ def on_tables(
     def init_fn(params):
         check_tree(params, "params")
         found = tables_at_init(find, params)
-        check_found(found, tables, complete=is_complete(params))
+        check_found(found, complete=is_complete(params))
         if not is_observed():
-            warn_of_suspects(found, tables, rule.name)
+            warn_of_suspects(found, rule.name)
         first = list(map(_first, found.tables))
         return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(first))
 
@@ -142,7 +142,7 @@ def _check_rows(rule: Rule, table: Table, update: jax.Array) -> None:
     if table.ids is not None and rule.needs_all_rows:
         raise ValueError(
             f"{rule.name} cannot take the row-sparse update of {table.name!r}: {rule.needs_all_rows} Give its update dense, with "
-            f"None for its ids, or leave it out: tables=functools.partial(token_tables, exclude=[{table.name!r}])."
+            f"None for its ids, or leave it out: tables=TokenTables(exclude=[{table.name!r}])."
         )
     if table.ids is not None and table.axes is not None:
         check_compact(table.name, update.shape, table.ids, table.shape, table.axes)

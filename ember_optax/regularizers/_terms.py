@@ -59,8 +59,8 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     check_tree(params, "params")
     # A bare `RowSlice` is a pytree of its rows and ids: in its place the finder sees the table that it stands for.
     found = tables_of(_whole(params), tables, "found", argument="tables", what="the parameters are")
-    check_found(found, tables, complete=True)
-    warn_of_suspects(found, tables, "over_tables")
+    check_found(found, complete=True)
+    warn_of_suspects(found, "over_tables")
     boxes = jax.tree.leaves(params, is_leaf=lambda node: is_box(node) or isinstance(node, RowSlice))
     values = [
         _of_table(term, table, unbox(box)) for table, box in zip(found.tables, boxes, strict=True) if table.axes is not None

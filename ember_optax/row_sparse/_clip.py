@@ -7,31 +7,34 @@ import jax.numpy as jnp
 import optax
 
 from .._math.rows import flat_ids, rows_first, sum_duplicates
-from .._tree.boxes import unbox
-from .._tree.compact_rows import CompactRows
+from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.fused_leaves import HeadGradient, HeadLeaf
 from .._tree.hyperparameters import checked_max_norm
 from .._tree.inputs import check_array, check_tree
 from .._tree.tables import Table, read_tree
-from .._tree.token_ids import check_rows_first, token_ids_by_name
+from .._tree.token_ids import token_ids_by_name
+from ._vocabularies import Vocabulary, vocabularies
 
 
-def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformationExtraArgs:
+def clip_by_global_norm(
+    max_norm: jax.typing.ArrayLike, *, tables: DimensionNumbersLike = AUTO
+) -> optax.GradientTransformationExtraArgs:
     r"""`optax.clip_by_global_norm` that knows the gradients of fused heads, and adds the rows of equal ids up before it squares.
 
     .. math:: g \leftarrow g \, \min(1, max\_norm / \lVert g \rVert), \qquad \lVert g \rVert^2 = \sum_{leaves} \sum_i g_i^2
 
-    The norm is that of the dense gradients. That of a fused head is known from its backward pass.
+    The norm is that of the dense gradients, whatever rows of padding hold. That of a fused head is known from its backward pass.
 
     Args:
-      max_norm: the largest norm that stays.
+      max_norm: the largest norm that is allowed.
+      tables: which axis of the tables is the vocabulary, as in `ember`. It is asked only where `update` gets `token_ids`.
 
     Returns:
-      A `GradientTransformationExtraArgs` without a state, whose `update` takes `token_ids`.
+      A `GradientTransformationExtraArgs` without a state. Its `update` takes `token_ids`, and then needs the parameters.
 
     Raises:
       TypeError: `max_norm` is no real number; at update, a leaf is no array.
-      ValueError: `max_norm` is not positive or not finite; at update, ids do not fit.
+      ValueError: `max_norm` is not positive or not finite; at update, ids do not fit, or come without the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,18 +49,21 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransfo
       docs/fused_head.md
     """
     max_norm = checked_max_norm(max_norm)
+    check_declaration(tables, "tables")
 
     def init_fn(params):
         check_tree(params, "params", may_be_empty=True)
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
-        del params, extra_args
+        del extra_args
         check_tree(updates, "updates", may_be_empty=True)
-        found = read_tree(updates, token_ids_by_name(token_ids))
+        ids = token_ids_by_name(token_ids)
+        found = read_tree(updates, ids)
         for table in found.tables:
             check_array(table.box, f"the gradient of {table.name!r}")
-        norm = jnp.sqrt(sum((_squared_norm(table) for table in found.tables), jnp.float32(0)))
+        known = vocabularies(found, ids, params, tables)
+        norm = jnp.sqrt(sum((_squared_norm(table, known.get(table.name)) for table in found.tables), jnp.float32(0)))
         small, limit = norm < max_norm, jnp.asarray(max_norm, jnp.float32)
 
         def clip(table: Table) -> Any:
@@ -71,19 +77,14 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _squared_norm(table: Table) -> jax.Array:
+def _squared_norm(table: Table, vocabulary: Vocabulary | None) -> jax.Array:
     if isinstance(table.array, HeadLeaf):
         if not isinstance(table.array, HeadGradient):
             raise TypeError(f"the update of {table.name!r} has no norm: clip the gradients, before ember or scale_by_ember.")
         return table.array.squared_norm
     g = jnp.asarray(table.array)
-    if table.ids is not None:
-        inside = unbox(table.box)
-        if isinstance(inside, CompactRows):
-            token_axis, size = inside.token_axis, inside.shape[inside.token_axis]
-        else:
-            check_rows_first(table.name, table.shape, table.ids)
-            token_axis, size = 0, jnp.iinfo(jnp.int32).max
-        g, _ = sum_duplicates(rows_first(g, token_axis, table.ids.ndim), flat_ids(table.ids, size), size)
+    if table.ids is not None and vocabulary is not None:
+        ids_N = flat_ids(table.ids, vocabulary.num_rows)
+        g, _ = sum_duplicates(rows_first(g, vocabulary.token_axis, table.ids.ndim), ids_N, vocabulary.num_rows)
     wide = jnp.promote_types(g.dtype, jnp.float32)
     return jnp.sum(jnp.square(jnp.abs(g.astype(wide)))).astype(jnp.float32)

@@ -105,7 +105,7 @@ def value_and_grad(
         for table in found.tables:
             if table.name in sliced and table.axes is not None:
                 distinct, _ = sliced[table.name]
-                rows = leaves[table.name]
+                rows = leaves[table.name].astype(table.array.dtype)
                 leaves[table.name] = CompactRows(rows, distinct, table.shape, table.axes.token[0], table.name)
         return value, found.rebuild(leaves.values())
 
@@ -151,7 +151,7 @@ def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads:
         if table.axes is None:
             return leaf
         token_axis = table.axes.token[0]
-        rows = RowSlice(leaf, sliced[table.name][0], table.shape[token_axis], token_axis)
+        rows = RowSlice(leaf, sliced[table.name][0], table.shape[token_axis], token_axis).read_as(table.array.dtype)
         return rows.with_head(heads[table.name], links[table.name]) if table.name in heads else rows
 
     return found.rebuild(map(part, found.tables, map(unbox, found.treedef.flatten_up_to(compact_params))))

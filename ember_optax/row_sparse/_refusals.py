@@ -13,7 +13,7 @@ def whole_table_error(table: Any, reason: str) -> WholeTableError:
         return WholeTableError(
             f"{head.name!r} of shape {table.shape} is named in heads, so that losses.linear_softmax_cross_entropy(hidden, table, "
             f"labels) alone may use it as a head, and table[ids] look rows up that are declared in token_ids; but {reason}. Call "
-            f"that loss, or leave {head.name!r} out of heads."
+            f"that loss (num_tokens=... keeps rows of padding out of it), or leave {head.name!r} out of heads."
         )
     return WholeTableError(
         f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .._math.mesh import entry_names, in_auto_mode, spec_entries, spec_of
-from .._math.rows import flat_ids, rows_first, take_rows
+from .._math.rows import flat_ids, is_narrow, rows_first, take_rows
 from .._tree.inputs import checked_axis
 from ._checks import check_slice, check_tap, checked_ids, checked_table
 from ._refusals import RefusesWholeTable, whole_table_error
@@ -18,7 +18,8 @@ class RowSlice(RefusesWholeTable):
 
     `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared; but negative ids
     are padding, whose rows are zeros, and do not count from the end. Everything that would need every row (`table.T`, a product
-    with it) raises. A pytree of `rows` and of `ids` in a form that refuses arithmetic.
+    with it) raises. A pytree of `rows`, of `ids` in a form that refuses arithmetic, and of an empty array with the dtype of what
+    is looked up: `value_and_grad` keeps rows of 16 bits in float32, so that the gradients of all lookups are added up in float32.
 
     Args:
       rows: the rows, of the table's shape with N in the place of V; differentiated.
@@ -28,7 +29,7 @@ class RowSlice(RefusesWholeTable):
 
     Attributes:
       shape: the shape of the whole table.
-      dtype: of the rows.
+      dtype: of what is looked up.
 
     Raises:
       TypeError: the whole table is asked for, compared or used as a truth value; `ids` are not integers, `rows` are not floating.
@@ -48,6 +49,7 @@ class RowSlice(RefusesWholeTable):
     def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
         check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
+        self._of_dtype = jnp.zeros(0, rows.dtype)
         self._head: Any = None
         self._link: Any = None
 
@@ -67,7 +69,7 @@ class RowSlice(RefusesWholeTable):
 
     @property
     def dtype(self):
-        return self.rows.dtype
+        return self._of_dtype.dtype
 
     def astype(self, dtype) -> "RowSlice":
         if self._head is not None and self.dtype not in (self._head.table.dtype, jnp.dtype(dtype)):
@@ -75,14 +77,25 @@ class RowSlice(RefusesWholeTable):
                 f"the fused head {self._head.name!r} was cast to {self.dtype} and then to {jnp.dtype(dtype)}, of which only the "
                 f"last would count: cast it once, or leave it out of heads."
             )
-        return RowSlice(self.rows.astype(dtype), self.ids, self.num_rows, self.token_axis).with_head(self._head, self._link)
+        # Rows of 16 bits that are kept in float32 stay there, so that gradients are added up in it.
+        is_wider = self.rows.dtype == jnp.float32 != self.dtype
+        new = self.read_as(dtype)
+        if not is_wider or jnp.dtype(dtype) not in (jnp.float32, self.dtype):
+            new.rows = self.rows.astype(dtype)
+        return new
+
+    def read_as(self, dtype: Any) -> "RowSlice":
+        """The same rows, whose lookups have another dtype."""
+        new = RowSlice(self.rows, self.ids, self.num_rows, self.token_axis)
+        new._of_dtype, new._head, new._link = jnp.zeros(0, dtype), self._head, self._link
+        return new
 
     def with_head(self, head: Any, link: Any) -> "RowSlice":
         """The same rows, of a table that is a fused head besides (`value_and_grad(heads=...)` makes them).
 
         `link` is a number that goes wherever the rows go, so that its gradient tells whether that of the head gets to them.
         """
-        new = RowSlice(self.rows, self.ids, self.num_rows, self.token_axis)
+        new = self.read_as(self.dtype)
         new._head, new._link = head, link
         return new
 
@@ -97,12 +110,12 @@ class RowSlice(RefusesWholeTable):
 
     def tree_flatten(self):
         # The head is no child: what is done to all leaves, a cast say, does not reach its table.
-        return (self.rows, self._guarded_ids, self._link), (self.num_rows, self.token_axis, self._head)
+        return (self.rows, self._guarded_ids, self._of_dtype, self._link), (self.num_rows, self.token_axis, self._head)
 
     @classmethod
     def tree_unflatten(cls, static, children):
         new = object.__new__(cls)
-        new.rows, new._guarded_ids, new._link = children
+        new.rows, new._guarded_ids, new._of_dtype, new._link = children
         new.num_rows, new.token_axis, new._head = static
         return new
 
@@ -172,6 +185,8 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
     """The distinct ids in increasing order, V after them, and their rows; all V of them where there are V ids or more.
 
+    Rows of 16 bits are returned in float32, so that the gradients of all lookups are added up in float32.
+
     Two places for a single id: `optax.apply_updates` would add a gradient of one row to all rows, in silence.
     """
     size = table.shape[token_axis]
@@ -181,7 +196,8 @@ def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.A
         # As many ids as rows: all rows in their order, so that the compact gradient is the dense one.
         many = places >= size
         ids_N = jnp.arange(size, dtype=jnp.int32) if many else jnp.unique(flat_ids(ids, size), size=places, fill_value=size)
-        return ids_N, jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+        rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
+        return ids_N, rows.astype(jnp.float32) if is_narrow(rows) else rows
 
     def specs():
         entries = list(spec_entries(table))
@@ -207,7 +223,7 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
         rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # there is nothing to take, and no id is known
     place_M = jnp.searchsorted(table.ids, ids_M).astype(jnp.int32)
     known_M = (jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M) if count else jnp.zeros(ids_M.shape, bool)
-    found = jnp.take(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, mode="fill", fill_value=jnp.nan)
+    found = take_rows(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, jnp.nan).astype(table.dtype)
     padding_M = (ids_M == table.num_rows).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))
     return jnp.where(padding_M, jnp.zeros((), found.dtype), found)
 

@@ -5,27 +5,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._math.rows import flat_ids, rows_first, sum_duplicates
+from .._math.rows import flat_ids, rows_back, rows_first, sum_duplicates
+from .._tree.boxes import unbox
+from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import check_array, check_tree
+from .._tree.linear_leaf import LinearLeaf
 from .._tree.tables import Table, read_tree
-from .._tree.token_ids import check_rows_first, token_ids_by_name
+from .._tree.token_ids import token_ids_by_name
+from ._vocabularies import Vocabulary, vocabularies
 
 
-def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, jax.Array]]:
+def mean_over_micro_batches(
+    grads: Any, token_ids: Any, params: Any = None, *, tables: DimensionNumbersLike = AUTO
+) -> tuple[Any, dict[str, jax.Array]]:
     """The gradient of the mean loss of A micro-batches whose gradients are stacked along a new first axis, as by `jax.lax.scan`.
 
-    Compact gradients are concatenated and divided by A, dense ones averaged; so they are averaged before they are squared.
+    Compact gradients are concatenated and divided by A, dense ones are averaged. So they are averaged before they are squared.
 
     Args:
-      grads: stacked gradients, (A, ...); compact leaves have their token axis first.
+      grads: stacked gradients, (A, ...): arrays, as from `row_sparse.split`.
       token_ids: their stacked ids, (A, ...).
+      params: the parameters, which tell the token axes; None only without ids.
+      tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
-      The gradients, and the ids by path.
+      The gradients, compact ones with the axes of the stacked ids instead of the token axis; and the ids by path.
 
     Raises:
       TypeError: a gradient is not floating.
-      ValueError: ids for a path that is no gradient; gradients are not stacked.
+      ValueError: ids for a path that is no gradient, or ids without the parameters; gradients are not stacked, or do not fit.
 
     Example:
       >>> import jax
@@ -36,7 +44,7 @@ def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, 
       >>> def micro_batch(_, ids):
       ...     loss, grads = grad_fn(params, {"wte": ids}, ids)
       ...     return None, row_sparse.split(grads)
-      >>> grads, token_ids = row_sparse.mean_over_micro_batches(*jax.lax.scan(micro_batch, None, batches)[1])
+      >>> grads, token_ids = row_sparse.mean_over_micro_batches(*jax.lax.scan(micro_batch, None, batches)[1], params)
       >>> grads["wte"].shape, token_ids["wte"].shape
       ((2, 2, 4), (2, 2))
 
@@ -48,58 +56,67 @@ def mean_over_micro_batches(grads: Any, token_ids: Any) -> tuple[Any, dict[str, 
     found = read_tree(grads, ids)
     for table in found.tables:
         check_array(table.box, f"the gradient of {table.name!r}", floating=True)
+        if isinstance(unbox(table.box), LinearLeaf):
+            raise TypeError(f"the gradient of {table.name!r} is no array: pass what row_sparse.split makes of the gradients.")
     counts = {table.shape[:1] for table in found.tables}
+    counts |= {table.ids.shape[:1] for table in found.tables if table.ids is not None}
     if len(counts) > 1 or () in counts or (0,) in counts:
         raise ValueError(
             f"gradients of micro-batches must be stacked along one new first axis, got the shapes "
             f"{ {table.name: table.shape for table in found.tables} }: stack them with jax.lax.scan or jnp.stack."
         )
 
+    known = vocabularies(found, ids, params, tables, stacked=1)
+
     def mean(table: Table) -> jax.Array:
-        check_rows_first(table.name, table.shape, table.ids)
-        return jnp.mean(table.array, 0) if table.ids is None else table.array / table.shape[0]
+        if table.ids is None:
+            return jnp.mean(table.array, 0)
+        return jnp.moveaxis(table.array, 0, known[table.name].token_axis) / table.shape[0]
 
     return found.rebuild(map(mean, found.tables)), ids
 
 
-def sum_over_duplicates(updates: Any, token_ids: Any) -> Any:
-    """Adds the rows of equal ids up, each sum where its id stands first, zeros elsewhere; dense leaves stay.
+def sum_over_duplicates(updates: Any, token_ids: Any = None, params: Any = None, *, tables: DimensionNumbersLike = AUTO) -> Any:
+    """Adds the rows of equal ids up: each sum is where its id occurs first, with zeros elsewhere and in padding.
 
     `scale_by_ember` does that itself. For what comes before it and depends on the gradient's norm, such as
     `optax.clip_by_global_norm`, the norm is the dense gradient's only after this. The gradients of `row_sparse.value_and_grad`
-    have distinct ids and do not need it.
+    have distinct ids and do not need it. Sums are made in float32 and rounded once. Dense leaves are returned as they are.
 
     Args:
-      updates: gradients whose compact leaves have their token axis first.
-      token_ids: as in `row_sparse.apply_updates`; but only ids below zero are known as padding, V is not.
+      updates: gradients.
+      token_ids: as in `row_sparse.apply_updates`, for the arrays among them that are compact.
+      params: the parameters, which tell the token axes and V; None only without `token_ids`.
+      tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       The updates, of the same shapes and dtypes.
 
     Raises:
-      ValueError: ids for a path that is no update; an update whose first axes are not those of its ids.
+      ValueError: ids for a path that is no update, or ids without the parameters; an update that does not fit its ids.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from ember_optax import row_sparse
-      >>> row_sparse.sum_over_duplicates({"wte": jnp.ones((3, 1))}, {"wte": jnp.array([5, 2, 5])})["wte"][:, 0]
+      >>> params, ids = {"wte": jnp.zeros((8, 1))}, jnp.array([5, 2, 5])
+      >>> row_sparse.sum_over_duplicates({"wte": jnp.ones((3, 1))}, {"wte": ids}, params)["wte"][:, 0]
       Array([2., 1., 0.], dtype=float32)
 
     References:
       docs/row_sparse.md
     """
     check_tree(updates, "updates")
-    found = read_tree(updates, token_ids_by_name(token_ids))
+    ids = token_ids_by_name(token_ids)
+    found = read_tree(updates, ids)
     for table in found.tables:
         check_array(table.box, f"the update of {table.name!r}")
-    return found.rebuild(map(_sum_rows, found.tables))
+    known = vocabularies(found, ids, params, tables)
+    return found.rebuild(_sum_rows(table, known.get(table.name)) for table in found.tables)
 
 
-def _sum_rows(table: Table) -> Any:
-    if table.ids is None:
+def _sum_rows(table: Table, vocabulary: Vocabulary | None) -> Any:
+    if table.ids is None or vocabulary is None:
         return table.array
-    check_rows_first(table.name, table.shape, table.ids)
-    size = jnp.iinfo(jnp.int32).max  # of the table: no matter, only padding below zero is known here
-    array = jnp.asarray(table.array)
-    rows_NxF, _ = sum_duplicates(rows_first(array, 0, table.ids.ndim), flat_ids(table.ids, size), size)
-    return rows_NxF.astype(array.dtype).reshape(table.shape)
+    (token_axis, size), array = vocabulary, jnp.asarray(table.array)
+    rows_NxF, _ = sum_duplicates(rows_first(array, token_axis, table.ids.ndim), flat_ids(table.ids, size), size)
+    return rows_back(rows_NxF.astype(array.dtype), array.shape, token_axis, table.ids.ndim)

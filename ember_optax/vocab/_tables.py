@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from .._math.axes import TableAxes
 from .._state.origins import AxisOrigin
 from .._tree.declared import DimensionNumbersLike
-from .._tree.finder import FinderOptions, compile_patterns, finder_with
+from .._tree.finder import compile_patterns, finder_with
 from .._tree.inputs import listed
 from .._tree.paths import parent_of
 from .._tree.suspects import heads_alone
@@ -50,11 +50,11 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, unrelated: Sequence
         )
         raise ValueError(
             f"the tables have vocabularies of different sizes: {listed}. If one is read along the wrong axis, declare it: "
-            f"tables=functools.partial(token_tables, include={{'its/path': EmberDimensionNumbers(axis)}}). If they are several "
+            f"tables=TokenTables(include={{'its/path': EmberDimensionNumbers(axis)}}). If they are several "
             f"vocabularies, or one of them is padded, change one at a time and leave the others out: "
-            f"tables=functools.partial(token_tables, exclude=['their/path'])."
+            f"tables=TokenTables(exclude=['their/path'])."
         )
-    if (options := FinderOptions.of(tables)) and (heads := heads_alone(found, options)):
+    if heads := heads_alone(found):
         _refuse_heads_alone(heads, found, axes)
     size = next(iter(sizes.values()))
     of_others = _unrelated(found, axes, unrelated)
@@ -94,7 +94,7 @@ def _unrelated(found: TableTree, axes: dict[str, TableAxes], unrelated: Sequence
     if tables := sorted(names & set(axes)):
         raise ValueError(
             f"unrelated matches {tables}, which are tables and change with their vocabulary: keep them out of the tables as "
-            f"well, tables=functools.partial(token_tables, exclude={tables})."
+            f"well, tables=TokenTables(exclude={tables})."
         )
     return names
 
@@ -110,6 +110,6 @@ def _check_others(found: TableTree, axis_of: dict[int, int], size: int, unrelate
         changed = {found.tables[i].name: found.tables[i].shape for i in axis_of}
         raise ValueError(
             f"of the parameters with an axis of {size} only {changed} are known to have the vocabulary, and {others} would be "
-            f"left behind. If one has it, name it: tables=functools.partial(token_tables, include=['its/path']). If its size is "
+            f"left behind. If one has it, name it: tables=TokenTables(include=['its/path']). If its size is "
             f"a coincidence, name it in unrelated={sorted(others)}."
         )

@@ -83,6 +83,18 @@ def rewards(problems: Problems, tokens_NxT: np.ndarray) -> np.ndarray:
     return np.asarray([answer == right for answer, right in zip(answers, problems.answers, strict=True)], np.float32)
 
 
+def worked_rewards(problems: Problems, tokens_NxT: np.ndarray) -> np.ndarray:
+    """1 where the completion is right and worked out, with every partial sum, else 0; (N,) float32.
+
+    Example:
+      >>> problems = draw_problems(4, (2,), (0,))
+      >>> worked_rewards(problems, solutions(problems, (0,))).tolist()  # half of the solutions are answered at once
+      [1.0, 1.0, 0.0, 1.0]
+    """
+    prompts, texts = map(decode, problems.tokens), map(decode, tokens_NxT)
+    return np.asarray([text == prompt + _solution(prompt, True) for prompt, text in zip(prompts, texts, strict=True)], np.float32)
+
+
 def read_answer(text: str) -> int | None:
     """The last number of a text that ends as it should.
 

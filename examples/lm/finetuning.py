@@ -73,15 +73,23 @@ def docstring_lesson(model: Llama, length: int, cache_dir: Path) -> Lesson:
     return Lesson(model.params, logits, table, encode(training), encode(held_out), hidden, Head(table, 0))
 
 
-def description_lesson(model: ModelConfig, training: TrainingConfig, tx: optax.GradientTransformation, cache_dir: Path) -> Lesson:
-    """A small model, trained here on the standard library, and what the installed packages say of themselves."""
+def description_lesson(
+    model: ModelConfig,
+    training: TrainingConfig,
+    tx: optax.GradientTransformation,
+    cache_dir: Path,
+    parts: tuple[list[str], list[str]] | None = None,
+) -> Lesson:
+    """A small model, trained here on the standard library, and other text: documents to learn from and held-out ones.
+
+    Without `parts` it is what the installed packages say of themselves, which the next installation changes.
+    """
     library = read_documents(None)
     corpus = load_corpus(library, model.vocabulary_size, cache_dir)
     base = train("from scratch", model, training, tx, corpus, mesh=make_mesh(None, training.batch_size))
     tokenizer = load_tokenizer(library, model.vocabulary_size, cache_dir)
-    examples, held_out = (
-        _windows(encode_documents(tokenizer, part), training.sequence_length) for part in split_documents(read_descriptions())
-    )
+    parts = split_documents(read_descriptions()) if parts is None else parts
+    examples, held_out = (_windows(encode_documents(tokenizer, part), training.sequence_length) for part in parts)
     of_head = hidden_function(model), head_of(model)
     return Lesson(base.parameters, logits_function(model), "embed/embedding", examples, held_out, *of_head)
 

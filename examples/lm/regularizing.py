@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ember_optax import regularizers, token_tables
+from ember_optax import TokenTables, regularizers
 from lm.errors import UsageError
 
 _SAMPLES = 256
@@ -171,7 +171,7 @@ def _alignment(table, *, token_axis, coefficient, subject, key):
 
 
 def _center(_, subject):
-    heads = functools.partial(token_tables, exclude=[subject.input_table])
+    heads = TokenTables(exclude=[subject.input_table])
     return regularizers.center_rows("table", tables=heads)
 
 

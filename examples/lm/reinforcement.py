@@ -15,7 +15,7 @@ from lm.errors import UsageError
 from lm.grpo import Batch, complete, completion_mask, group_advantages, policy_loss, token_log_probs
 from lm.training import init_params, logits_function
 
-_HELD_OUT = draw_problems(2048, LEVELS, (2**32,))  # no seed of a run is as large
+HELD_OUT = draw_problems(2048, LEVELS, (2**32,))  # no seed of a run is as large
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,15 @@ class Policy(NamedTuple):
       loss: `loss(params, batch)`, the policy gradient's.
       sample: `sample(params, tokens, lengths, key)`, random completions.
       batch: `batch(params, reference, tokens, lengths, advantages)`, what `loss` learns from.
-      accuracy: `accuracy(params)`, the share of held-out problems that random completions solve, always the same random ones.
+      accuracy: `accuracy(params)`, the mean reward of random completions of held-out problems, always the same random ones.
+      reward: `reward(problems, tokens)`, 1 or 0 for each completion.
     """
 
     loss: Callable[[Any, Batch], jax.Array]
     sample: Callable[..., jax.Array]
     batch: Callable[..., Batch]
     accuracy: Callable[[Any], float]
+    reward: Callable[[Problems, np.ndarray], np.ndarray]
 
 
 def model_config(width: int, layers: int, heads: int, *, tied: bool) -> ModelConfig:
@@ -65,7 +67,9 @@ def model_config(width: int, layers: int, heads: int, *, tied: bool) -> ModelCon
     return ModelConfig(VOCABULARY_SIZE, width, layers, heads, tied)
 
 
-def make_policy(model: ModelConfig, clip: float, kl_weight: float) -> Policy:
+def make_policy(
+    model: ModelConfig, clip: float, kl_weight: float, reward: Callable[[Problems, np.ndarray], np.ndarray] = rewards
+) -> Policy:
     """Everything that is compiled and does not depend on the optimizer."""
     logits = logits_function(model)
 
@@ -78,13 +82,14 @@ def make_policy(model: ModelConfig, clip: float, kl_weight: float) -> Policy:
 
     @jax.jit
     def answer_held_out(params):
-        return complete(logits, params, jnp.asarray(_HELD_OUT.tokens), jnp.asarray(_HELD_OUT.lengths), jax.random.key(0))
+        return complete(logits, params, jnp.asarray(HELD_OUT.tokens), jnp.asarray(HELD_OUT.lengths), jax.random.key(0))
 
     return Policy(
         loss=lambda params, batch: policy_loss(logits, params, batch, clip, kl_weight),
         sample=jax.jit(lambda *arguments: complete(logits, *arguments)),
         batch=make_batch,
-        accuracy=lambda params: float(np.mean(rewards(_HELD_OUT, np.asarray(answer_held_out(params))))),
+        accuracy=lambda params: float(np.mean(reward(HELD_OUT, np.asarray(answer_held_out(params))))),
+        reward=reward,
     )
 
 
@@ -120,7 +125,7 @@ def reinforce(policy: Policy, carry: Any, update: Callable[[Any, Batch], Any], c
         problems = repeated(draw_problems(config.prompts, LEVELS, (config.seed, i, 2)), config.group)
         key = jax.random.fold_in(jax.random.key(config.seed), i)
         tokens = policy.sample(carry[0], problems.tokens, problems.lengths, key)
-        reward = rewards(problems, np.asarray(tokens))
+        reward = policy.reward(problems, np.asarray(tokens))
         batch = policy.batch(carry[0], reference, tokens, problems.lengths, group_advantages(reward, config.group))
         for _ in range(config.updates):
             carry = update(carry, batch)

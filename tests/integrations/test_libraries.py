@@ -1,6 +1,5 @@
 """Real models of the libraries that people train with: the right tables, and five steps that lower the loss."""
 
-import functools
 import os
 
 import optax
@@ -17,7 +16,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from next_token import TOKENS, D, T, V, assert_falls, needs_nnx_optimizer, next_token_loss, train, train_nnx
 
-from ember_optax import ember, token_tables
+from ember_optax import TokenTables, ember, token_tables
 from ember_optax._tree.paths import flatten_named
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -128,7 +127,7 @@ def test_equinox():
     include = ["head/weight"]
     assert tables_of(eqx.filter(model, eqx.is_inexact_array)) == {"embed/weight": 0}
     assert tables_of(eqx.filter(model, eqx.is_inexact_array), include=include) == {"embed/weight": 0, "head/weight": 0}
-    tx = ember(3e-3, optax.adamw(3e-3), tables=functools.partial(token_tables, include=include))
+    tx = ember(3e-3, optax.adamw(3e-3), tables=TokenTables(include=include))
     opt_state, losses = tx.init(eqx.filter(model, eqx.is_inexact_array)), []
 
     @eqx.filter_jit

@@ -1,6 +1,5 @@
 """`optax.inject_hyperparams` around Ember."""
 
-import functools
 import warnings
 
 import jax
@@ -10,7 +9,7 @@ import optax
 import pytest
 from three_matrices import TABLES, assert_trees_close, initial_params
 
-from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, token_tables
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, scale_by_ember, token_tables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -66,7 +65,7 @@ class TestInjectHyperparams:
         "function",
         [
             token_tables,
-            functools.partial(token_tables, include=["dense/kernel"]),
+            TokenTables(include=["dense/kernel"]),
             lambda params: jax.tree.map(lambda p: EmberDimensionNumbers() if p.ndim == 2 else None, params),
             lambda params: None,
             lambda params: {"embed": {"embedding": EmberDimensionNumbers(0)}} if isinstance(params, dict) else None,

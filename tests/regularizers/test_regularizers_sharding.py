@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from layouts import make_mesh, table_spec
 
 from benchmarks.harness.compiled import collectives
-from ember_optax import ember, regularizers, state_shardings, token_tables
+from ember_optax import TokenTables, ember, regularizers, state_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 96, 40
@@ -45,7 +45,7 @@ TX = optax.chain(
     ember(1e-2, optax.adamw(1e-2)),
     regularizers.scale_by_frequency(decay=0.9),
     regularizers.cap_row_steps(5e-3),
-    regularizers.center_rows("table", tables=functools.partial(token_tables, exclude=["wte"])),
+    regularizers.center_rows("table", tables=TokenTables(exclude=["wte"])),
     regularizers.normalize_spectral_norm(10.0),
 )
 

@@ -11,12 +11,12 @@ import regularizer_oracle as oracle
 from steps import to_dense
 from three_matrices import TABLES, assert_trees_equal, initial_params
 
-from ember_optax import EmberDimensionNumbers, ember, regularizers, row_sparse, scale_by_ember, token_tables
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, regularizers, row_sparse, scale_by_ember
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 COUNTS = np.arange(V)
-HEAD = functools.partial(token_tables, exclude=["embed/embedding"])
+HEAD = TokenTables(exclude=["embed/embedding"])
 TRANSFORMATIONS = {
     "center updates": regularizers.center_rows(tables=TABLES),
     "center the table": regularizers.center_rows("table", tables=TABLES),

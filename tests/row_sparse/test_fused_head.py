@@ -293,6 +293,6 @@ def test_a_clip_by_another_norm_would_differ():
 
 
 def test_the_clip_adds_equal_ids_up():
-    rows, ids = jnp.ones((3, 2)), {"w": jnp.array([5, 1, 5])}
-    clipped, _ = row_sparse.clip_by_global_norm(1.0).update({"w": rows}, optax.EmptyState(), token_ids=ids)
+    rows, ids, params = jnp.ones((3, 2)), {"w": jnp.array([5, 1, 5])}, {"w": jnp.zeros((8, 2))}
+    clipped, _ = row_sparse.clip_by_global_norm(1.0).update({"w": rows}, optax.EmptyState(), params, token_ids=ids)
     np.testing.assert_allclose(clipped["w"], rows / np.sqrt(10), rtol=1e-6)

@@ -35,7 +35,7 @@ def train(tx, form, steps=6, micro_batches=1):
             parts = batch.reshape(micro_batches, -1, T + 1)
             _, (grads, token_ids) = jax.lax.scan(lambda _, ids: (None, of_batch(params, ids)), None, parts)
             if sparse:
-                grads, token_ids = row_sparse.mean_over_micro_batches(grads, token_ids)
+                grads, token_ids = row_sparse.mean_over_micro_batches(grads, token_ids, params)
             else:
                 grads = jax.tree.map(lambda g: g.mean(0), grads)
         return sparse_step(tx)(params, state, grads, token_ids) if sparse else dense_step(tx)(params, state, grads)

@@ -22,7 +22,7 @@ def test_duplicates_of_bfloat16_rows_are_added_in_float32():
 def test_sum_over_duplicates_gives_the_dense_norm():
     ids = jnp.array([[4, -1, 4], [2, 4, 9]])
     compact = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32)
-    summed = row_sparse.sum_over_duplicates({"wte": compact}, {"wte": ids})["wte"]
+    summed = row_sparse.sum_over_duplicates({"wte": compact}, {"wte": ids}, {"wte": jnp.zeros((10, 5))})["wte"]
     assert summed.shape == compact.shape
     dense = to_dense(compact, ids, (10, 5))
     np.testing.assert_allclose(optax.tree.norm(summed), optax.tree.norm(dense), rtol=1e-6)

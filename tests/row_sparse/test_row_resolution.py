@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from steps import split_value_and_grad
 from x64 import enable_x64
 
-from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, token_tables
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, row_sparse, scale_by_ember
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -79,7 +79,7 @@ def test_a_leaf_that_the_finder_does_not_know_has_its_tokens_first():
         params, {"nameless": jnp.array([30])}
     )
     assert loss == 8.0
-    tables = functools.partial(token_tables, include=["nameless"])
+    tables = TokenTables(include=["nameless"])
     assert ember(1e-2, optax.adamw(1e-2), tables=tables).init(params) is not None
     assert grads["nameless"].rows.shape == (2, 8)
 

@@ -1,7 +1,6 @@
 """The table finder on paths of real libraries, in every shape that a tree can take."""
 
 import dataclasses
-import functools
 import re
 from typing import ClassVar
 
@@ -10,10 +9,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
+from model_trees import read_models
 from published_paths import ROWS, nested
 
 from ember_optax import (
     EmberDimensionNumbers,
+    TokenTables,
     describe_token_tables,
     ember,
     scale_by_ember,
@@ -21,7 +22,7 @@ from ember_optax import (
     token_table_labels,
     token_tables,
 )
-from ember_optax._tree.rules import RULES
+from ember_optax._tree.rules import RULES, first_match
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -50,8 +51,10 @@ def in_a_list(path, leaf):
 
 
 def found_axis(params):
-    (found,) = [x for x in jax.tree.leaves(token_tables(params)) if x is not None] or [None]
-    return None if found is None else found.token_axis
+    """Of a tree of one leaf, in a model with an embedding."""
+    *found, _ = jax.tree.leaves(token_tables([params, {"wte": jnp.zeros((97, 16))}]), is_leaf=lambda x: x is None)
+    (axis,) = [None if numbers is None else numbers.token_axis for numbers in found if numbers is not None] or [None]
+    return axis
 
 
 def test_there_is_enough_data():
@@ -70,8 +73,10 @@ def test_every_row_is_classified_right(rows, make):
 
 def test_rules_are_few_and_each_is_needed():
     assert len(RULES) <= 12
+    rows = [(path, shape) for path, shape, _ in ALL_ROWS]
+    rows += [(path, shape) for model in read_models("token_models.txt").values() for path, shape in model.shapes.items()]
     for rule in RULES:
-        assert any(rule.name in describe_token_tables(nested(path, jnp.zeros(shape))) for path, shape, _ in ALL_ROWS), rule
+        assert any(first_match(path, len(shape)).rule == rule.name for path, shape in rows), rule
 
 
 def test_the_axis_never_follows_the_longer_side():
@@ -82,11 +87,11 @@ def test_the_axis_never_follows_the_longer_side():
 @pytest.mark.parametrize(
     "path, shape, expected",
     [
-        ("embedder/per_layer_input_embedding", (97, 3, 8), EmberDimensionNumbers(0)),
-        ("layers/value_embed/embedding", (3, 97, 16), EmberDimensionNumbers(1, (0,))),
-        ("codebook_embeds/embedding", (4, 97, 16), EmberDimensionNumbers(1, (0,))),
-        ("lm_head/kernel", (4, 16, 97), EmberDimensionNumbers(2, (0,))),
-        ("lm_head/weight", (4, 97, 16), EmberDimensionNumbers(1, (0,))),
+        ("embedder/per_layer_input_embedding", (97, 3, 8), EmberDimensionNumbers(0, (), "tied")),
+        ("layers/value_embed/embedding", (3, 97, 16), EmberDimensionNumbers(1, (0,), "tied")),
+        ("codebook_embeds/embedding", (4, 97, 16), EmberDimensionNumbers(1, (0,), "tied")),
+        ("lm_head/kernel", (4, 16, 97), EmberDimensionNumbers(2, (0,), "head")),
+        ("lm_head/weight", (4, 97, 16), EmberDimensionNumbers(1, (0,), "head")),
         ("vit/embedding/kernel", (14, 14, 3, 16), None),
         ("embed/embedding", (97,), None),
     ],
@@ -168,32 +173,36 @@ class TestOptions:
     }
 
     def test_include_finds_a_head_without_a_name(self):
-        assert token_tables(self.params, include=["head/kernel"])["head"]["kernel"] == EmberDimensionNumbers(1)
+        assert token_tables(self.params, include=["head/kernel"])["head"]["kernel"] == EmberDimensionNumbers(1, (), "head")
         assert token_tables({"head": {"weight": jnp.zeros((97, 4))}}, include=["head/.*"]) == {
-            "head": {"weight": EmberDimensionNumbers(0)}
+            "head": {"weight": EmberDimensionNumbers(0, (), "head")}
         }
 
     def test_any_pattern_includes(self):
         both = token_tables(self.params, include=["head/kernel", "enc/.*"], exclude=["wte", "none"])
-        assert both == {"enc": {"pos_embed": EmberDimensionNumbers(0)}, "head": {"kernel": EmberDimensionNumbers(1)}, "wte": None}
+        assert both == {
+            "enc": {"pos_embed": EmberDimensionNumbers(0, (), "tied")},
+            "head": {"kernel": EmberDimensionNumbers(1, (), "head")},
+            "wte": None,
+        }
 
     def test_include_declares_axes(self):
-        numbers = EmberDimensionNumbers(0, (1,))
+        numbers = EmberDimensionNumbers(0, (1,), "input")
         assert token_tables(self.params, include={"enc/.*": numbers})["enc"]["pos_embed"] == numbers
 
     @pytest.mark.parametrize(
         "name, shape, expected",
         [
-            ("b", (97,), EmberDimensionNumbers(0)),
-            ("kernel", (2, 4, 8, 97), EmberDimensionNumbers(3)),
-            ("stack", (97, 2, 4, 8), EmberDimensionNumbers(0)),
+            ("b", (97,), EmberDimensionNumbers(0, (), "tied")),
+            ("kernel", (2, 4, 8, 97), EmberDimensionNumbers(3, (), "head")),
+            ("stack", (97, 2, 4, 8), EmberDimensionNumbers(0, (), "tied")),
         ],
     )
     def test_include_takes_any_rank(self, name, shape, expected):
         assert token_tables({name: jnp.zeros(shape)}, include=[name]) == {name: expected}
 
     def test_include_overrides_the_rules_and_exclude_overrides_include(self):
-        assert token_tables(self.params, include=[".*pos_embed"])["enc"]["pos_embed"] == EmberDimensionNumbers(0)
+        assert token_tables(self.params, include=[".*pos_embed"])["enc"]["pos_embed"].token_axis == 0
         tables = token_tables(self.params, include=["head/kernel"], exclude=["head/.*", "wte"])
         assert tables == {"enc": {"pos_embed": None}, "head": {"kernel": None}, "wte": None}
 
@@ -202,7 +211,7 @@ class TestOptions:
         assert labels == {"enc": {"pos_embed": "body"}, "head": {"kernel": "ember"}, "wte": "ember"}
 
     def test_ember_trains_what_is_included(self):
-        tx = ember(0.1, optax.adamw(0.1), tables=functools.partial(token_tables, include=["head/kernel"]))
+        tx = ember(0.1, optax.adamw(0.1), tables=TokenTables(include=["head/kernel"]))
         state = optax.tree.get(tx.init(self.params), "nu_token")
         assert jax.tree.map(jnp.shape, state["head"]["kernel"]) == (97,)
 
@@ -223,7 +232,7 @@ class TestOptions:
         assert "patterns that match no path: include 'heads/kernel'" in describe_token_tables(
             self.params, include=["heads/kernel"]
         )
-        tx = ember(0.1, optax.adamw(0.1), tables=functools.partial(token_tables, include=["heads/kernel"]))
+        tx = ember(0.1, optax.adamw(0.1), tables=TokenTables(include=["heads/kernel"]))
         with pytest.raises(ValueError, match=r"include 'heads/kernel' of token_tables matches no path.*'head/kernel' \(4, 97\)"):
             tx.init(self.params)
 
@@ -237,10 +246,11 @@ def test_description():
         "norm": {"scale": jax.ShapeDtypeStruct((640,), jnp.float32)},
     }
     lines = [re.split(r"\s{2,}", line) for line in describe_token_tables(params).splitlines()]
+    heads_bytes = ["1,051,144", "1,342,177,280"]
     assert lines == [
-        ["table", "shape", "token axis", "batch axes", "rule", "Ember bytes", "Adam bytes"],
-        ["embed/embedding", "262144x640", "0", "()", "embedding", "1,051,144", "671,088,640"],
-        ["lm_head/kernel", "640x262144", "1", "()", "head, (inputs, outputs)", "1,051,144", "1,342,177,280"],
+        ["table", "shape", "token axis", "batch axes", "kind", "rate", "rule", "Ember bytes", "Adam bytes"],
+        ["embed/embedding", "262144x640", "0", "()", "input", "learning_rate", "embedding", "1,051,144", "671,088,640"],
+        ["lm_head/kernel", "640x262144", "1", "()", "head", "head_learning_rate", "head, (inputs, outputs)", *heads_bytes],
         ["total", "2,102,288", "2,013,265,920"],
         [""],
         ["largest matrices left to the body", "shape", "rule"],

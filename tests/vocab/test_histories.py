@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import dense_step, jitted
 
-from ember_optax import ember, token_tables, vocab
+from ember_optax import TokenTables, ember, vocab
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 D, B2, RATE = 3, 0.9, 0.1
 SIZES = (4, 5, 8, 10)  # few, so that few programs are compiled
 NAMES = ("embed", "lm_head", "of_body")
 # The body's Adam owns one table.
-TX = ember(RATE, optax.adam(RATE), b2=B2, tables=functools.partial(token_tables, exclude=["of_body/embedding"]))
-ALL = functools.partial(token_tables, include=["of_body/embedding"])
+TX = ember(RATE, optax.adam(RATE), b2=B2, tables=TokenTables(exclude=["of_body/embedding"]))
+ALL = TokenTables(include=["of_body/embedding"])
 
 
 class Run:

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from steps import dense_step, jitted
 
-from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, state_partition_specs, token_tables, vocab
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, scale_by_ember, state_partition_specs, token_tables, vocab
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D, K = 12, 4, 3
@@ -166,7 +166,7 @@ def test_half_a_change_is_refused():
         ValueError, match=r"\{'classifier/weights': \(4, 12\), 'gate': \(12,\)\} would be left behind.*unrelated="
     ):
         vocab.resize(params, None, V + 1)
-    tables = functools.partial(token_tables, include=["classifier/weights"])
+    tables = TokenTables(include=["classifier/weights"])
     grown = vocab.resize(params, None, V + 1, tables=tables, unrelated=["gate"]).params
     assert grown["classifier"]["weights"].shape == (D, V + 1) and grown["gate"].shape == (V,)
 
@@ -177,7 +177,7 @@ def test_vocabularies_of_different_sizes():
         ValueError, match=r"different sizes: 'decoder/embed/embedding' 13, axis 0 .*embedding' 12, axis 0 .*exclude"
     ):
         vocab.resize(params, None, V + 2)
-    tables = functools.partial(token_tables, exclude=["decoder.*"])
+    tables = TokenTables(exclude=["decoder.*"])
     assert vocab.resize(params, None, V + 2, tables=tables).params["encoder"]["embed"]["embedding"].shape == (V + 2, D)
 
 
@@ -207,5 +207,5 @@ def test_an_ember_that_takes_the_vocabulary_for_features():
     tx = tx_of(token_tables)
     with pytest.raises(ValueError, match=r"tokens of 'lm_head' of shape \(12, 4\) .* along axis 0, but in tx along axis 1: de"):
         vocab.resize(params, tx.init(params), V + 1, tx=tx)
-    tx = tx_of(functools.partial(token_tables, include={"lm_head": EmberDimensionNumbers(0)}))
+    tx = tx_of(TokenTables(include={"lm_head": EmberDimensionNumbers(0)}))
     assert vocab.resize(params, tx.init(params), V + 1, tx=tx).params["lm_head"].shape == (V + 1, D)

@@ -11,7 +11,7 @@ import pytest
 from next_token import needs_nnx_optimizer
 from steps import dense_step, jitted
 
-from ember_optax import ember, row_sparse, scale_by_ember, token_table_labels, token_tables, vocab
+from ember_optax import TokenTables, ember, row_sparse, scale_by_ember, token_table_labels, vocab
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
@@ -20,7 +20,7 @@ OPTIMIZERS = {
     "scale_by_ember for all": lambda: optax.chain(scale_by_ember(), optax.scale(-0.1)),
     "adamw for all": lambda: optax.adamw(1e-2),
     "ember for one table, adam for the other": lambda: ember(
-        1e-2, optax.adam(1e-2), tables=functools.partial(token_tables, exclude=["lm_head/kernel"])
+        1e-2, optax.adam(1e-2), tables=TokenTables(exclude=["lm_head/kernel"])
     ),
     "partition": lambda: optax.partition({"ember": ember(1e-2, optax.adamw(1e-2)), "body": optax.lion(1e-3)}, token_table_labels),
     "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), ember(1e-2, optax.adamw(1e-2))),

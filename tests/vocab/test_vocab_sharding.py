@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from layouts import make_mesh
 
 from benchmarks.harness.compiled import collectives
-from ember_optax import ember, state_shardings, token_tables, vocab
+from ember_optax import TokenTables, ember, state_shardings, vocab
 from ember_optax._math import row_moves
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -54,7 +54,7 @@ def test_no_device_gathers_a_table():
 
 @functools.cache
 def trained():
-    tx = ember(1e-2, optax.adam(1e-2), tables=functools.partial(token_tables, exclude=["of_body/embedding"]))
+    tx = ember(1e-2, optax.adam(1e-2), tables=TokenTables(exclude=["of_body/embedding"]))
     params = {
         "embed": {"embedding": draw((V, D), 0)},
         "lm_head": {"kernel": draw((D, V), 1), "bias": draw((V,), 2)},
@@ -97,7 +97,7 @@ def compare(change, axis_type):
     }
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
     of_state = state_shardings(tx, params, shardings)
-    tables = functools.partial(token_tables, include=["of_body/embedding"])
+    tables = TokenTables(include=["of_body/embedding"])
     run = functools.partial(CHANGES[change], tx=tx, tables=tables)
     ours = run(jax.device_put(params, shardings), jax.device_put(state, of_state))
     places = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), ours[:2], (shardings, of_state))
@@ -122,7 +122,7 @@ def test_rows_that_devices_cannot_share():
     tx, params, state = trained()
     sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
     put = {**params, "embed": jax.device_put(params["embed"], sharding)}
-    tables = functools.partial(token_tables, include=["of_body/embedding"])
+    tables = TokenTables(include=["of_body/embedding"])
     with pytest.raises(
         ValueError, match=r"axis 0 of 'embed/embedding', of size 33, does not divide by the 4 devices.*Pass pad_to_multiple_of to"
     ):

@@ -7,7 +7,15 @@ import numpy as np
 import optax
 
 from bad_inputs.examples import ALL, PARAMS, TABLE, TX, WTE, a_function
-from ember_optax import EmberDimensionNumbers, describe_token_tables, ember, scale_by_ember, token_table_labels, token_tables
+from ember_optax import (
+    EmberDimensionNumbers,
+    TokenTables,
+    describe_token_tables,
+    ember,
+    scale_by_ember,
+    token_table_labels,
+    token_tables,
+)
 
 
 def scaled(leaf, **numbers):
@@ -198,7 +206,7 @@ BAD |= {
         r"declared for \['head'\], but the parameters are \['dense/kernel', 'embed/embedding'\]; correct",
     ),
     "a pattern in vain": (
-        lambda: ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=["head/kernel"])).init(PARAMS),
+        lambda: ember(1e-3, optax.adamw(1e-3), tables=TokenTables(include=["head/kernel"])).init(PARAMS),
         ValueError,
         r"include 'head/kernel' of token_tables matches no path. A pattern must match a whole path",
     ),

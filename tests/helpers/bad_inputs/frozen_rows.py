@@ -1,15 +1,13 @@
 """`train_only_rows`: the rows, the transformation that it wraps, and its updates."""
 
-import functools
-
 import jax.numpy as jnp
 import optax
 
 from bad_inputs.examples import COMPACT, IDS, PARAMS, TABLE, TOKEN_IDS, TX, WTE, each, state
-from ember_optax import EmberDimensionNumbers, ember, row_sparse, token_tables
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, row_sparse
 
 UNNAMED = {**PARAMS, "head": {"kernel": TABLE.T}}
-WITH_HEAD = ember(1e-3, optax.adamw(1e-3), tables=functools.partial(token_tables, include=["head/kernel"]))
+WITH_HEAD = ember(1e-3, optax.adamw(1e-3), tables=TokenTables(include=["head/kernel"]))
 
 
 def frozen(inner=TX, token_ids=TOKEN_IDS, params=PARAMS, **options):
@@ -97,13 +95,11 @@ BAD |= {
 GOOD = {
     "rows in all parameters but one": frozen(token_ids={"embed": {"embedding": IDS}, "dense": {"kernel": None}}),
     "no row at all": frozen(token_ids={"embed/embedding": IDS[:0]}),
-    "rows along the axis of inner": frozen(
-        WITH_HEAD, {"head/kernel": IDS}, UNNAMED, tables=functools.partial(token_tables, include=["head/kernel"])
-    ),
+    "rows along the axis of inner": frozen(WITH_HEAD, {"head/kernel": IDS}, UNNAMED, tables=TokenTables(include=["head/kernel"])),
     "rows of a table that another optimizer trains": frozen(
         optax.adamw(1e-3),
         {"head/kernel": IDS},
         UNNAMED,
-        tables=functools.partial(token_tables, include=["head/kernel"]),
+        tables=TokenTables(include=["head/kernel"]),
     ),
 }

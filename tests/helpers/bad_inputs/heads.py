@@ -89,6 +89,14 @@ def no_array(reason):
 
 
 OF_JAX = r"HeadGradient"
+
+
+def clipped(updates, params=..., tables="auto"):
+    params = {"w": TABLE} if params is ... else params
+    clip = row_sparse.clip_by_global_norm(1.0, tables=tables)
+    return lambda: clip.update(updates, optax.EmptyState(), params, token_ids={"w": IDS})
+
+
 BAD = {
     "heads of a number": (grad(heads=3), TypeError, r"heads must be a path or a sequence of paths, got 3 of type int; pass for"),
     "heads of numbers": (
@@ -257,9 +265,26 @@ BAD = {
         r"update of 'lm_head/kernel' has no norm: clip the gradients, before ember",
     ),
     "a clip of other ids": (
-        lambda: row_sparse.clip_by_global_norm(1.0).update({"w": TABLE}, optax.EmptyState(), token_ids={"w": IDS}),
+        clipped({"w": TABLE[:3]}),
         ValueError,
-        r"the update of 'w' has shape \(6, 4\), but its ids have shape \(2,\)",
+        r"the update of 'w' has shape \(3, 4\), but with ids of shape \(2,\) and .* \(6, 4\) it must have shape \(2, 4\)",
+    ),
+    "a clip of a dense gradient with ids": (clipped({"w": TABLE}), ValueError, r"the update of 'w' is dense, of shape \(6, 4\)"),
+    "a clip along another axis": (
+        clipped({"w": TABLE[:2]}, tables=EmberDimensionNumbers(1)),
+        ValueError,
+        r"the update of 'w' has shape \(2, 4\), but with ids .* it must have shape \(6, 2\)",
+    ),
+    "a clip of ids without parameters": (
+        clipped({"w": TABLE[:2]}, params=None),
+        ValueError,
+        r"token_ids need the parameters: call update\(updates, state, params, token_ids=token_ids\)",
+    ),
+    "a clip of ids of no parameter": (clipped({"w": TABLE[:2]}, params=PARAMS), ValueError, r"token_ids names \['w'\], but the"),
+    "a clip with a declaration that is none": (
+        lambda: row_sparse.clip_by_global_norm(1.0, tables=3),
+        TypeError,
+        r"^tables must declare tables by .*, got 3 of type int",
     ),
 }
 GOOD = {

@@ -1,14 +1,12 @@
 """What the regularizers refuse: terms, samples, counts, and transformations of updates."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bad_inputs.examples import COMPACT, PARAMS, TABLE, TOKEN_IDS, D, V, a_function, row_slice
-from ember_optax import regularizers, token_tables
+from ember_optax import TokenTables, regularizers, token_tables
 
 COUNTS = np.arange(V)
 KEY = jax.random.key(0)
@@ -108,7 +106,7 @@ BAD = {
         r"no token table found among the parameters",
     ),
     "over_tables: a pattern in vain": (
-        call("over_tables", regularizers.anisotropy, PARAMS, tables=functools.partial(token_tables, include=["nothing"])),
+        call("over_tables", regularizers.anisotropy, PARAMS, tables=TokenTables(include=["nothing"])),
         ValueError,
         r"'nothing' of token_tables matches no path",
     ),

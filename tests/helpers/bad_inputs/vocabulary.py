@@ -1,14 +1,12 @@
 """What changes a vocabulary: sizes, ids, texts, counts, and models of which only a part would change."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bad_inputs.examples import ADAM, PARAMS, TX, D, V, state
-from ember_optax import token_tables, vocab
+from ember_optax import TokenTables, vocab
 
 OLD = ["a", "b", "c", "d", "e", "f"]
 UNTIED = {"embed": {"embedding": jnp.ones((V, D))}, "lm_head": {"kernel": jnp.ones((D, V))}}
@@ -163,7 +161,7 @@ BAD |= {
         r"unrelated matches \['lm_head/kernel'\], which are tables .*: keep them out .*exclude=\['lm_head/kernel'\]",
     ),
     "a head of its own left out": (
-        resize(params=UNTIED, tables=functools.partial(token_tables, exclude=["lm_head/kernel"])),
+        resize(params=UNTIED, tables=TokenTables(exclude=["lm_head/kernel"])),
         ValueError,
         r"\{'lm_head/kernel': \(4, 6\)\} would be left behind",
     ),
@@ -271,7 +269,7 @@ GOOD = {
     "small integers": take(np.array([1, 2], np.uint8)),
     "both tables": resize(params=UNTIED),
     "an untied head that is another vocabulary's": resize(
-        params=UNTIED, tables=functools.partial(token_tables, exclude=["lm_head/kernel"]), unrelated=["lm_head/.*"]
+        params=UNTIED, tables=TokenTables(exclude=["lm_head/kernel"]), unrelated=["lm_head/.*"]
     ),
     "bytes for texts": transplant([text.encode() for text in OLD], [b"a", b"z"]),
     "an old vocabulary without padding": transplant(OLD[:4], ["a"]),

@@ -1,0 +1,232 @@
+"""Every number of docs/evidence.md that compares methods, computed once more from the lines, without the code of the page."""
+
+import json
+import math
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import scipy.stats
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+TASKS = {"Pretraining": "pretraining", "Fine-tuning": "finetuning", "Reinforcement learning": "reinforcement"}
+METHODS = {
+    "AdamW": "adamw",
+    "Adam without momentum": "rmsprop",
+    "Ember": "ember",
+    "Ember, mean over active rows": "ember_active_rows",
+    "token factor only (row-wise RMSProp)": "token_factor",
+    "feature factor only": "feature_factor",
+    "one number for the table": "scalar",
+    "row-wise Adagrad": "rowwise_adagrad",
+    "Adafactor of Optax": "adafactor",
+    "its factored RMS alone": "factored_rms",
+    "SM3": "sm3",
+    "Lion": "lion",
+    "sign of the gradient": "sign",
+    "SGD": "sgd",
+    "SGD with momentum 0.9": "sgd_momentum",
+    "not trained": "frozen",
+    "row normalization, no state (2605.18106)": "row_norm",
+    "row-normalized momentum (RMNP)": "rmnp",
+    "row norm, then spectral (2605.18106)": "hybrid",
+    "SCALE": "scale",
+}
+NUMBERS = {"b1": "b1", "b2": "b2", "decay": "weight_decay", "eps": "eps"}
+NUMBERS |= {"half-life of b2 in tokens": "half_life", "gradients in a step": "accumulate"}
+FILES = sorted((ROOT / "benchmarks" / "results" / "evidence").glob("*/*.jsonl"))
+LINES = [json.loads(line) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()]
+GRID = (0, 101, 102)
+REFUSED = "refused: runs that are no pairs"
+
+
+def method_of(title):
+    """The name in the lines of a title of the page."""
+    words = title.split(", ")
+    given = [word.split(" = ") for word in words if " = " in word]
+    name = METHODS[", ".join(word for word in words if " = " not in word)]
+    return " ".join([name, *(f"{NUMBERS[key]}={value}" for key, value in given)])
+
+
+def table_after(heading, part):
+    """The first table behind a heading, as rows by the words of its header."""
+    text = part.split(f"\n{heading}\n", 1)[1]
+    rows = re.search(r"(?:^\|.*\n?)+", text, re.MULTILINE)[0].splitlines()
+    header, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [dict(zip(header, row, strict=True)) for row in body]
+
+
+def runs(task, setting, method, *, two):
+    """Loss and line of every run, by pair of rates (or rate) and seed."""
+    found = {}
+    for line in LINES:
+        if (line["task"], line["setting"], line["method"]) == (task, setting, method) and ("head_rate" in line) == two:
+            key = (line["rate"], line["head_rate"]) if two else line["rate"]
+            found.setdefault(key, {})[line["seed"]] = (math.inf if line["loss"] is None else line["loss"], line)
+    return found
+
+
+def step(rate, direction):
+    """The next number of 1, 2, 5, 10, ..."""
+    grid = [float(f"{m}e{e}") for e in range(-7, 4) for m in (1, 2, 5)]
+    return grid[grid.index(rate) + direction]
+
+
+def best_pair(found):
+    """The pair with the lowest mean over the seeds of the grid, and whether its four neighbours are known to be no better."""
+    means = {pair: mean(losses[s][0] for s in GRID) for pair, losses in found.items() if all(s in losses for s in GRID)}
+    pair = min(means, key=means.get)
+    around = [(step(pair[0], d), pair[1]) for d in (-1, 1)] + [(pair[0], step(pair[1], d)) for d in (-1, 1)]
+    known = [
+        other in means or any(found[other][s][0] > found[pair][s][0] + 0.05 for s in GRID if s in found.get(other, {}))
+        for other in around
+    ]
+    return pair, all(known), means
+
+
+def fresh(found, key):
+    return {seed: run for seed, run in found[key].items() if seed not in GRID}
+
+
+def shown(losses):
+    values = [loss for loss, _ in losses.values()]
+    if not values:
+        return ""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def difference(ours, theirs):
+    """As the page shows it; the seeds must be there, and the runs alike."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return ""
+    conditions = ("text", "base", "steps", "batch", "body_rate", "vocabulary", "width", "layers", "reward", "pinned")
+    for seed in seeds:
+        a, b = ours[seed][1], theirs[seed][1]
+        same = all(a.get(key) == b.get(key) for key in conditions)
+        if not same or ("base" not in a and a.get("loss_before") != b.get("loss_before")):
+            return REFUSED
+    a, b = [ours[s][0] for s in seeds], [theirs[s][0] for s in seeds]
+    if len(seeds) == 1:
+        return f"{a[0] - b[0]:+.4f}"
+    found = scipy.stats.ttest_rel(a, b).confidence_interval()
+    return f"{mean(a) - mean(b):+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def same_numbers(text, expected):
+    """Equal but for the rounding of the last digit."""
+    numbers = re.findall(r"[+-]?\d+\.\d+", text), re.findall(r"[+-]?\d+\.\d+", expected)
+    words = re.sub(r"[\d.+-]+", "#", text), re.sub(r"[\d.+-]+", "#", expected)
+    assert words[0] == words[1], (text, expected)
+    assert [float(number) for number in numbers[0]] == pytest.approx([float(n) for n in numbers[1]], abs=1.01e-4), (
+        text,
+        expected,
+    )
+
+
+def two_rate_settings():
+    part = PAGE.split("\n## Two rates\n")[1].split("\n## ")[0] if "\n## Two rates\n" in PAGE else ""
+    return [(part, heading) for heading in re.findall(r"^### (.*), two rates$", part, re.MULTILINE)]
+
+
+def task_of(setting):
+    (task,) = {line["task"] for line in LINES if line["setting"] == setting and "head_rate" in line}
+    return task
+
+
+@pytest.mark.parametrize(("part", "setting"), two_rate_settings(), ids=[setting for _, setting in two_rate_settings()])
+def test_two_rates(part, setting):
+    task = task_of(setting)
+    rows = table_after(f"### {setting}, two rates", part)
+    baselines = {}
+    for name in ("adamw", "rmsprop"):
+        if any(method_of(row["tables trained by"]) == name for row in rows):
+            found = runs(task, setting, name, two=True)
+            baselines[name] = fresh(found, best_pair(found)[0])
+    for row in rows:
+        method = method_of(row["tables trained by"])
+        found = runs(task, setting, method, two=True)
+        pair, inside, _ = best_pair(found)
+        inside = inside or method == "frozen"
+        assert row["best rates: input, head"] == f"{pair[0]:g}, {pair[1]:g}" + ("" if inside else " (at the edge)")
+        ours = fresh(found, pair)
+        assert row["n"] == str(len(ours))
+        same_numbers(row["loss"], shown(ours))
+        for name, title in (("adamw", "AdamW"), ("rmsprop", "Adam without momentum")):
+            expected = "" if name == method or name not in baselines else difference(ours, baselines[name])
+            same_numbers(row[f"difference to {title}"], expected)
+        assert row["diverged"] == str(sum(math.isinf(loss) for losses in found.values() for s, (loss, _) in losses.items()))
+
+
+@pytest.mark.parametrize(("part", "setting"), two_rate_settings(), ids=[setting for _, setting in two_rate_settings()])
+def test_grids_of_two_rates(part, setting):
+    """Every pair that was tried is in the table, the best one in bold."""
+    rows = table_after(
+        "Mean over the seeds of the grid (the best in bold; with fewer seeds in brackets):",
+        part.split(f"### {setting}, two rates\n")[1],
+    )
+    for title in dict.fromkeys(row["tables trained by"] for row in rows):
+        found = runs(task_of(setting), setting, method_of(title), two=True)
+        pair, _, means = best_pair(found)
+        of_grid = {key: [losses[s][0] for s in GRID if s in losses] for key, losses in found.items()}
+        in_table = {}
+        for row in rows:
+            if row["tables trained by"] == title:
+                cells = {float(head[5:]): cell for head, cell in row.items() if head.startswith("head ")}
+                in_table |= {(float(row["input rate"]), head): cell for head, cell in cells.items() if cell}
+        assert in_table.keys() == {key for key, losses in of_grid.items() if losses}
+        for key, cell in in_table.items():
+            value = "diverged" if any(map(math.isinf, of_grid[key])) else f"{mean(of_grid[key]):.3f}"
+            assert cell == (f"**{value}**" if key == pair else value if key in means else f"({value})")
+
+
+def test_the_headline_of_two_rates():
+    if "\n## Two rates\n" not in PAGE:
+        pytest.skip("no run with two rates yet")
+    part = PAGE.split("\n## Two rates\n")[1]
+    momenta = {"AdamW": "adamw", "AdamW, b1 = 0.5": "adamw b1=0.5", "Adam without momentum": "rmsprop"}
+    rows = table_after("these three that is best on the seeds of the grid.", part)
+    for row in rows:
+        setting, task = row["setting"], task_of(row["setting"])
+        found = {title: runs(task, setting, method, two=True) for title, method in (momenta | {"Ember": "ember"}).items()}
+        best = {title: best_pair(of_method) for title, of_method in found.items() if of_method}
+        at_best = {title: fresh(found[title], pair) for title, (pair, *_) in best.items()}
+        for title, ours in at_best.items():
+            same_numbers(row[title], shown(ours))
+        assert row["n"] == str(len(at_best["Ember"]))
+        same_numbers(row["Ember - AdamW, 95 % interval"], difference(at_best["Ember"], at_best["AdamW"]))
+        others = {title: means[pair] for title, (pair, _, means) in best.items() if title != "Ember"}
+        chosen = min(others, key=others.get)
+        same_numbers(row["Ember - best of the others"], f"{difference(at_best['Ember'], at_best[chosen])} ({chosen})")
+
+
+def one_rate_settings():
+    found = []
+    for title, task in TASKS.items():
+        part = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        found += [(task, part, setting) for setting in re.findall(r"^### (.*)$", part, re.MULTILINE)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "setting"), one_rate_settings(), ids=["-".join(one[::2]) for one in one_rate_settings()]
+)
+def test_one_rate(task, part, setting):
+    rows = table_after(f"### {setting}", part)
+    at_best = {}
+    for row in rows:
+        method = method_of(row["tables trained by"])
+        found = runs(task, setting, method, two=False)
+        sweep = {rate: losses[0][0] for rate, losses in found.items() if 0 in losses}
+        best = min(sorted(sweep), key=sweep.get)
+        inside = min(sweep) < best < max(sweep) or method == "frozen"
+        assert row["best rate"] == f"{best:g}" + ("" if inside else " (at the edge)")
+        at_best[method] = fresh(found, best)
+        assert row["n"] == str(len(at_best[method]))
+        same_numbers(row["loss"], shown(at_best[method]))
+    for row in rows:
+        method = method_of(row["tables trained by"])
+        expected = "" if method == "adamw" else difference(at_best[method], at_best["adamw"])
+        same_numbers(row["difference to AdamW, 95 % interval"], expected)
