@@ -77,15 +77,15 @@ def by_frequency(
         raise TypeError("token_counts must be an array of one count for each token, got None; pass jnp.bincount(ids, length=V).")
     edges = _checked_buckets(buckets, table.shape[token])
 
-    mask_BxV, *limits, size_B = _buckets_of(_wide(counts), edges) if isinstance(edges, int) else _between(_wide(counts), edges)
+    mask_BxV, lower_B, upper_B, size_B = _buckets_of(_wide(counts), edges) if isinstance(edges, int) else _between(_wide(counts), edges)
 
     def of_bucket(mask_V: jax.Array) -> jax.Array:
         return metric(table, token_axis=token, weights=mask_V)
 
     if isinstance(table, Tracer) or isinstance(counts, Tracer):
-        return FrequencyBuckets(*limits, size_B, jax.lax.map(of_bucket, mask_BxV))
+        return FrequencyBuckets(lower_B, upper_B, size_B, jax.lax.map(of_bucket, mask_BxV))
     # One call for each bucket: the loop of `jax.lax.map` would compile again for every new function.
-    return FrequencyBuckets(*limits, size_B, jnp.stack([of_bucket(mask_V) for mask_V in mask_BxV]))
+    return FrequencyBuckets(lower_B, upper_B, size_B, jnp.stack([of_bucket(mask_V) for mask_V in mask_BxV]))
 
 
 @functools.partial(jax.jit, static_argnums=1)
