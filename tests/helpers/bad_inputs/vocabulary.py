@@ -282,7 +282,7 @@ BAD |= {
         resize(params=PADDED),
         ValueError,
         r"^'unembed/w' of shape \(4, 8\) is a head, and no embedding was found; .* 'tok/w' \(6, 4\)\. Name the embedding: .*"
-        r"if the model has none, the head: tables=functools.partial\(token_tables, include=\{'unembed/w'",
+        r"if the model has none, the head: tables=TokenTables\(include=\{'unembed/w'",
     ),
     "a padded head, and six matrices": (
         resize(
