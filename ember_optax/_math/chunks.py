@@ -1,4 +1,4 @@
-"""Going over the vocabulary of a table in chunks of its rows: the loop, and chunks read and written. Arrays only."""
+"""A vocabulary in chunks: a loop over them, and the rows of one. Arrays only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,33 +29,6 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
 def tokens_from(start: Any, count: int) -> jax.Array:
     """`count` tokens from `start` on."""
     return start + jax.lax.iota(jnp.int32, count)
-
-
-def chunk_of(table_VxD: jax.Array, start: Any, count: int, token_axis: int, dtype: Any, lowest: jax.Array) -> jax.Array:
-    """`count` rows of a head from `start` on, as they are multiplied; `lowest` is that of the labels."""
-    chunk_CxD = take_chunk(table_VxD, start, count, token_axis)
-    if chunk_CxD.dtype == jnp.float32:
-        chunk_CxD = jax.lax.platform_dependent(chunk_CxD, start, lowest, tpu=_times_one, default=_unchanged)
-    return chunk_CxD if dtype is None else chunk_CxD.astype(dtype)
-
-
-def _times_one(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
-    """The chunk, times a number that is one because no label is negative.
-
-    A TPU multiplies float32 in bfloat16, and its compiler casts the whole table before the loop where it sees that each turn
-    casts a part: 576 MiB for 262144 x 1152 (libtpu 0.0.42), barriers or not. A factor that depends on data and on the turn cannot
-    be moved out, nor a cast past it.
-    """
-    return chunk_CxD * jnp.where(lowest == -1 - start, 0.0, 1.0).astype(chunk_CxD.dtype)
-
-
-def _unchanged(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
-    del start, lowest
-    return chunk_CxD
-
-
-def lowest_label(labels_N: jax.Array) -> jax.Array:
-    return jnp.min(labels_N, initial=0)
 
 
 def take_chunk(table_VxD: jax.Array, start: Any, count: int, token_axis: int) -> jax.Array:

@@ -145,7 +145,7 @@ def scale_tables(
 
     def init_fn(params):
         check_tree(params, "params")
-        found = tables_at_init(find, params, feature_mean)
+        found = tables_at_init(find, params, feature_mean, b2)
         return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):

@@ -46,14 +46,15 @@ class Table(NamedTuple):
 class TableTree(NamedTuple):
     """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure.
 
-    `feature_mean` is that of the `scale_by_ember` which took these tables at `init`, where somebody watched. `options` are those
-    of the finder, if it found them.
+    `feature_mean` and `b2` are those of the `scale_by_ember` which took these tables at `init`, where somebody watched. `options`
+    are those of the finder, if it found them.
     """
 
     tables: list[Table]
     treedef: Any
     feature_mean: str | None = None
     options: TokenTables | None = None
+    b2: Any = None
 
     @property
     def names(self) -> list[str]:

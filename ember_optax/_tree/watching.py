@@ -59,7 +59,9 @@ def is_observed() -> bool:
     return _is_quiet.get() or _known.get() is not None
 
 
-def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None) -> TableTree:
+def tables_at_init(
+    find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None, b2: Any = None
+) -> TableTree:
     """`find(params)`, watched or repeated."""
     if (known := _known.get()) is not None:
         before = {table.name: table for table in next(known).tables}
@@ -71,5 +73,5 @@ def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: 
         return TableTree(tables, found.treedef)
     found = find(params)
     if (seen := _seen.get()) is not None:
-        seen.append(found._replace(feature_mean=feature_mean))
+        seen.append(found._replace(feature_mean=feature_mean, b2=b2))
     return found

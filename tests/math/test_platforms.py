@@ -15,10 +15,10 @@ from x64 import enable_x64
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 from ember_optax._math import row_writes
 from ember_optax._math.axes import TableAxes
-from ember_optax._math.chunks import _times_one, lowest_label
 from ember_optax._math.moments import decay_rate, init_moments
 from ember_optax._math.rounding import bits_at, places_of
 from ember_optax._math.row_writes import add_once, add_once_as_bits, scatter_add
+from ember_optax._math.softmax import _lowest, _times_one
 from ember_optax._math.step import _means_at_once, _means_one_by_one, ember_step
 from ember_optax.losses import linear_softmax_cross_entropy
 
@@ -154,5 +154,5 @@ def test_chunks_of_a_float32_head_are_multiplied_by_one_on_a_tpu(platform, facto
 def test_the_factor_is_one(start):
     chunk = jnp.asarray([[1.5, -0.0, jnp.inf, jnp.nan]])
     for labels in ([0], [0, 7], [2**24, 3]):
-        found = jax.jit(_times_one)(chunk, start, lowest_label(jnp.asarray(labels, jnp.int32)))
+        found = jax.jit(_times_one)(chunk, start, _lowest(jnp.asarray(labels, jnp.int32)))
         np.testing.assert_array_equal(found.view(jnp.uint32), chunk.view(jnp.uint32))
