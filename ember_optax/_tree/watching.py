@@ -59,9 +59,7 @@ def is_observed() -> bool:
     return _is_quiet.get() or _known.get() is not None
 
 
-def tables_at_init(
-    find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None, b2: Any = None
-) -> TableTree:
+def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None, b2: Any = None) -> TableTree:
     """`find(params)`, watched or repeated."""
     if (known := _known.get()) is not None:
         before = {table.name: table for table in next(known).tables}
