@@ -198,12 +198,12 @@ def compare(config: Config) -> None:
     print(f"\n{text_table(rows, ('optimizer', 'held-out loss before', 'after', *STATE_HEADERS))}")
     settings = {k: v for part in (config.lesson, training, config.comparison.rates) for k, v in dataclasses.asdict(part).items()}
     settings = {key: value for key, value in settings.items() if not isinstance(value, Path)}
-    settings |= {"jax": jax.__version__, "regularizer": config.regularizers.names, "rounding": config.comparison.runs.rounding}
+    settings |= {"regularizer": config.regularizers.names, "rounding": config.comparison.runs.rounding}
     save_results(folder / "results.json", settings, runs)
     curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("losses", "held_out"))
     dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
     title = f"{config.lesson.model}, {training.steps} steps of {training.batch_size} examples"
-    save_curves(folder / "loss.png", curves, dots, title, "loss of answers (nats per token)", "dots: held out, thin: training")
+    save_curves(folder / "loss.png", curves, dots, title, "loss of answers (nats per token)", "held out")
     print(f"\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
 
 
@@ -272,7 +272,7 @@ def fine_tune(
     params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
     carry, losses, held_out = (params, tx.init(params)), [], {0: evaluate(params)}
     examples = batches(lesson.training, config.batch_size, config.seed)
-    with tqdm(total=config.steps, desc=name, unit="step") as bar:
+    with tqdm(total=config.steps, desc=name, unit="step", disable=None) as bar:
         while len(losses) < config.steps:
             carry, loss = step(carry, *next(examples))
             losses.append(float(loss))

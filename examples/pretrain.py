@@ -104,7 +104,7 @@ def _open_checkpoints(config: CheckpointConfig, name: str, decisive: dict[str, A
 def _write(results: dict[str, TrainingResult], params: Any, config: Config) -> None:
     folder, model = config.output.folder, config.model
     summaries = {name: _summary(name, result, params, config) for name, result in results.items()}
-    save_results(folder / "results.json", config.settings | {"jax": jax.__version__}, summaries)
+    save_results(folder / "results.json", config.settings, summaries)
     title = f"{model.width} features, {model.vocabulary_size} tokens, {model.layers} layers"
     save_picture(folder / "loss.png", results, title)
     report(f"\n{summary_table(summaries)}")

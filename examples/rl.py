@@ -112,12 +112,12 @@ def compare(config: Config) -> None:
         runs[name] = learn_from_rewards(name, policy, params, tx, config) | of_state
     print(f"\n{summary(runs)}")
     settings = {key: value for part in (config.model, config.warm_up, config.training) for key, value in vars(part).items()}
-    settings |= dataclasses.asdict(config.comparison.rates) | {"jax": jax.__version__}
+    settings |= dataclasses.asdict(config.comparison.rates)
     save_results(folder / "results.json", settings, runs)
     curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("rewards", "held_out"))
     dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
     title = f"sums, {completions} completions a step"
-    save_curves(folder / "rewards.png", curves, dots, title, "share of right answers", "dots: held-out problems, thin: training")
+    save_curves(folder / "rewards.png", curves, dots, title, "share of right answers", "held-out problems")
     print(f"\nwrote {folder / 'results.json'} and {folder / 'rewards.png'}")
 
 
@@ -128,7 +128,7 @@ def learn_from_solutions(config: Config) -> Any:
     tx = make_optimizer("adamw", rates, warm.warm_up_steps)
     steps = warm_up(config.model, warm.warm_up_steps, warm.warm_up_batch_size, tx, config.training.seed)
     params = None
-    with tqdm(total=warm.warm_up_steps, desc="solutions", unit="step") as bar:
+    with tqdm(total=warm.warm_up_steps, desc="solutions", unit="step", disable=None) as bar:
         for learnt in steps:
             params, loss = learnt
             bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
@@ -144,7 +144,7 @@ def learn_from_rewards(
     every = config.evaluate_every or config.training.steps
     update = make_update(policy, tx)
     steps = reinforce(policy, (params, tx.init(params)), update, config.training)
-    with tqdm(total=config.training.steps, desc=name, unit="step") as bar:
+    with tqdm(total=config.training.steps, desc=name, unit="step", disable=None) as bar:
         for (learnt, _), reward in steps:
             rewards.append(reward)
             if len(rewards) % every == 0 or len(rewards) == config.training.steps:

@@ -104,7 +104,7 @@ def train(name: str, corpus: Corpus, model: MlpConfig, config: SamplingConfig) -
     held_out = np.stack(validation_batches(corpus.validation, config.batch_size, model.window, most=20))
     validate = jax.jit(lambda params: jnp.mean(jax.lax.map(lambda tokens: full_loss(params, tokens), held_out)))
     before = float(validate(params))
-    for i in (bar := tqdm(range(config.steps), desc=name, unit="step")):
+    for i in (bar := tqdm(range(config.steps), desc=name, unit="step", disable=None)):
         batch = random_batch(corpus.training, config.batch_size, model.window, (config.seed, i))
         state, loss = step(state, batch, *draw_negatives(proposal, config.negatives, (config.seed, i, 1)))
         bar.set_postfix({"loss": f"{float(loss):.3f}"}, refresh=False)

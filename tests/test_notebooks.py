@@ -2,11 +2,15 @@
 
 import os
 import re
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbclient
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -30,7 +34,8 @@ def test_runs_in_smoke_mode(name, tmp_path, tmp_path_factory, monkeypatch):
     settings = {
         "EMBER_SMOKE": "1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time is compiling
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        # The notebooks run in an empty folder here, so the package and `lm` are not beside them.
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]),
         "XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache"),
     }
     for variable, value in settings.items():
@@ -45,11 +50,27 @@ def test_runs_in_smoke_mode(name, tmp_path, tmp_path_factory, monkeypatch):
     assert all(float(number) < 1e-5 for number in found.groups())
 
 
-def test_all_begin_with_the_same_installation():
-    first = {name: next(cell.source for cell in _read(name).cells if cell.cell_type == "code") for name in NOTEBOOKS}
+def test_all_begin_with_one_line_of_installation():
+    first = {name: _installation(name) for name in NOTEBOOKS}
     assert set(PRINTED) == set(first)
     assert len(set(first.values())) == 1
-    assert 'hasattr(importlib.import_module("ember_optax"), "ember")' in first["quickstart"]
+    assert re.findall("pip.*", first["quickstart"]) == ['pip install --quiet "..[examples]"']
+
+
+@pytest.mark.parametrize("in_a_checkout", [False, True])
+def test_a_notebook_alone_installs_nothing(tmp_path, monkeypatch, in_a_checkout):
+    """The name is free in the package index: whoever took it could run code in every notebook that is opened alone."""
+    commands = []
+    monkeypatch.setitem(sys.modules, "ember_optax.losses", None)  # as where it is not installed
+    (tmp_path / "notebooks").mkdir()
+    if in_a_checkout:
+        (tmp_path / "ember_optax" / "losses").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    shell = SimpleNamespace(run_line_magic=lambda *command: commands.append(command))
+    program = TransformerManager().transform_cell(_installation("quickstart"))
+    with nullcontext() if in_a_checkout else pytest.raises(AssertionError, match="is not in the package index yet"):
+        exec(program, {"get_ipython": lambda: shell})
+    assert commands == ([("pip", 'install --quiet "..[examples]"')] if in_a_checkout else [])
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -74,6 +95,10 @@ def test_is_ready_for_colab(name):
     assert notebook.metadata["language_info"] == {"name": "python"}
     assert any('SMOKE = os.environ.get("EMBER_SMOKE") == "1"' in cell.source for cell in notebook.cells)
     assert any("from tqdm import tqdm" in cell.source or "from lm.training import" in cell.source for cell in notebook.cells)
+
+
+def _installation(name):
+    return next(cell.source for cell in _read(name).cells if cell.cell_type == "code")
 
 
 def _read(name):

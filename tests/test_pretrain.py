@@ -3,13 +3,19 @@
 import json
 import re
 import shutil
+import sys
 from functools import partial
 
+import jax
+import matplotlib.pyplot as plt
 import pytest
 from programs import call, compiled_once, start
 
+import ember_optax
+
 import pretrain as program  # isort: skip
 from lm.regularizing import KINDS  # isort: skip
+from lm.report import save_curves  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ["--vocabulary-size=512", "--width=16", "--heads=2", "--layers=1"]
@@ -45,9 +51,12 @@ def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
     assert "left out 1 of" in done.stdout
     assert "| adamw" in done.stdout
     assert "| ember" in done.stdout
-    assert re.search(r"30/30 .*loss=\d\.\d+, validation=\d\.\d+, tokens/s=", done.stderr)
+    assert "30/30" not in done.stderr, "a progress bar without a terminal"
+    assert re.search(r"\| optimizer +\| +validation loss \| +time of a step \(ms\) \|", done.stdout)
+    assert re.search(r"\| ember +\| +\d\.\d{4} \| +[\d,]+\.\d \|", done.stdout)
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
     results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["versions"]["jax"] == jax.__version__ and results["versions"]["ember_optax"] == ember_optax.__version__
     runs, tables = results["runs"], 1 if tied else 2
     assert runs["adamw"]["table_state_bytes"] == tables * 2 * 4 * 512 * 16 + 8  # and two step counters
     assert runs["ember"]["table_state_bytes"] == tables * (4 * (512 + 16) + 8) + 4  # and the schedule's step
@@ -66,6 +75,23 @@ def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
     damaged = pretrain(*arguments, "--optimizers", "ember")
     assert damaged.returncode == 0, damaged.stderr
     assert "the cache is not used, and made anew" in damaged.stdout
+
+
+def test_shows_its_progress_on_a_terminal(pretrain, text, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    done = pretrain(*TINY, "--data", str(text), "--steps", "4", "--optimizers", "ember")
+    assert re.search(r"4/4 .*loss=\d\.\d+, validation=\d\.\d+, tokens/s=", done.stderr)
+
+
+def test_the_legend_names_what_is_drawn(tmp_path, monkeypatch):
+    """A run that was never validated has no dots."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    curves, dots = {"a": [2.0, 1.0], "b": [2.0, 1.5]}, {"a": ([2], [1.1]), "b": ([], [])}
+    save_curves(tmp_path / "loss.png", curves, dots, "title", "loss", "validation")
+    shown = [text.get_text() for text in plt.gca().get_legend().get_texts()]
+    monkeypatch.undo()
+    plt.close("all")
+    assert shown == ["a, training", "a, validation", "b, training"]
 
 
 def regularized(*names):

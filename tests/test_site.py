@@ -72,7 +72,7 @@ def test_links_lead_somewhere(document):
             assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}, link
 
 
-@pytest.mark.parametrize("page", ["index.md", "choose.md"])
+@pytest.mark.parametrize("page", ["index.md", "choose.md", "faq.md"])
 def test_figures_of_advice_are_those_of_the_evidence(page):
     evidence = (DOCS / "evidence.md").read_text(encoding="utf-8")
     figures = re.findall(r"[+-]?\b\d\.\d{4}\b", (DOCS / page).read_text(encoding="utf-8"))

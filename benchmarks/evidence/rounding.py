@@ -22,7 +22,7 @@ from benchmarks.evidence.statistics import paired_difference, spread
 from benchmarks.harness.report import markdown, put
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
 
-PAGE = ROOT / "docs" / "fused_head.md"
+PAGE = ROOT / "docs" / "bfloat16_tables.md"
 TABLE_RATE = 1e-2
 WHOLE = "float32"
 # The dtype of the tables, and whether their updates are rounded stochastically.
@@ -30,7 +30,7 @@ FORMS = {WHOLE: ("float32", False), "bfloat16, stochastic": ("bfloat16", True), 
 
 
 def main() -> None:
-    """Makes the runs that are missing, seed by seed, and the table of docs/fused_head.md."""
+    """Makes the runs that are missing, seed by seed, and the table of docs/bfloat16_tables.md."""
     arguments = parser(__doc__)
     arguments.add_argument("--setting", choices=list(SETTINGS), default="2.1M, main job", help="model, batch and steps")
     arguments.add_argument("--seeds", nargs="*", type=int, default=list(range(5)), help="of parameters, batches and rounding")

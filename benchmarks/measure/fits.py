@@ -50,7 +50,7 @@ def main() -> None:
         if optimizer not in of_model:
             of_model[optimizer] = measure(chip, model, optimizer)
             save(options.output, results)
-    print(f"{table(results)}\n\n{short_table(results)}")
+    print(table(results))
     draw(options.picture, results)
 
 
@@ -94,12 +94,6 @@ def table(results: dict[str, Any]) -> str:
             rows.append((model, optimizer, *cells))
     headers = [f"{chip}, {TARGETS[chip].memory / _GIB:.1f} GiB" for chip in results]
     return markdown(rows, ("model", "optimizer", *headers), names=2)
-
-
-def short_table(results: dict[str, Any], chip: str = "v5e") -> str:
-    """One line for each model on one chip, one column for each optimizer."""
-    rows = [(model, *(_cell(found.get(optimizer)) for optimizer in COMPARED)) for model, found in results[chip].items()]
-    return markdown(rows, ("model", *COMPARED))
 
 
 def _cell(found: dict[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ turns in one process. What counts is what the process does on all cores (`time.p
 Products are counted in the traced program, temporaries by XLA.
 
 `--compilers` asks those of a TPU v5e and an H100 for the temporaries instead of a clock, and needs their extras, `tpu-compiler`
-and `gpu-compiler`. `--write` puts the tables into docs/fused_head.md.
+and `gpu-compiler`. `--write` puts the tables into docs/chunked_loss.md and docs/fused_head.md.
 """
 
 import time
@@ -51,7 +51,7 @@ ON_CHIP = (
     "262144x1152x4096 bfloat16 tied",
 )
 CHIPS = ("v5e", "H100")
-PAGE = ROOT / "docs" / "fused_head.md"
+PAGES = {"HEAD LOSSES": ROOT / "docs" / "chunked_loss.md", "HEAD STEPS": ROOT / "docs" / "fused_head.md"}
 USUAL = "usual loss"
 
 
@@ -72,12 +72,12 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=5, help="measurements of each way")
     arguments.add_argument("--output", type=Path, default=RESULTS / "head_losses.json", help="results")
     arguments.add_argument("--compilers", action="store_true", help="temporaries on chips that are not here, and no clock")
-    arguments.add_argument("--write", action="store_true", help="nothing but the tables of the page, from the file")
+    arguments.add_argument("--write", action="store_true", help="nothing but the tables of the pages, from the file")
     options = arguments.parse_args()
     results = load(options.output)
     if options.write:
-        for mark, of_results in TABLES.items():
-            put(PAGE, mark, of_results(results) + "\n")
+        for mark, page in PAGES.items():
+            put(page, mark, TABLES[mark](results) + "\n")
         return
     if options.compilers:
         use_compilers()

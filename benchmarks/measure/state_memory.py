@@ -21,6 +21,7 @@ from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
 from benchmarks.harness.steps import carry, train_step
 
 LENGTH = 128
+_TOO_SHORT = 100  # MiB
 MODELS = [name for name in SHAPES if name != "Llama-3-8B"]
 
 
@@ -70,14 +71,25 @@ def table(results: dict[str, dict[str, dict[str, int]]]) -> str:
 
 
 def draw(path: Path, results: dict[str, dict[str, dict[str, int]]]) -> None:
-    """Draws the bytes of state for each model, a bar for each optimizer."""
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    """Draws the bytes of state for each model, a bar with a mark on top for each optimizer.
+
+    The bars of some megabytes are too short to be seen: their size is written over the mark.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
     names = [name for name in OPTIMIZERS if name != "SGD"]
     for number, optimizer in enumerate(names):
-        places = [model + (number - len(names) / 2) * 0.16 for model in range(len(results))]
-        axes.bar(places, [found[optimizer]["state"] / 2**30 for found in results.values()], 0.15, label=optimizer, align="edge")
+        places = [model + (number - (len(names) - 1) / 2) * 0.16 for model in range(len(results))]
+        sizes = [found[optimizer]["state"] / 2**20 for found in results.values()]
+        bars = axes.bar(places, [size / 2**10 for size in sizes], 0.12, label=optimizer, zorder=2)
+        axes.plot(
+            places, [size / 2**10 for size in sizes], "o", color=bars[0].get_facecolor(), markersize=5, clip_on=False, zorder=3
+        )
+        for place, size in zip(places, sizes, strict=True):
+            if size < _TOO_SHORT:
+                style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "color": bars[0].get_facecolor()}
+                axes.annotate(f"{size:.2g} MiB", (place, size / 2**10), (0, 5), textcoords="offset points", **style)
     axes.set_xticks(range(len(results)), [name.replace(" ", "\n", 1) for name in results], fontsize=8)
-    axes.set(ylabel="optimizer state (GiB)")
+    axes.set(ylabel="optimizer state (GiB)", ylim=(0, None))
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
     save_picture(path, figure, dpi=110)

@@ -49,6 +49,7 @@ class RowSlice(RefusesWholeTable):
     def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
         check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
+        # The dtype of lookups, as an empty array: a cast of all leaves of the parameters reaches it too.
         self._of_dtype = jnp.zeros(0, rows.dtype)
         self._head: Any = None
         self._link: Any = None
@@ -72,6 +73,10 @@ class RowSlice(RefusesWholeTable):
         return self._of_dtype.dtype
 
     def astype(self, dtype) -> "RowSlice":
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{self!r} was cast to {jnp.dtype(dtype)}, but its rows must be floats: cast what is looked up."
+            )
         if self._head is not None and self.dtype not in (self._head.table.dtype, jnp.dtype(dtype)):
             raise TypeError(
                 f"the fused head {self._head.name!r} was cast to {self.dtype} and then to {jnp.dtype(dtype)}, of which only the "

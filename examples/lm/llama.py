@@ -3,6 +3,7 @@
 The parameters of all blocks are stacked, and the blocks are a loop: thirty of them compile as fast as one.
 """
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from lm.damage import damage_named
+from lm.damage import damage_named, listed
 from lm.errors import UsageError
 from lm.gguf_file import GgufFile
 
@@ -52,7 +53,8 @@ def read_llama(path: Path) -> Llama:
     """Reads a model whose head is its embedding.
 
     Raises:
-      UsageError: the file is damaged, or holds a model of another architecture.
+      UsageError: the file is damaged, or has a model that `logits` would compute wrongly: of another architecture, with a head of
+        its own, with arrays, scaled or partial rotations, or a tokenizer that are not known here.
     """
     file = GgufFile(path)
     if (architecture := file.field("general.architecture")) != "llama":
@@ -66,7 +68,7 @@ def read_llama(path: Path) -> Llama:
         epsilon=float(file.number("llama.attention.layer_norm_rms_epsilon")),
     )
     blocks = range(int(file.number("llama.block_count")))
-
+    _check_known(path, file)
     if any(name.startswith(f"blk.{len(blocks)}.") for name in file.names):
         raise UsageError(f"{path}: more blocks than the {len(blocks)} that it claims to have; get or convert it again")
 
@@ -79,6 +81,15 @@ def read_llama(path: Path) -> Llama:
             "blocks": {ours: {"weight": stacked(theirs)} for ours, theirs in _BLOCK.items()},
             "norm": {"weight": file.array("output_norm.weight")},
         }
+        used = {"token_embd.weight", "output_norm.weight"}
+        used |= {f"blk.{i}.{theirs}.weight" for i in blocks for theirs in _BLOCK.values()}
+        if unused := sorted(set(file.names) - used):
+            raise UsageError(f"{path}: the model has {listed(unused)}, and what these do is not known here; use another model")
+        if (turned := file.field("llama.rope.dimension_count")) not in (
+            None,
+            params["embed_tokens"]["weight"].shape[1] // config.heads,
+        ):
+            raise UsageError(f"{path}: llama.rope.dimension_count is {turned}, a part of each head; use another model")
         # Shapes that do not fit each other are found here, and not where the model is first used.
         jax.eval_shape(partial(logits, config), params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
         return Llama(config, params, _tokenizer(file))
@@ -136,6 +147,19 @@ def _rotate(x_BxTxHxK: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Arr
     cosine, sine = turns
     even, odd = x_BxTxHxK[..., 0::2], x_BxTxHxK[..., 1::2]
     return jnp.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).reshape(x_BxTxHxK.shape)
+
+
+def _check_known(path: Path, file: GgufFile) -> None:
+    """Raises for what would be left out in silence."""
+    known = {"llama.rope.scaling.type": (None, "none"), "tokenizer.ggml.model": ("gpt2",), "tokenizer.ggml.pre": (None, "smollm")}
+    for name, values in known.items():
+        if (value := file.field(name)) not in values:
+            raise UsageError(
+                f"{path}: {name} is {value!r}; only {' and '.join(map(repr, values))} are known here, use another model"
+            )
+    tokens = file.strings("tokenizer.ggml.tokens")
+    if twice := [token for token, count in Counter(tokens).items() if count > 1]:
+        raise UsageError(f"{path}: {listed(twice)} are in the vocabulary more than once, and text has one id; use another model")
 
 
 def _tokenizer(file: GgufFile) -> tokenizers.Tokenizer:

@@ -1,4 +1,4 @@
-"""One training run: a jitted step, a progress bar, validation and checkpoints on the way."""
+"""One training run: a jitted step, a progress bar where there is a terminal, validation and checkpoints on the way."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -152,7 +152,8 @@ def train(
     held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, _VALIDATION_BATCHES)
     last = checkpoints.config.last_step(config.steps) if checkpoints else config.steps
     tokens, seconds = config.batch_size * config.sequence_length, []
-    with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not is_main_process()) as bar:
+    quiet = None if is_main_process() else True  # None: tqdm asks whether there is a terminal
+    with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=quiet) as bar:
         while step < last:
             batch = place_batch(_batch(corpus, config, step), mesh)
             if geometry:
