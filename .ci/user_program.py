@@ -58,7 +58,7 @@ def main() -> None:
 
     rank: jax.Array = geometry.effective_rank(params["embed"])
     assert 1.0 <= float(rank) <= 4.0
-    grown = vocab.resize(params, state, 16, tx=tx, tables=declared)
+    grown = vocab.resize(tx, params, state, 16, tables=declared)
     assert grown.params["embed"].shape == (16, 4)
 
     scale = ember_optax.scale_by_ember(b2=0.99, eps=1e-8, dimension_numbers=EmberDimensionNumbers(0))

@@ -67,7 +67,7 @@ def measure(path: Path, steps: int) -> dict[str, Any]:
     params, opt_state = before["params"], before["opt_state"]
     share = vocab.removed_share(params, opt_state, kept)["embed_tokens/weight"]
     whole, among_kept = evaluate(model, params, held_out, kept)
-    changed = vocab.take(params, opt_state, kept, tx=tx)
+    changed = vocab.take(tx, params, opt_state, kept)
     pruned, _ = evaluate(model, changed.params, [changed.new_ids[batch] for batch in held_out], None)
     renumbered = [changed.new_ids[batch] for batch in batches]
     runs = {

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from .weighted_rows import power_of_two
+
 
 @jax.jit
 def energy_coefficient(a_NxD: jax.Array, b_MxD: jax.Array, in_a_N: jax.Array, in_b_M: jax.Array) -> jax.Array:
@@ -14,22 +16,29 @@ def energy_coefficient(a_NxD: jax.Array, b_MxD: jax.Array, in_a_N: jax.Array, in
       in_a_N: which rows of `a_NxD` count.
       in_b_M: which rows of `b_MxD` count.
     """
-    rows_SxD = jnp.concatenate([a_NxD, b_MxD])
-    counts_S = jnp.concatenate([in_a_N, in_b_M])
+    # Each mean of distances from numbers of its own size: two narrow samples far apart would lose the distances within them.
+    a_NxD, b_MxD = (jnp.where(counts[:, None], x, 0) for x, counts in ((a_NxD, in_a_N), (b_MxD, in_b_M)))
+    n, count_a, count_b = len(a_NxD), jnp.sum(in_a_N), jnp.sum(in_b_M)
+    between = _mean_distance(jnp.concatenate([a_NxD, b_MxD]), jnp.concatenate([in_a_N, in_b_M]), n)
+    within_a, within_b = _mean_distance(a_NxD, in_a_N), _mean_distance(b_MxD, in_b_M)
+    defined = (count_a > 1) & (count_b > 1) & (between > 0)
+    return jnp.where(defined, 1 - (within_a + within_b) / (2 * jnp.where(defined, between, 1)), 0)
+
+
+def _mean_distance(rows_SxD: jax.Array, counts_S: jax.Array, split: int | None = None) -> jax.Array:
+    """The mean distance of two different rows; of one row before `split` and one from there on, if it is given."""
     # Distances do not see a shift, but the rounding of their squares does.
     rows_SxD = rows_SxD - jax.lax.stop_gradient(jnp.mean(rows_SxD, 0, keepdims=True, where=counts_S[:, None]))
     rows_SxD = jnp.where(counts_S[:, None], rows_SxD, 0)
-    # Nor does the quotient see a scale, but squares of small and of large numbers leave float32.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows_SxD)))
-    rows_SxD = rows_SxD / jnp.where(largest > 0, largest, 1)
-    distance_SxS = _distances(rows_SxD)
-    n = len(a_NxD)
-    count_a, count_b = jnp.sum(in_a_N), jnp.sum(in_b_M)
-    between = _mean(distance_SxS[:n, n:], in_a_N, in_b_M, count_a * count_b)
-    within_a = _mean(distance_SxS[:n, :n], in_a_N, in_a_N, count_a * (count_a - 1))
-    within_b = _mean(distance_SxS[n:, n:], in_b_M, in_b_M, count_b * (count_b - 1))
-    defined = (count_a > 1) & (count_b > 1) & (between > 0)
-    return jnp.where(defined, 1 - (within_a + within_b) / (2 * jnp.where(defined, between, 1)), 0)
+    # In units of the largest number: squares of small and of large numbers leave float32.
+    unit = power_of_two(jax.lax.stop_gradient(jnp.max(jnp.abs(rows_SxD))))
+    first, second = (slice(None), slice(None)) if split is None else (slice(split), slice(split, None))
+    pairs = counts_S[first, None] & counts_S[None, second]
+    if split is None:
+        pairs &= ~jnp.eye(counts_S.size, dtype=bool)
+    distances = jnp.where(pairs, _distances(rows_SxD / unit)[first, second], 0)
+    number = jnp.sum(pairs, dtype=distances.dtype)
+    return jnp.sum(distances) / jnp.maximum(number, 1) * unit
 
 
 def _distances(rows_SxD: jax.Array) -> jax.Array:
@@ -37,10 +46,5 @@ def _distances(rows_SxD: jax.Array) -> jax.Array:
     products = jnp.matmul(rows_SxD, rows_SxD.T, precision="highest")
     norms_S = jnp.diagonal(products)
     square = norms_S[:, None] + norms_S[None, :] - 2 * products
-    apart = (square > 0) & ~jnp.eye(len(rows_SxD), dtype=bool)
+    apart = square > 0
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
-
-
-def _mean(distance: jax.Array, rows: jax.Array, columns: jax.Array, pairs: jax.Array) -> jax.Array:
-    counted = jnp.where(rows[:, None] & columns[None, :], distance, 0)
-    return jnp.sum(counted) / jnp.maximum(pairs, 1).astype(distance.dtype)

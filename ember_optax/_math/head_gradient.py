@@ -10,18 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .chunks import over_chunks, put_chunk, take_chunk
 from .rows import take_rows
-from .softmax import (
-    HeadLoss,
-    gradients_over_chunks,
-    logit_gradients,
-    losses_and_lse,
-    over_chunks,
-    put_chunk,
-    table_gradient,
-    take_chunk,
-    where_it_counts,
-)
+from .softmax import HeadLoss, gradients_over_chunks, logit_gradients, losses_and_lse, table_gradient, where_it_counts
 
 
 class HeadTap(NamedTuple):
@@ -164,7 +155,9 @@ def with_lookup(
         total_CxD = jnp.where(valid_C1, of_head_CxD + of_lookup_CxD, 0.0)
         # (a + b)^2 - a^2 = b (2 a + b), without a difference of large squares.
         more_CxD = jnp.where(valid_C1, of_lookup_CxD * (of_head_CxD + total_CxD), 0.0)
-        return rows_MxD, of_lookup_MxD, put_chunk(total_MxD, total_CxD, start, 0), more_D + jnp.sum(more_CxD, 0)
+        # A float64 head has a float64 gradient, but the state is float32.
+        more_D = more_D + jnp.sum(more_CxD, 0).astype(more_D.dtype)
+        return rows_MxD, of_lookup_MxD, put_chunk(total_MxD, total_CxD, start, 0), more_D
 
     of_lookup_MxD = of_lookup_MxD.astype(jnp.float32)
     carry = rows_MxD, of_lookup_MxD, jnp.zeros_like(of_lookup_MxD), jnp.zeros_like(tap.feature_squares)

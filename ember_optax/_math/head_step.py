@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from .axes import TableAxes
+from .chunks import over_chunks, put_chunk, take_chunk, tokens_from
 from .head_gradient import HeadTap, TouchedRows, gradient_of_rows
 from .moments import DecayRate, Moments, bias_correction, squeeze_moments
 from .rounding import bits_at, places_along, rounded_update
 from .row_writes import set_rows
 from .rows import take_rows
-from .softmax import HeadLoss, over_chunks, put_chunk, take_chunk, tokens_from
+from .softmax import HeadLoss
 from .step import after_batch, decay_term, precondition
 
 

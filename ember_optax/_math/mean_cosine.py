@@ -1,18 +1,25 @@
-"""The mean cosine between two rows of a table, in closed form, and its gradient, finite for rows of zeros."""
+"""The mean cosine between two rows of a table, in closed form, and its gradient, finite for rows of zeros.
+
+One token may have nearly all of the weight. So nothing here is a difference of sums over all rows: the heaviest row is kept
+apart from the others. With weight 1 for it, `others` for the rest together, u for unit rows, k for the heaviest row, and m for
+the mean of the others with their shares P,
+
+    mean cosine = (2 u_k . m + others (|m|^2 - sum P^2)) / (2 + others (1 - sum P^2))
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .weighted_rows import Rows, norms, rows_of, share
+from .weighted_rows import Rows, first_largest, norms, over_norm, power_of_two, rows_of
 
 
 def mean_cosine_of(rows: Rows) -> jax.Array:
     """The mean of cos(x_i, x_j) over pairs of different rows, each with the product of its weights; rows of zeros left out."""
-    mean_1D, p_V1, _ = _mean_unit_row(rows)
-    value, defined = _over_pairs(mean_1D, p_V1)
-    return jnp.where(defined, value, jnp.nan)
+    parts = _parts(rows)
+    return jnp.where(parts.defined, _over_pairs(parts), jnp.nan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -21,7 +28,7 @@ def differentiable_mean_cosine(table: jax.Array, weights: jax.Array | None, toke
 
     .. math::
         \frac{\partial}{\partial x_i} = \frac{2 p_i}{1 - \sum_k p_k^2} \cdot \frac{s - (s \cdot u_i) u_i}{\|x_i\|},
-        \qquad u_i = x_i / \|x_i\|, \quad s = \textstyle\sum_k p_k u_k
+        \qquad u_i = x_i / \|x_i\|, \quad s = \textstyle\sum_{k \ne i} p_k u_k
 
     Zero for a row of zeros, whose direction does not exist; value and gradient are zero without two rows left. Nothing of the
     table's size is kept but the table: of the forms that JAX would differentiate by itself, some are NaN at zero, and those in
@@ -32,43 +39,68 @@ def differentiable_mean_cosine(table: jax.Array, weights: jax.Array | None, toke
 
 @functools.partial(jax.jit, static_argnums=2)
 def _forward(table: jax.Array, weights: jax.Array | None, token: int) -> tuple[jax.Array, tuple]:
-    rows = rows_of(table, token, weights=weights)
-    mean_1D, p_V1, norm_V1 = _mean_unit_row(rows)
-    value, defined = _over_pairs(mean_1D, p_V1)
-    return jnp.where(defined, value, 0), (table, weights, mean_1D, p_V1, norm_V1)
+    parts = _parts(rows_of(table, token, weights=weights))
+    return jnp.where(parts.defined, _over_pairs(parts), 0), (table, weights, parts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _backward(token: int, kept: tuple, of_value: jax.Array) -> tuple:
-    table, weights, mean_1D, p_V1, norm_V1 = kept
+    table, weights, parts = kept
     rows = rows_of(table, token, weights=weights)
-    over_norm_V1 = 1 / jnp.where(norm_V1 == 0, 1, norm_V1)
-    along_V = jnp.einsum(rows.x, range(rows.x.ndim), jnp.squeeze(mean_1D, token), rows.features, [token], precision="highest")
-    along_V1 = along_V.reshape(norm_V1.shape) * over_norm_V1
-    _, defined = _over_pairs(mean_1D, p_V1)
-    factor_V1 = 2 * p_V1 / (1 - jnp.where(defined, jnp.sum(jnp.square(p_V1)), 0)) * over_norm_V1
-    gradient = of_value * jnp.where((norm_V1 != 0) & defined, factor_V1 * (mean_1D - along_V1 * (rows.x * over_norm_V1)), 0)
+    over_norm_V1 = over_norm(parts.norm)
+    # The heaviest row sees the mean of the others. Every other row sees all rows: what it adds itself has its own direction.
+    all_1D = parts.heaviest + parts.others * parts.mean
+    along_V = jnp.einsum(rows.x, range(rows.x.ndim), jnp.squeeze(all_1D, token), rows.features, [token], precision="highest")
+    along_V1 = along_V.reshape(over_norm_V1.shape) * over_norm_V1
+    along_V1 = jnp.where(parts.is_heaviest, jnp.sum(parts.heaviest * parts.mean), along_V1)
+    seen = jnp.where(parts.is_heaviest, parts.mean, all_1D)
+    factor_V1 = 2 * jnp.where(parts.is_heaviest, 1, parts.share) / _pairs(parts) * over_norm_V1
+    moves_V1 = (parts.norm != 0) & parts.defined
+    gradient = of_value * jnp.where(moves_V1, factor_V1 * (seen - along_V1 * (rows.x * over_norm_V1)), 0)
     return gradient.astype(table.dtype), None if weights is None else jnp.zeros_like(weights)
 
 
 differentiable_mean_cosine.defvjp(_forward, _backward)
 
 
-def _mean_unit_row(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The weighted mean of the unit rows, with a token axis of length one, the share of each row, and its norm.
+class _Parts(NamedTuple):
+    """The heaviest row and the others. Vectors have the rank of the table."""
 
-    As a product of the table with a vector: unit rows would be a temporary of the table's size.
-    """
+    norm: jax.Array  # of every row, V1
+    is_heaviest: jax.Array  # V1
+    heaviest: jax.Array  # its unit row, 1D
+    share: jax.Array  # of each other row, adding up to one, V1
+    mean: jax.Array  # of the other unit rows, with these shares, 1D
+    others: jax.Array  # their weight in units of the heaviest row's
+    defined: jax.Array  # whether there are two rows
+
+
+def _parts(rows: Rows) -> _Parts:
     norm_V1 = norms(rows.x, rows.features)
-    p_V1 = share(rows._replace(weight=jnp.where(norm_V1 == 0, 0, rows.weight)))
-    scale_V = (p_V1 / jnp.where(norm_V1 == 0, 1, norm_V1)).reshape(-1)
-    mean_D = jnp.einsum(scale_V, [rows.token], rows.x, range(rows.x.ndim), rows.features, precision="highest")
-    return jnp.expand_dims(mean_D, rows.token), p_V1, norm_V1
+    weight_V1 = jnp.where(norm_V1 == 0, 0, rows.weight)
+    is_heaviest_V1 = first_largest(weight_V1)
+    rest_V1 = jnp.where(is_heaviest_V1, 0, weight_V1)
+    unit, unit_of_rest = power_of_two(jnp.max(weight_V1)), power_of_two(jnp.max(rest_V1))
+    rest_V1, heaviest = rest_V1 / unit_of_rest, jnp.max(weight_V1) / unit
+    total = jnp.sum(rest_V1)
+    share_V1 = rest_V1 / jnp.where(total > 0, total, 1)
+
+    def mean(weight_V1: jax.Array) -> jax.Array:
+        # One factor for each row: unit rows would be a temporary of the table's size. And no product with a vector, which
+        # adds up one by one: 2e-3 off for 131072 equal rows on a CPU, where this sum is 1e-5 off (jax 0.10.2).
+        return jnp.sum(weight_V1 * over_norm(norm_V1) * rows.x, rows.token, keepdims=True)
+
+    others = total * (unit_of_rest / unit) / jnp.where(heaviest > 0, heaviest, 1)
+    return _Parts(norm_V1, is_heaviest_V1, mean(is_heaviest_V1.astype(rows.x.dtype)), share_V1, mean(share_V1), others, total > 0)
 
 
-def _over_pairs(mean_1D: jax.Array, p_V1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean over pairs, and whether there is one: not where less than two rows have a share."""
-    alone = jnp.sum(jnp.square(p_V1))
-    # One row leaves no pair, but p^2 may round to something else than one.
-    defined = jnp.sum(p_V1 > 0) > 1
-    return (jnp.sum(jnp.square(mean_1D)) - alone) / jnp.where(defined, 1 - alone, 1), defined
+def _over_pairs(parts: _Parts) -> jax.Array:
+    """The mean over pairs, which is a mean of cosines whatever rounding says."""
+    of_others = jnp.sum(jnp.square(parts.mean)) - jnp.sum(jnp.square(parts.share))
+    with_heaviest = jnp.sum(parts.heaviest * parts.mean)
+    return jnp.clip((2 * with_heaviest + parts.others * of_others) / _pairs(parts), -1, 1)
+
+
+def _pairs(parts: _Parts) -> jax.Array:
+    """The weight of all pairs, in units of the heaviest row's weight times that of the others."""
+    return 2 + parts.others * (1 - jnp.sum(jnp.square(parts.share)))

@@ -27,26 +27,26 @@ _LONG = 1 << 15
 _SHORT = 64
 
 
-def mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`mean(x^2)` over `axes`, kept as axes of length one; squared in float32 whatever the dtype of `x`. Returns float32."""
-    return jnp.mean(_square(x), axes, keepdims=True).astype(jnp.float32)
+def mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) -> jax.Array:
+    """`mean((factor x)^2)` over `axes`, kept with length one; squared in float32 whatever the dtype of `x`. Returns float32."""
+    return jnp.mean(_square(x, factor), axes, keepdims=True).astype(jnp.float32)
 
 
-def cpu_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def cpu_mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) -> jax.Array:
     """`mean_square` in the form that is fast on a CPU for this shape.
 
     Slices of an array that is sharded by GSPMD would gather it, so blocks only on one device; on several, the plain reduction.
     """
     if x.size < _SMALL or not _adjacent(axes) or not on_one_device(x):
-        return mean_square(x, axes)
+        return mean_square(x, axes, factor)
     if axes[-1] < x.ndim - 1:
-        return blocked_mean_square(x, axes, block=min(_BLOCK, x.size // _PART))
+        return blocked_mean_square(x, axes, min(_BLOCK, x.size // _PART), factor)
     if (length := math.prod(x.shape[axis] for axis in axes)) > _LONG:
-        return parted_mean_square(x, axes, part=_divisor(length, _LONG // 2))
-    return mean_square(x, axes)
+        return parted_mean_square(x, axes, _divisor(length, _LONG // 2), factor)
+    return mean_square(x, axes, factor)
 
 
-def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int) -> jax.Array:
+def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int, factor: float = 1.0) -> jax.Array:
     """`mean_square` over adjacent axes before the last one, as a sum of blocks of about `block` elements.
 
     Seen as (outer, rows, inner) with the sum over rows, a block is (outer, k, inner). Whole blocks are added to an accumulator of
@@ -58,7 +58,7 @@ def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int) -> jax.
     k = max(1, min(block // (x_OxRxI.shape[0] * x_OxRxI.shape[2]), rows))
 
     def squares(x_OxRxI, first, count):
-        return _square(jax.lax.dynamic_slice_in_dim(x_OxRxI, first, count, axis=1))
+        return _square(jax.lax.dynamic_slice_in_dim(x_OxRxI, first, count, axis=1), factor)
 
     def add_many(i, carry):
         x_OxRxI, total = carry
@@ -78,12 +78,12 @@ def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int) -> jax.
     return (summed / rows).astype(jnp.float32).reshape(*before, *(1 for _ in axes), *after)
 
 
-def parted_mean_square(x: jax.Array, axes: tuple[int, ...], part: int) -> jax.Array:
+def parted_mean_square(x: jax.Array, axes: tuple[int, ...], part: int, factor: float = 1.0) -> jax.Array:
     """`mean_square` over the last axes, first over parts of `part` elements, which must divide the length of the rows."""
     length = math.prod(x.shape[axis] for axis in axes)
     # Behind the barrier the array has many short rows. Without it XLA sees through the reshape.
     parts_PxN = jax.lax.optimization_barrier(x.reshape(x.size // part, part))
-    sums_P = jax.lax.optimization_barrier(jnp.sum(_square(parts_PxN), 1))
+    sums_P = jax.lax.optimization_barrier(jnp.sum(_square(parts_PxN, factor), 1))
     summed = jnp.sum(sums_P.reshape(x.size // length, length // part), 1)
     return (summed / length).astype(jnp.float32).reshape(*x.shape[: axes[0]], *(1 for _ in axes))
 
@@ -93,8 +93,9 @@ def compute_dtype(x: jax.Array):
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
-def _square(x: jax.Array) -> jax.Array:
-    return jnp.square(x.astype(compute_dtype(x)))
+def _square(x: jax.Array, factor: float) -> jax.Array:
+    x = x.astype(compute_dtype(x))
+    return jnp.square(x if factor == 1.0 else factor * x)
 
 
 def _pairwise_sum(terms: list[jax.Array]) -> jax.Array:

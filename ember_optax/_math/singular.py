@@ -18,7 +18,9 @@ def power_iteration(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes, 
     Of stacked tables each has a vector of its own. Each iteration reads the table twice.
     """
     x = table_VxD.astype(compute_dtype(table_VxD))
-    vector = jnp.where(_norm(vector_D, axes.batch, axes.feature) > 0, vector_D, start_vector(x.shape, axes)).astype(x.dtype)
+    vector_D = vector_D.astype(x.dtype)
+    start = start_vector(x.shape, axes).astype(x.dtype)
+    vector = jnp.where(_norm(vector_D, axes.batch, axes.feature) > 0, vector_D, start)
 
     def iterate(_, vector):
         # Both products as unit vectors: the second power of a table of 1e-20 vanishes, and a scaled copy would be a temporary.
@@ -31,16 +33,29 @@ def power_iteration(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes, 
 @functools.partial(jax.jit, static_argnums=2)
 def square_along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> jax.Array:
     """`|W v|^2`, of the shape of the batch axes: with the first right singular vector the square of the spectral norm."""
+    along, tokens = _along(table_VxD, vector_D, axes)
+    return jnp.sum(jnp.square(along), tokens)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def norm_along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> jax.Array:
+    """`|W v|`, also where its square leaves float32."""
+    along, tokens = _along(table_VxD, vector_D, axes)
+    return jnp.squeeze(norms(along, tokens), tokens)
+
+
+def _along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> tuple[jax.Array, tuple[int, ...]]:
+    """`W v`, and which of its axes are tokens."""
     x = table_VxD.astype(compute_dtype(table_VxD))
-    along = _times(x, vector_D.astype(x.dtype), axes)
     kept = sorted(axes.batch + axes.token)
-    return jnp.sum(jnp.square(along), tuple(place for place, axis in enumerate(kept) if axis in axes.token))
+    tokens = tuple(place for place, axis in enumerate(kept) if axis in axes.token)
+    return _times(x, vector_D.astype(x.dtype), axes), tokens
 
 
 def start_vector(shape: tuple[int, ...], axes: TableAxes) -> jax.Array:
     """A unit vector over the features that is the same in every program, in the layout of a table's feature statistic."""
     sizes = [shape[axis] for axis in axes.feature]
-    drawn = jax.random.normal(jax.random.key(0), sizes)
+    drawn = jax.random.normal(jax.random.key(0), sizes, jnp.float32)
     kept = sorted(axes.batch + axes.feature)
     layout = [shape[axis] if axis in axes.feature else 1 for axis in kept]
     return jnp.broadcast_to((drawn / math.sqrt(max(1, math.prod(sizes)))).reshape(layout), [shape[axis] for axis in kept])

@@ -13,8 +13,9 @@ from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.state import ember_states
 from .._tree.suspects import warn_of_suspects
-from .._tree.tables import TableTree, is_observed, tables_at_init, tables_of
+from .._tree.tables import TableTree, tables_of
 from .._tree.token_ids import token_ids_by_name
+from .._tree.watching import is_observed, tables_at_init
 from .checks import check_found, check_given, check_kinds, check_params, check_transformation
 from .transform import FeatureMean, scale_tables
 

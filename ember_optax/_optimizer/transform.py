@@ -20,8 +20,9 @@ from .._tree.fused_leaves import HeadLeaf, HeadUpdate
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
 from .._tree.state import ScaleByEmberState
-from .._tree.tables import Table, TableTree, tables_at_init, tables_of
+from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import token_ids_by_name
+from .._tree.watching import tables_at_init
 from .checks import check_bound, check_given, check_gradient, check_head, check_leaf, check_state, mesh_names
 
 FeatureMean = Literal["all_rows", "active_rows"]
@@ -144,7 +145,7 @@ def scale_tables(
 
     def init_fn(params):
         check_tree(params, "params")
-        found = tables_at_init(find, params, feature_mean)
+        found = tables_at_init(find, params, feature_mean, b2)
         return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):

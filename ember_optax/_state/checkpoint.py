@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -19,7 +20,8 @@ def check_shapes(saved: Any, target: Any) -> None:
       saved: what the checkpoint holds: a tree with arrays, `jax.ShapeDtypeStruct` or Orbax's metadata as leaves, for example
         `manager.item_metadata(step).tree` of an `orbax.checkpoint.CheckpointManager`. Its containers may have become dictionaries
         and lists.
-      target: what is wanted, likewise, for example `jax.eval_shape(tx.init, params)`.
+      target: what is wanted, likewise, for example `jax.eval_shape(tx.init, params)`. Keys of `jax.random.key` fit the numbers
+        that a checkpoint holds of them.
 
     Raises:
       TypeError: a tree, or a leaf of it, has no shape.
@@ -68,5 +70,12 @@ def _shapes(tree: Any, argument: str) -> dict[str, tuple[int, ...]]:
         if callable(leaf):
             raise TypeError(f"{argument} has {shown(leaf)} at {name!r}, which has no shape: filter the tree to arrays first.")
     check_distinct(names)
-    shapes = [tuple(shape) if (shape := getattr(leaf, "shape", None)) is not None else np.shape(leaf) for _, leaf in leaves]
-    return dict(zip(names, shapes, strict=True))
+    return dict(zip(names, (_shape(leaf) for _, leaf in leaves), strict=True))
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of an array; of random keys that of their numbers, which is what a checkpoint holds."""
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, leaf).shape
+    shape = getattr(leaf, "shape", None)
+    return np.shape(leaf) if shape is None else tuple(shape)

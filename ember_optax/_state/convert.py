@@ -1,5 +1,6 @@
 """Going on with Ember from a training run that used Adam."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from .._tree.boxes import rebox, unbox
 from .._tree.hyperparameters import checked_b2
 from .._tree.inputs import check_array, shown
 from .._tree.paths import flatten_named
-from .._tree.state import ScaleByEmberState, adam_moments
+from .._tree.state import ScaleByEmberState, adam_b2s, adam_moments, optax_state
+from .._tree.watching import watched_tables
 from .origins import Origins, axis_origins, check_tx_and_params
 
 
@@ -22,8 +24,7 @@ def state_from_adam(
     params: Any,
     adam_state: Any,
     *,
-    b2: jax.typing.ArrayLike = 0.999,
-    adam_b2: jax.typing.ArrayLike = 0.999,
+    adam_b2: jax.typing.ArrayLike | None = None,
 ) -> Any:
     r"""The state with which `tx`, a transformation that contains Ember, goes on where Adam stopped.
 
@@ -32,10 +33,12 @@ def state_from_adam(
     .. math:: \nu^{token}_i = \mathrm{mean}_j\, \nu_{ij} \qquad \nu^{feature}_j = \mathrm{mean}_i\, \nu_{ij}
 
     With equal decay rates this is the state that Ember would have had after the same gradients. With different ones it is
-    rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments carry over.
+    rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments carry over. Ember tells its own
+    :math:`b_2`. Adam's is read where `optax.inject_hyperparams` keeps it in the state, and asked for where nothing does.
 
     Of `tx`, every `ScaleByEmberState` gets these, every `optax.ScaleByAdamState` (a body) takes over `count`, `mu` and `nu`, and
-    every learning-rate schedule goes on at Adam's step. Anything else, such as the momentum of a Muon body or the accumulator of
+    every learning-rate schedule goes on at Adam's step. The moments of a body are not rescaled: give it the `b1` and `b2` of
+    the Adam run. Anything else, such as the momentum of a Muon body or the accumulator of
     `optax.MultiSteps`, starts afresh. `optax.adamax` and `optax.yogi` keep other moments in a state of the same type, which
     cannot be told apart: do not convert their states, and do not convert for a `tx` that contains them. With
     `feature_mean="active_rows"` it is not the state after the same gradients: Adam does not know how many rows each batch
@@ -44,18 +47,20 @@ def state_from_adam(
     Args:
       tx: the transformation to go on with, for example `ember(1e-2, optax.adamw(1e-3))`.
       params: the parameters, arrays.
-      adam_state: the optimizer state of the Adam run for the same parameters: any state with `optax.ScaleByAdamState` in it.
-      b2: the decay rate of the Ember in `tx`.
-      adam_b2: the decay rate with which `adam_state` was made.
+      adam_state: the optimizer state of the Adam run for the same parameters: any state with `optax.ScaleByAdamState` in it, also
+        as `nnx.state(optimizer)` holds it.
+      adam_b2: the `b2` with which `adam_state` was made; the default of `optax.adam` and `optax.adamw` is 0.999. Needed unless
+        `adam_state` keeps it.
 
     Returns:
       A state of the structure, shapes and dtypes of `tx.init(params)`. Under `jax.jit` with
       `out_shardings=state_shardings(tx, params, ...)` it is made in place on every device.
 
     Raises:
-      TypeError: `tx` is no transformation, `params` or the moments are no arrays.
-      ValueError: there is no Adam state, it lacks a parameter that `tx` needs, has it in another shape (a resized vocabulary), or
-        its second moment is negative or not finite; two parameters have the same path.
+      TypeError: `tx` is no transformation, `params` or the moments are no arrays; `adam_b2` is missing.
+      ValueError: `adam_b2` is not the one that `adam_state` keeps; there is no Adam state, it lacks a parameter that `tx` needs,
+        has it in another shape (a resized vocabulary), or its second moment is negative or not finite; two parameters have the
+        same path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,7 +70,7 @@ def state_from_adam(
       >>> adam = optax.adamw(1e-3)
       >>> _, adam_state = adam.update(params, adam.init(params), params)
       >>> tx = ember(1e-2, optax.adamw(1e-3))
-      >>> opt_state = state_from_adam(tx, params, adam_state)
+      >>> opt_state = state_from_adam(tx, params, adam_state, adam_b2=0.999)
       >>> print(optax.tree.get(opt_state, "ScaleByEmberState").count["embed"]["embedding"])
       1
 
@@ -73,12 +78,15 @@ def state_from_adam(
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
     check_tx_and_params(tx, params)
-    b2, adam_b2 = checked_b2(b2), checked_b2(adam_b2, "adam_b2")
     origins = axis_origins(tx, params)
     names, leaves, _ = flatten_named(params)
     parameters = dict(zip(names, leaves, strict=True))
     adam = _moments_by_name(adam_state)
     step = _step(adam_state, adam)
+    with watched_tables(is_quiet=False) as seen:
+        initial = tx.init(params)
+    rates = {table.name: checked_b2(tree.b2) for tree in seen if tree.b2 is not None for table in tree.tables}
+    adam_rates = _adam_rates(adam_b2, adam_b2s(adam_state), rates)
 
     def find(name: str) -> optax.ScaleByAdamState:
         if name not in adam:
@@ -91,7 +99,7 @@ def state_from_adam(
     def convert(state, state_origins):
         match state:
             case ScaleByEmberState():
-                return _ember_state(state, state_origins, find, b2, adam_b2)
+                return _ember_state(state, state_origins, find, rates, adam_rates)
             case optax.ScaleByAdamState():
                 return _adam_state(state, find)
             case _ if _is_step_counter(state):
@@ -99,7 +107,30 @@ def state_from_adam(
             case _:
                 return state
 
-    return jax.tree.map(convert, tx.init(params), origins, is_leaf=_is_converted)
+    return jax.tree.map(convert, initial, origins, is_leaf=_is_converted)
+
+
+def _adam_rates(adam_b2: Any, kept: dict[str, Any], of: Iterable[str]) -> dict[str, Any]:
+    """The `b2` of the Adam of each of these parameters: the one that the state keeps, else the given one, never a guess."""
+    given = None if adam_b2 is None else checked_b2(adam_b2, "adam_b2")
+    if given is None and (unknown := [name for name in of if name in kept and kept[name] is None]):
+        raise TypeError(
+            f"adam_b2 is missing: the Adam state does not keep the b2 with which the moments of {unknown[0]!r} were made, and "
+            f"with another one the first steps have another size. Pass adam_b2=0.999 if optax.adam or optax.adamw had its "
+            f"default."
+        )
+    return {name: given if kept.get(name) is None else _agreed(given, kept[name], name) for name in of}
+
+
+def _agreed(given: Any, kept: Any, name: str) -> Any:
+    """The `b2` that a state keeps, unless another one was given."""
+    are_known = given is not None and not isinstance(given, Tracer) and not isinstance(kept, Tracer)
+    if are_known and jnp.asarray(given, jnp.result_type(kept)) != kept:
+        raise ValueError(
+            f"adam_b2 is {given}, but the Adam state keeps b2={kept} of {name!r}: leave adam_b2 out, or pass the state that was "
+            f"made with it."
+        )
+    return checked_b2(kept, "the b2 that adam_state keeps")
 
 
 def _check_moments(name: str, adam: Any, wanted: tuple[int, ...]) -> None:
@@ -160,11 +191,12 @@ def _moments_by_name(adam_state: Any) -> dict[str, optax.ScaleByAdamState]:
 
 def _step(adam_state: Any, adam: dict[str, optax.ScaleByAdamState]) -> Any:
     """Where the schedules of the Adam run stood: one of their counters, or without schedules Adam's own."""
-    counters = [node.count for node in jax.tree.leaves(adam_state, is_leaf=_is_converted) if _is_step_counter(node)]
+    nodes = jax.tree.leaves(optax_state(adam_state), is_leaf=_is_converted)
+    counters = [node.count for node in nodes if _is_step_counter(node)]
     return unbox(counters[0]) if counters else next(iter(adam.values())).count
 
 
-def _ember_state(state: ScaleByEmberState, origins: ScaleByEmberState, find, b2, adam_b2) -> ScaleByEmberState:
+def _ember_state(state: ScaleByEmberState, origins: ScaleByEmberState, find, rates, adam_rates) -> ScaleByEmberState:
     def count(name: str, leaf):
         return jnp.broadcast_to(jnp.asarray(find(name).count, jnp.int32), leaf.shape)
 
@@ -174,8 +206,8 @@ def _ember_state(state: ScaleByEmberState, origins: ScaleByEmberState, find, b2,
         kept = {origin.axis for origin in leaf_origins.axes if origin is not None}
         nu = jnp.asarray(adam.nu, jnp.float32)
         mean = jnp.mean(nu, tuple(axis for axis in range(nu.ndim) if axis not in kept))
-        rescaled = mean * (bias_correction(adam.count, decay_rate(b2)) / bias_correction(adam.count, decay_rate(adam_b2)))
-        return jnp.where(adam.count > 0, rescaled, 0.0)
+        ours, theirs = (bias_correction(adam.count, decay_rate(b2)) for b2 in (rates[name], adam_rates[name]))
+        return jnp.where(adam.count > 0, mean * (ours / theirs), 0.0)
 
     return state._replace(
         count=_map_named(count, state.count),

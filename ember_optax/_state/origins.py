@@ -14,7 +14,8 @@ from .._optimizer.checks import check_transformation
 from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
 from .._tree.state import ember_states
-from .._tree.tables import TableTree, repeated_tables, watched_tables
+from .._tree.tables import TableTree
+from .._tree.watching import repeated_tables, watched_tables
 
 # No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
 _FIRST_SIZE = 10_007

@@ -1,8 +1,9 @@
 """Boxes: what some libraries put around a parameter to say how it is sharded.
 
-Flax Linen's `Partitioned` and NNX's `Variable` are pytree nodes that carry one axis name for each axis of the array inside.
-A state vector has fewer axes than its parameter, so its box must carry fewer names; with the parameter's own box around it
-`nn.get_partition_spec` and `jax.jit(out_shardings=...)` fail. A library is asked only if it is loaded already.
+Flax Linen's `Partitioned`, NNX's `Variable` and Haliax's `NamedArray` are pytree nodes that carry one axis name for each axis
+of the array inside. A state vector has fewer axes than its parameter, so its box must carry fewer names; with the parameter's own
+box around it `nn.get_partition_spec`, `jax.jit(out_shardings=...)` and `hax.shard` fail. A library is asked only if it is loaded
+already.
 """
 
 import functools
@@ -15,13 +16,13 @@ import jax
 import optax
 
 # One module for each library with boxes: `is_box`, `unbox`, `rebox`, `rebox_axes`.
-_ADAPTERS = {"flax.linen": ".linen_boxes", "flax.nnx": ".nnx_boxes"}
+_ADAPTERS = {"flax.linen": ".linen_boxes", "flax.nnx": ".nnx_boxes", "haliax": ".haliax_boxes"}
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is a box around an array. A box emptied by `optax.masked` is none: there is no parameter in it."""
+    """Whether a node is a box around an array. An empty one is none: of `optax.masked`, or of a filter that leaves None."""
     adapter = _adapter(node)
-    return adapter is not None and not isinstance(adapter.unbox(node), optax.MaskedNode)
+    return adapter is not None and not isinstance(adapter.unbox(node), optax.MaskedNode | None)
 
 
 def unbox(leaf: Any) -> Any:
@@ -40,6 +41,11 @@ def rebox_axes(box: Any, value: jax.Array, axes: tuple[int, ...]) -> Any:
     """The box around a value that has only some axes of the boxed parameter; the bare value where `box` is no box."""
     adapter = _adapter(box)
     return value if adapter is None else adapter.rebox_axes(box, value, axes)
+
+
+def resized(tree: Any, before: list[Any], after: list[Any]) -> Any:
+    """A tree of modules that name the sizes of their arrays beside them, after these leaves of the parameters became those."""
+    return _load(".haliax_boxes").resized(tree, before, after) if "haliax" in sys.modules else tree
 
 
 def _adapter(node: Any) -> ModuleType | None:

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from .boxes import unbox
+from .decisions import find_tables
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import TokenTables, find_tables, finder_calls, finder_with
+from .finder import TokenTables, finder_calls, finder_with
 from .inputs import shown
 from .paths import check_distinct, flatten_named, is_complete, parent_of
 from .vocabulary_axis import KnownSizes

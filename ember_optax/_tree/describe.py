@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .._math.moments import moment_shapes
+from .decisions import find_tables
 from .declared import AUTO, DimensionNumbersLike
-from .finder import Include, TokenTables, find_tables, unused_patterns
+from .finder import Include, TokenTables, unused_patterns
 from .inputs import check_tree
 from .rules import first_match
 from .suspects import candidates, doubtful_stacks, guessed_axes, is_unknown
@@ -71,7 +72,8 @@ def describe_token_tables(
         header = ("largest matrices left to the body", "shape", "rule")
         sections.append(_align([header, *((one.table.name, _shape(one.table), one.rule) for one in others)]))
     for leaf, table, axis in candidates(found):
-        sections.append(f"may be a table (see include), axis {axis} has the tokens of {table.name}: {leaf.name} {_shape(leaf)}")
+        tokens = "no table has its vocabulary" if table is None else f"axis {axis} has the tokens of {table.name}"
+        sections.append(f"may be a table (see include), {tokens}: {leaf.name} {_shape(leaf)}")
     for table in doubtful_stacks(found):
         sections.append(f"more tables than tokens, declare the axes of: {table.name} {_shape(table)}")
     for table in guessed_axes(found):

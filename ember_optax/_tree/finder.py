@@ -8,15 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
-import numpy as np
 
-from .boxes import unbox
+from .decisions import find_tables
 from .dimension_numbers import EmberDimensionNumbers
 from .inputs import check_tree, shown
-from .kinds import is_embedding_name, with_kinds
 from .paths import flatten_named
-from .rules import INCLUDED, TableMatch, first_match
-from .vocabulary_axis import BY_ANOTHER_TABLE, KnownSizes, of_head, of_included
 
 Include = Sequence[str] | Mapping[str, EmberDimensionNumbers]
 
@@ -175,11 +171,6 @@ def unused_patterns(options: TokenTables, names: Sequence[str]) -> list[str]:
     return [f"{argument} {p!r}" for argument, p in patterns if not any(re.fullmatch(p, name) for name in names)]
 
 
-def declared_axes(options: TokenTables) -> dict[str, EmberDimensionNumbers | None]:
-    """The patterns of `include`, each with its dimension numbers if it has any."""
-    return {p: options.include[p] if isinstance(options.include, Mapping) else None for p in options.include}
-
-
 def finder_with(name: str, axis: int) -> str:
     """How to declare the token axis of one table, for messages."""
     return f"TokenTables(include={{{re.escape(name)!r}: EmberDimensionNumbers({axis})}})"
@@ -197,69 +188,6 @@ def finder_calls() -> Iterator[list[tuple[list[str], TokenTables]]]:
         yield calls
     finally:
         _calls.reset(token)
-
-
-def find_tables(names: Sequence[str], leaves: Sequence[Any], options: TokenTables) -> list[TableMatch]:
-    """What the finder decides for each leaf: the rules and the sizes of the other tables, then `include`, then `exclude`."""
-    shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
-    linear = _with_bias(dict(zip(names, shapes, strict=True)))
-    first = [_by_name(*leaf, options, linear) for leaf in zip(names, shapes, strict=True)]
-    matches, known, certain = list(first), KnownSizes(), KnownSizes()
-    for i in sorted(range(len(names)), key=lambda i: _doubt(names[i], first[i])):
-        match = matches[i] = _by_sizes(first[i], shapes[i], known)
-        if match.rule == f"included, {BY_ANOTHER_TABLE}" and match.dimension_numbers != first[i].dimension_numbers:
-            # Against the layout of its name: the other table must be known by more than the layout of its own.
-            matches[i] = match._replace(is_guess=not certain.telling(shapes[i]))
-        if not matches[i].is_guess:
-            known.add(match.dimension_numbers, shapes[i])
-        if match.is_head is not None or match.rule == "included" or is_embedding_name(names[i]):
-            certain.add(match.dimension_numbers, shapes[i])
-    # Also with tables that are excluded, for another optimizer say: their vocabulary is known all the same.
-    matches = with_kinds(names, shapes, matches)
-    excluded = [any(re.fullmatch(pattern, name) for pattern in options.exclude) for name in names]
-    return [TableMatch(None, "excluded") if out else match for out, match in zip(excluded, matches, strict=True)]
-
-
-def _by_name(name: str, shape: tuple[int, ...], options: TokenTables, linear: set[str]) -> TableMatch:
-    """What the user says of a leaf, else what the rules say of its name."""
-    match = first_match(name, len(shape))
-    for pattern, declared in declared_axes(options).items():
-        if re.fullmatch(pattern, name):
-            if declared is not None:
-                return TableMatch(declared, "included", None)
-            return (
-                first_match(name, len(shape), INCLUDED) if match.dimension_numbers is None else match._replace(is_doubtful=False)
-            )
-    if name in linear and match.dimension_numbers is not None and not match.is_head:
-        return TableMatch(None, "a linear layer, it has a bias")
-    return match
-
-
-def _by_sizes(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
-    if match.rule == "included" or match.is_head is False:
-        return match
-    return of_head(match, shape, known) if match.is_head else of_included(match, shape, known)
-
-
-def _doubt(name: str, match: TableMatch) -> int:
-    """How little the name tells of the token axis. The tables tell each other their vocabulary in this order."""
-    if match.rule == "included" or match.is_head is False:
-        return 0
-    if match.is_head is None:
-        return 1 if is_embedding_name(name) else 5 if match.rule == INCLUDED[0].name else 3
-    return 6 if match.is_doubtful else 2 if name.rpartition("/")[2] in ("kernel", "w", "weight") else 4
-
-
-def _with_bias(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """The weights of linear layers: a bias beside them has a number for each output. A lookup has none."""
-    linear = set()
-    for name, shape in shapes.items():
-        parent, _, last = name.rpartition("/")
-        bias = shapes.get(f"{parent}/b", shapes.get(f"{parent}/bias"))
-        output = {"w": -1, "weight": -2}.get(last)
-        if bias and output is not None and len(shape) > 1 and bias[-1] == shape[output]:
-            linear.add(name)
-    return linear
 
 
 def compile_patterns(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:

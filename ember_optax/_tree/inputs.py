@@ -101,13 +101,17 @@ def _is_leaf(tree: Any) -> bool:
 
 
 def _is_of_optax(tree: Any) -> bool:
-    """Whether a tree is a transformation, or a state as one makes it: a named tuple of Optax or of this library."""
+    """Whether a tree is a transformation or a state, or a named tuple of this library, such as the result of `vocab.resize`.
+
+    Other named tuples of Optax are parameters: `split_real_and_imaginary` makes one of a complex array. It calls every state so.
+    """
     if isinstance(tree, optax.GradientTransformation):
         return True
     if not isinstance(tree, tuple) or isinstance(tree, optax.MaskedNode):
         return False
     if hasattr(tree, "_fields"):
-        return type(tree).__module__.split(".")[0] in ("optax", "ember_optax")
+        library = type(tree).__module__.split(".")[0]
+        return library == "ember_optax" or (library == "optax" and type(tree).__name__.endswith("State"))
     return bool(tree) and all(isinstance(part, tuple) and _is_of_optax(part) for part in tree)
 
 

@@ -1,5 +1,6 @@
 """`ScaleByEmberState`, and the states of Ember and of Adam in any state that contains them."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,9 +46,45 @@ def is_ember(node: Any) -> bool:
     return isinstance(node, ScaleByEmberState)
 
 
+# States that are told by the names of their fields where a library made dictionaries of them, with the fields that may be lost
+# because nothing is in them.
+_TYPES: dict[Any, dict[str, Any]] = {
+    ScaleByEmberState: {},
+    optax.ScaleByAdamState: {},
+    optax.ScaleByScheduleState: {},
+    optax.InjectStatefulHyperparamsState: {"hyperparams_states": {}},
+}
+
+
+def optax_state(state: Any) -> Any:
+    """An optimizer state with Optax's own types, from what trainers hold and save instead.
+
+    Of an `nnx.Optimizer` or a `TrainState` it is the `opt_state`. In `nnx.state(optimizer)`, and in a checkpoint that was
+    restored without a target, the states of Ember, of Adam, of schedules and of injected hyperparameters are dictionaries.
+    """
+    return _typed(state if isinstance(state, Mapping) or not holds_state(state) else state.opt_state)
+
+
+def holds_state(node: Any) -> bool:
+    """Whether a node has an optimizer state beside other things: an `nnx.Optimizer`, its `nnx.state`, or a `TrainState`."""
+    if isinstance(node, Mapping):
+        return "opt_state" in node
+    return hasattr(node, "opt_state") and not isinstance(node, tuple)  # optax.contrib.SAMState
+
+
+def _typed(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        parts = {key: _typed(part) for key, part in node.items()}
+        kinds = [kind for kind, empty in _TYPES.items() if set(empty | parts) == set(kind._fields)]
+        return kinds[0](**(_TYPES[kinds[0]] | parts)) if kinds else parts
+    if type(node) in (tuple, list):
+        return type(node)(map(_typed, node))
+    return type(node)(*map(_typed, node)) if isinstance(node, tuple) and hasattr(node, "_fields") else node
+
+
 def ember_states(state: Any) -> list[tuple[tuple[Any, ...], ScaleByEmberState]]:
     """Every Ember in an optimizer state, with its key path."""
-    nodes, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_ember)
+    nodes, _ = jax.tree_util.tree_flatten_with_path(optax_state(state), is_leaf=is_ember)
     return [(path, node) for path, node in nodes if is_ember(node)]
 
 
@@ -63,24 +100,41 @@ def ember_moments(state: Any) -> dict[str, ScaleByEmberState]:
 
 
 def adam_moments(state: Any, argument: str) -> dict[str, optax.ScaleByAdamState]:
-    """Adam's state of every parameter, by path, with bare arrays in the place of trees, from one Adam or several.
+    """Adam's state of every parameter, by path, with bare arrays instead of trees, from one Adam or several.
 
     Raises:
       ValueError: the moments of one Adam are of different parameters, or a path stands for several.
     """
     found = {}
-    for node in jax.tree.leaves(state, is_leaf=_is_adam):
-        if _is_adam(node):
-            names, mus, _ = flatten_named(node.mu)
-            check_distinct(names)
-            nu_names, nus, _ = flatten_named(node.nu)
-            if names != nu_names:
-                raise ValueError(
-                    f"{argument} has mu of {names}, but nu of {nu_names}: pass the state that optax.adam or optax.adamw made."
-                )
-            of_each = zip(names, mus, nus, strict=True)
-            found |= {name: optax.ScaleByAdamState(*map(unbox, (node.count, mu, nu))) for name, mu, nu in of_each}
+    for node, _ in _adams(optax_state(state)):
+        names, mus, _ = flatten_named(node.mu)
+        check_distinct(names)
+        nu_names, nus, _ = flatten_named(node.nu)
+        if names != nu_names:
+            raise ValueError(
+                f"{argument} has mu of {names}, but nu of {nu_names}: pass the state that optax.adam or optax.adamw made."
+            )
+        of_each = zip(names, mus, nus, strict=True)
+        found |= {name: optax.ScaleByAdamState(*map(unbox, (node.count, mu, nu))) for name, mu, nu in of_each}
     return found
+
+
+def adam_b2s(state: Any) -> dict[str, Any]:
+    """The `b2` of the Adam of every parameter, by path, where `optax.inject_hyperparams` keeps it; of the others None."""
+    return {name: b2 for node, b2 in _adams(optax_state(state)) for name in flatten_named(node.mu)[0]}
+
+
+def _adams(state: Any, b2: Any = None) -> Iterator[tuple[optax.ScaleByAdamState, Any]]:
+    """Every Adam in a state, each with the `b2` of the hyperparameters that were injected around it."""
+    for node in jax.tree.leaves(state, is_leaf=lambda node: _is_adam(node) or _is_injected(node)):
+        if _is_adam(node):
+            yield node, b2
+        elif _is_injected(node):
+            yield from _adams(node.inner_state, unbox(node.hyperparams.get("b2", b2)))
+
+
+def _is_injected(node: Any) -> bool:
+    return isinstance(getattr(node, "hyperparams", None), Mapping) and hasattr(node, "inner_state")
 
 
 def _is_adam(node: Any) -> bool:

@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .decisions import declared_axes, find_tables
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import TokenTables, declared_axes, find_tables
+from .finder import TokenTables
 from .kinds import is_embedding_name
+from .paths import is_complete
 from .rules import HEAD_NAME, TableMatch, first_match, spelled
 from .tables import Table, TableTree
 from .vocabulary_axis import same_vocabulary
@@ -21,10 +23,13 @@ _ONE_BY_ONE = 12
 
 
 class Candidate(NamedTuple):
-    """A matrix of the body with the vocabulary of a table, padded or not, along this axis."""
+    """A matrix of the body with the vocabulary of a table, padded or not, along this axis.
+
+    `table` is None for a head by its name in a tree that is not complete: its embedding may be elsewhere, frozen say.
+    """
 
     leaf: Table
-    table: Table
+    table: Table | None
     axis: int
 
 
@@ -46,6 +51,7 @@ def candidates(found: TableTree) -> list[Candidate]:
     for table in rest:
         for size in table.shape:
             users[size].add(_without_numbers(table.name))
+    complete = is_complete(found.treedef.unflatten(found.names))
 
     def of(leaf: Table) -> Candidate | None:
         for axis, size in enumerate(leaf.shape):
@@ -56,6 +62,9 @@ def candidates(found: TableTree) -> list[Candidate]:
                 is_padded = same_vocabulary(size, owner) and size not in features and len(users[size]) == 1
                 if is_padded and (_is_named_like_a_table(leaf) or (features.intersection(leaf.shape) and size <= 1.25 * owner)):
                     return Candidate(leaf, table, axis)
+        usual = first_match(leaf.name, len(leaf.shape))
+        if usual.is_head and usual.dimension_numbers is not None and not complete:
+            return Candidate(leaf, None, usual.dimension_numbers.token_axis)
         return None
 
     return [candidate for candidate in map(of, rest) if candidate is not None]
@@ -151,16 +160,18 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
     if not likely:
         likely, others = others, {}
     is_one = len(patterns) == 1
-    names, treated = ("its name", treated.format("it")) if is_one else ("their names", treated.format("them"))
+    them, names = ("it", "its name") if is_one else ("them", "their names")
     what = "it is a table" if is_one else "they are tables" if not others else "only those that are named like tables are tables"
     return [
-        f"{' '.join(sentences)} No rule knows {names}, so {treated}. If {what}: "
+        f"{' '.join(sentences)} No rule takes {them} by {names} alone, so {treated.format(them)}. If {what}: "
         f"tables={_written_finder(found, include=likely, exclude=list(others))}. If not: "
         f"tables={_written_finder(found, exclude=patterns)}."
     ]
 
 
 def _sentence(one: Candidate) -> str:
+    if one.table is None:
+        return f"{one.leaf.name!r} of shape {one.leaf.shape} may be a head, but these parameters have no table of its vocabulary"
     size, vocabulary = one.leaf.shape[one.axis], vocabulary_size(one.table)
     padded = "" if size == vocabulary else f", padded to {size}" if size > vocabulary else f", without the padding: {size}"
     return f"{one.leaf.name!r} of shape {one.leaf.shape} has the {vocabulary} tokens of {one.table.name!r}{padded}"

@@ -1,9 +1,8 @@
 """`Table`: a leaf of a parameter tree with everything that is known of it; and the one way from a tree to its tables."""
 
 import contextlib
-import contextvars
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -47,14 +46,15 @@ class Table(NamedTuple):
 class TableTree(NamedTuple):
     """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure.
 
-    `feature_mean` is that of the `scale_by_ember` which took these tables at `init`, where somebody watched. `options` are those
-    of the finder, if it found them.
+    `feature_mean` and `b2` are those of the `scale_by_ember` which took these tables at `init`, where somebody watched. `options`
+    are those of the finder, if it found them.
     """
 
     tables: list[Table]
     treedef: Any
     feature_mean: str | None = None
     options: TokenTables | None = None
+    b2: Any = None
 
     @property
     def names(self) -> list[str]:
@@ -168,67 +168,6 @@ def tables_of(
             check_one_table(table.name, table.shape, table.axes)
             check_same_axis(unbox(table.box), table.axes, argument)
     return TableTree(tables, found.treedef, options=declared.options)
-
-
-# For `_state/origins.py`, which asks what a state array came from: what each `init` found, in the order of the calls.
-_seen: contextvars.ContextVar[list[TableTree] | None] = contextvars.ContextVar("seen", default=None)
-_known: contextvars.ContextVar[Iterator[TableTree] | None] = contextvars.ContextVar("known", default=None)
-_is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("is_quiet", default=False)
-
-
-@contextlib.contextmanager
-def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
-    """While open, collects the tables that `init` of each Ember in a transformation works on.
-
-    `is_quiet` says that the result of `init` is not what is wanted: it does not warn then.
-    """
-    outer, seen = _seen.get(), []
-    tokens = [(_seen, _seen.set(seen)), (_is_quiet, _is_quiet.set(is_quiet or _is_quiet.get()))]
-    try:
-        yield seen
-    finally:
-        for variable, token in tokens:
-            variable.reset(token)
-        if outer is not None:
-            outer.extend(seen)
-
-
-def check_same_axes(ours: dict[str, tuple[int, ...]], seen: list[TableTree], what: str, where: str, fix: str) -> None:
-    """Raises where an Ember whose `init` was watched counts the tokens of a table along another axis than `ours`, by path."""
-    for table in (table for found in seen for table in found.tables if table.axes is not None):
-        assert table.axes is not None
-        if table.name in ours and ours[table.name] != table.axes.token:
-            raise ValueError(
-                f"{what} of {table.name!r} of shape {table.shape} are counted along axis {ours[table.name][0]}, but in {where} "
-                f"along axis {table.axes.token[0]}: {fix}."
-            )
-
-
-@contextlib.contextmanager
-def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
-    """While open, each `init` takes the axes that it took while `seen` was collected, whatever the sizes are now."""
-    token = _known.set(iter(seen))
-    try:
-        yield
-    finally:
-        _known.reset(token)
-
-
-def is_observed() -> bool:
-    """Whether `init` is asked for its axes alone: it has warned before, or will."""
-    return _is_quiet.get() or _known.get() is not None
-
-
-def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None) -> TableTree:
-    """`find(params)`, watched or repeated."""
-    if (known := _known.get()) is not None:
-        axes = {table.name: table.axes for table in next(known).tables}
-        found = read_tree(params)
-        return TableTree([table._replace(axes=axes.get(table.name)) for table in found.tables], found.treedef)
-    found = find(params)
-    if (seen := _seen.get()) is not None:
-        seen.append(found._replace(feature_mean=feature_mean))
-    return found
 
 
 def _with_shapes(found: TableTree, params: Any) -> TableTree:

@@ -33,13 +33,17 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
             what = f"of type {type(ids).__name__}" if dtype is None else f"of dtype {dtype}"
             fix = "jnp.flatnonzero(mask) turns a mask into ids" if dtype == np.bool_ else "pass jnp.asarray(ids)"
             raise TypeError(f"{argument} of {name!r} must be an array of integers or None, got one {what}: {fix}.")
-    return {name: _as_array(ids) for name, ids in found.items()}
+    return {name: ids_array(ids) for name, ids in found.items()}
 
 
-def _as_array(ids: Any) -> jax.Array:
-    """Without x64, JAX keeps the lower half of a 64-bit id: row 5 for 2^32 + 5, which is padding."""
-    if isinstance(ids, np.ndarray) and ids.dtype.itemsize == 8:
-        ids = np.clip(ids, -1, np.iinfo(np.int32).max).astype(np.int32)
+def ids_array(ids: Any) -> jax.Array:
+    """Ids as an array of JAX's, which without x64 would keep the lower half of a 64-bit id: row 5 for 2^32 + 5, which is padding.
+
+    Where such ids are arguments of `jax.jit`, JAX has cut them before anyone could look.
+    """
+    if isinstance(ids, np.ndarray | np.generic) and ids.dtype.kind in "iu" and ids.dtype.itemsize == 8:
+        smallest = np.asarray(ids) if ids.dtype.kind == "u" else np.maximum(ids, -1)
+        ids = np.minimum(smallest, np.iinfo(np.int32).max).astype(np.int32)
     return jnp.asarray(ids)
 
 

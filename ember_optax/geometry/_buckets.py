@@ -1,13 +1,17 @@
 """Any metric of a table for each bucket of token frequency."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
+from .._math.frequency import rank_buckets
+from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode
 from .._tree.inputs import shown
 from ._measured import checked_table, checked_weights
@@ -73,32 +77,52 @@ def by_frequency(
         raise TypeError("token_counts must be an array of one count for each token, got None; pass jnp.bincount(ids, length=V).")
     edges = _checked_buckets(buckets, table.shape[token])
 
-    def masks(counts):
-        if isinstance(edges, int):
-            return jnp.arange(edges)[:, None] == _by_rank(counts, edges)[None, :]
-        of_token_V = jnp.searchsorted(*_of_one_dtype(edges, counts), side="right") - 1
-        return jnp.arange(len(edges))[:, None] == of_token_V[None, :]
+    mask_BxV, lower_B, upper_B, size_B = _buckets_of(_wide(counts), edges) if isinstance(edges, int) else _between(_wide(counts), edges)
 
-    mask_BxV = in_auto_mode(masks, PartitionSpec, counts)
-    size_B = jnp.sum(mask_BxV, 1, dtype=jnp.int32)
-    largest = jnp.max(counts)
-    lower = jnp.where(size_B > 0, jnp.min(jnp.where(mask_BxV, counts, largest), 1), 0)
-    upper = jnp.max(jnp.where(mask_BxV, counts, 0), 1)
-    values = jax.lax.map(lambda mask: metric(table, token_axis=token, weights=mask), mask_BxV)
-    return FrequencyBuckets(lower, upper, size_B, values)
+    def of_bucket(mask_V: jax.Array) -> jax.Array:
+        return metric(table, token_axis=token, weights=mask_V)
+
+    if isinstance(table, Tracer) or isinstance(counts, Tracer):
+        return FrequencyBuckets(lower_B, upper_B, size_B, jax.lax.map(of_bucket, mask_BxV))
+    # One call for each bucket: the loop of `jax.lax.map` would compile again for every new function.
+    return FrequencyBuckets(lower_B, upper_B, size_B, jnp.stack([of_bucket(mask_V) for mask_V in mask_BxV]))
 
 
-def _by_rank(counts: jax.Array, buckets: int) -> jax.Array:
-    rank_V = jnp.argsort(jnp.argsort(counts, stable=True))
-    return rank_V * buckets // counts.size
+@functools.partial(jax.jit, static_argnums=1)
+def _buckets_of(counts: jax.Array, buckets: int, edges: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    """The masks of the buckets, their smallest and largest count, and their sizes; parts by rank without `edges`."""
+
+    def masks(counts: jax.Array) -> tuple[jax.Array, ...]:
+        if edges is None:
+            of_token_V = rank_buckets(counts, buckets)
+        else:
+            of_token_V = (jnp.searchsorted(edges, counts.astype(edges.dtype), side="right") - 1).astype(jnp.int32)
+        mask_BxV = jnp.arange(buckets, dtype=jnp.int32)[:, None] == of_token_V[None, :]
+        size_B, zero = jnp.sum(mask_BxV, 1, dtype=jnp.int32), jnp.zeros((), counts.dtype)
+        lower_B = jnp.min(jnp.where(mask_BxV, counts[None, :], jnp.max(counts)), 1)
+        upper_B = jnp.max(jnp.where(mask_BxV, counts[None, :], zero), 1)
+        return mask_BxV, jnp.where(size_B > 0, lower_B, zero), upper_B, size_B
+
+    return in_auto_mode(masks, lambda: (PartitionSpec(),) * 4, counts)
 
 
-def _of_one_dtype(edges: np.ndarray, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Integers stay integers: float32 does not tell counts above 2^24 from their neighbours."""
+def _between(counts: jax.Array, edges: np.ndarray) -> tuple[jax.Array, ...]:
+    """`_buckets_of` with edges, compared as integers if all are: float32 does not tell counts above 2^24 apart."""
+    number = edges.size
     if edges.dtype.kind in "iu" and jnp.issubdtype(counts.dtype, jnp.integer):
         limits = jnp.iinfo(counts.dtype)
-        return jnp.asarray(np.clip(edges, limits.min, limits.max).astype(counts.dtype)), counts
-    return jnp.asarray(edges, jnp.float32), counts.astype(jnp.float32)
+        # No count reaches the buckets beyond the dtype, which are the last ones.
+        edges = np.maximum(edges[edges <= limits.max], limits.min).astype(counts.dtype)
+    else:
+        edges = edges.astype(np.float32)
+    return _buckets_of(counts, number, jnp.asarray(edges))
+
+
+def _wide(counts: jax.Array) -> jax.Array:
+    """Counts in a dtype of at least 32 bits."""
+    if jnp.issubdtype(counts.dtype, jnp.floating):
+        return counts.astype(compute_dtype(counts))
+    return counts.astype(jnp.int32) if counts.dtype.itemsize < 4 else counts
 
 
 def _checked_buckets(buckets: Any, size: int) -> int | np.ndarray:

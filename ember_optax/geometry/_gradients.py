@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._math.mean_square import compute_dtype, mean_square
+from .._math.mean_square import mean_square
 from .._math.mesh import in_auto_mode
-from .._math.weighted_rows import Rows, rows_of
+from .._math.weighted_rows import Rows, larger_unit, power_of_two, rows_of
 from .._tree.inputs import shown
 from ._measured import checked_table, known_to_hold, measured, to_vector, token_spec
+from ._norms import norms_of
 from ._spectrum import singular_values
 from ._streaming import Streaming
 
@@ -105,8 +106,7 @@ def factorization_error(second_moment: Any, *, token_axis: int = 0) -> Factoriza
 
 
 def _factorization_error(rows: Rows) -> FactorizationError:
-    largest = jnp.max(rows.x)
-    v = rows.x / jnp.where(largest == 0, 1, largest)
+    v = rows.x / power_of_two(jnp.max(rows.x))
     token_V1, feature_1D = jnp.mean(v, rows.features, keepdims=True), jnp.mean(v, rows.token, keepdims=True)
     mean = jnp.mean(token_V1)
     product = token_V1 / jnp.where(mean == 0, 1, mean) * feature_1D
@@ -115,19 +115,24 @@ def _factorization_error(rows: Rows) -> FactorizationError:
     sigma = singular_values(rows._replace(x=v))
 
     known = v > 0
-    log_v, log_product = jnp.log(jnp.where(known, v, 1)), jnp.log(jnp.where(known & (product > 0), product, 1))
-    mean_log = jnp.sum(log_v) / jnp.sum(known)
-    variance = jnp.sum(jnp.where(known, jnp.square(log_v - mean_log), 0))
+    log_v = jnp.log(jnp.where(known, v, 1))
+    # The sum of three logarithms: the product itself may vanish.
+    log_product = sum(jnp.log(jnp.where(mean > 0, mean, 1)) for mean in (token_V1, feature_1D)) - jnp.log(mean)
+    # Numbers without the smallest one: of equal numbers, nothing may be left.
+    above = log_v - jnp.min(jnp.where(known, log_v, jnp.inf))
+    mean_above = jnp.sum(jnp.where(known, above, 0)) / jnp.sum(known, dtype=above.dtype)
+    variance = jnp.sum(jnp.where(known, jnp.square(above - mean_above), 0))
     left = jnp.sum(jnp.where(known, jnp.square(log_v - log_product), 0))
     in_log = jnp.where(variance == 0, jnp.nan, 1 - left / jnp.where(variance == 0, 1, variance))
     return FactorizationError(jnp.sqrt(unexplained), 1 - unexplained, jnp.square(sigma[0]) / energy, in_log)
 
 
 class AutocorrelationState(NamedTuple):
-    """The last gradient, and sums over pairs of successive gradients for each token."""
+    """The last gradient, and for each token sums over pairs of successive gradients, in squares of its unit."""
 
     previous: jax.Array
     num_gradients: jax.Array
+    unit: jax.Array  # a power of two near the largest number so far: squares of others leave float32
     product: jax.Array
     energy: jax.Array
     previous_energy: jax.Array
@@ -163,7 +168,7 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
     Returns:
       A `Streaming`: `init(gradient)` takes one gradient for its shape and dtype and does not count it, `update(state,
       gradient)` each in turn, `value(state)` is an `Autocorrelation`; NaN before two gradients, for rows that had none twice, and
-      after a NaN. A row whose squares vanish in float32 (numbers below 1e-19) had none.
+      after a NaN.
 
     Raises:
       TypeError: a gradient is no array of real floats.
@@ -185,21 +190,22 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
 
     def init(gradient: Any) -> AutocorrelationState:
         gradient, token = checked_table(gradient, token_axis, "gradient")
-        zeros = jnp.zeros_like(_row_products(gradient, gradient, token))
-        return AutocorrelationState(jnp.zeros_like(gradient), jnp.zeros((), jnp.int32), zeros, zeros, zeros)
+        zeros = jnp.zeros_like(measured(norms_of, gradient, token, per_token=True))
+        return AutocorrelationState(jnp.zeros_like(gradient), jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros)
 
     def update(state: AutocorrelationState, gradient: Any) -> AutocorrelationState:
         gradient, token = checked_table(gradient, token_axis, "gradient")
         check_same_shape(gradient, state.previous, "gradient")
+        unit, kept, *sums = _pair_sums(state.unit, gradient, state.previous, token)
         paired = state.num_gradients > 0
-        of_pair = [(gradient, state.previous), (gradient, gradient), (state.previous, state.previous)]
-        sums = [jnp.where(paired, _row_products(a, b, token), 0) for a, b in of_pair]
-        added = [total + more for total, more in zip(state[2:], sums, strict=True)]
-        return AutocorrelationState(gradient.astype(state.previous.dtype), state.num_gradients + 1, *added)
+        added = [total * kept + jnp.where(paired, more, 0) for total, more in zip(state[3:], sums, strict=True)]
+        return AutocorrelationState(gradient.astype(state.previous.dtype), state.num_gradients + 1, unit, *added)
 
     def value(state: AutocorrelationState) -> Autocorrelation:
-        rows = _correlation(*state[2:])
-        return Autocorrelation(_correlation(*map(jnp.sum, state[2:])), rows, jnp.maximum(state.num_gradients - 1, 0))
+        largest = jnp.max(state.unit)
+        in_one_unit = jnp.square(state.unit / jnp.where(largest == 0, 1, largest))
+        table = _correlation(*(jnp.sum(total * in_one_unit) for total in state[3:]))
+        return Autocorrelation(table, _correlation(*state[3:]), jnp.maximum(state.num_gradients - 1, 0))
 
     return Streaming(init, update, value)
 
@@ -210,14 +216,23 @@ def check_same_shape(array: jax.Array, before: jax.Array, argument: str) -> None
         raise ValueError(f"{argument} has shape {array.shape}, but those before had {before.shape}: begin anew with init.")
 
 
-def _row_products(a: jax.Array, b: jax.Array, token: int) -> jax.Array:
-    def automatically(a, b):
-        rows = rows_of(a, token)
-        return to_vector(jnp.sum(rows.x * b.astype(compute_dtype(b)), rows.features, keepdims=True), token)
+def _pair_sums(unit: jax.Array, gradient: jax.Array, previous: jax.Array, token: int) -> tuple[jax.Array, ...]:
+    """The next unit of each row, what to multiply older sums with, and the three products of this pair in the new units."""
 
-    return in_auto_mode(automatically, lambda: token_spec(a, token), a, b)
+    def automatically(unit, gradient, previous):
+        rows, before = rows_of(gradient, token), rows_of(previous, token)
+        unit, over_unit, kept = larger_unit(unit, rows.x, rows.features)
+        over_unit = over_unit.reshape(rows.weight.shape)
+        g, g_before = rows.x * over_unit, before.x * over_unit
+        sums = [
+            to_vector(jnp.sum(a * b, rows.features, keepdims=True), token)
+            for a, b in ((g, g_before), (g, g), (g_before, g_before))
+        ]
+        return unit, jnp.square(kept), *sums
+
+    return in_auto_mode(automatically, lambda: (token_spec(gradient, token),) * 5, unit, gradient, previous)
 
 
 def _correlation(product: jax.Array, energy: jax.Array, previous_energy: jax.Array) -> jax.Array:
     scale = jnp.sqrt(energy) * jnp.sqrt(previous_energy)
-    return jnp.where(scale == 0, jnp.nan, product / jnp.where(scale == 0, 1, scale))
+    return jnp.where(scale == 0, jnp.nan, jnp.clip(product / jnp.where(scale == 0, 1, scale), -1, 1))

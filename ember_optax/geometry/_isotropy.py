@@ -29,7 +29,7 @@ def mean_cosine_similarity(table: Any, *, token_axis: int = 0, centered: bool = 
 
     Returns:
       A scalar in [-1 / (V - 1), 1]. A row of zeros has no direction and is left out; NaN with less than two rows left, or if a
-      row that takes part holds a NaN.
+      row that takes part holds a NaN or is longer than 1e32.
 
     Raises:
       TypeError: as `spectrum`.
@@ -126,7 +126,7 @@ def _partition_isotropy(rows: Rows) -> jax.Array:
 
 def partition_isotropy_of(along: Principal, rows: Rows) -> jax.Array:
     """`partition_isotropy` from a table's coordinates along its principal directions."""
-    weight_V1 = rows.weight.reshape(-1, 1)
+    weight_V1 = share(rows).reshape(-1, 1)
     log_z = [jax.scipy.special.logsumexp(sign * along.coordinates, 0, b=weight_V1) for sign in (1, -1)]
     return jnp.exp(jnp.min(jnp.stack(log_z)) - jnp.max(jnp.stack(log_z)))
 
@@ -138,4 +138,5 @@ def iso_score_of(rows: Rows) -> jax.Array:
     size = y.size // y.shape[rows.token]
     covariance = gram(y, rows.features if size <= y.shape[rows.token] else (rows.token,))
     participation = jnp.square(jnp.trace(covariance)) / jnp.sum(jnp.square(covariance))
-    return (participation - 1) / (size - 1) if size > 1 else participation * jnp.nan
+    # Rounding must not leave the range of the score.
+    return jnp.clip((participation - 1) / (size - 1), 0, 1) if size > 1 else participation * jnp.nan

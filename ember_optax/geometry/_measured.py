@@ -83,6 +83,8 @@ def checked_weights(weights: Any, table: jax.Array, token: int, argument: str = 
         )
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{argument} of shape {array.shape} has dtype {array.dtype}, but must hold real numbers; pass counts.")
+    if array.dtype == jnp.bool_:
+        return array.astype(table.dtype)  # JAX compares no mask with numbers under strict promotion
     if not known_to_hold(array, lambda array: (array >= 0) & jnp.isfinite(array)):
         raise ValueError(
             f"{argument} must be finite and not negative, got {shown(array)}; a token of weight 0 does not take part."

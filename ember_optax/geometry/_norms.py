@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._math.weighted_rows import Rows, share, square_norms
+from .._math.weighted_rows import Rows, norms, share
 from ._measured import measured, to_vector
 
 
@@ -21,8 +21,8 @@ def row_norms(table: Any, *, token_axis: int = 0, centered: bool = False, weight
       weights: as for `spectrum`, of the mean row alone; a token of weight 0 has the norm 0.
 
     Returns:
-      (V,) float32, float64 for float64, sharded like the token axis. NaN for a row with a NaN. Norms below 1e-19 are 0, because
-      their squares vanish in float32.
+      (V,) float32, float64 for float64, sharded like the token axis. NaN for a row with a NaN. In
+      float32, norms below 1e-32 may be 0, and norms above 1e32 infinite.
 
     Raises:
       TypeError: as `spectrum`.
@@ -67,13 +67,14 @@ def mean_row_norm(table: Any, *, token_axis: int = 0, centered: bool = False, we
     References:
       docs/geometry.md
     """
-    return measured(_mean_row_norm, table, token_axis, centered, weights)
+    return measured(mean_norm_of, table, token_axis, centered, weights)
 
 
 def norms_of(rows: Rows) -> jax.Array:
     """The norm of each row, a vector."""
-    return to_vector(jnp.sqrt(square_norms(rows)), rows.token)
+    return to_vector(norms(rows.x, rows.features), rows.token)
 
 
-def _mean_row_norm(rows: Rows) -> jax.Array:
-    return jnp.sum(share(rows) * jnp.sqrt(square_norms(rows)))
+def mean_norm_of(rows: Rows) -> jax.Array:
+    """`mean_row_norm` of rows."""
+    return jnp.sum(share(rows) * norms(rows.x, rows.features))

@@ -59,7 +59,10 @@ def report(
 
     From `token_counts`: `tokens_never_seen`; `mean_row_norm_weighted`, `mean_cosine_similarity_weighted` and with a step
     `mean_row_step_weighted`, by count; and the same of the rarer and of the more frequent half of the tokens that occur, as
-    `rare/mean_row_norm`, `frequent/mean_row_norm` and so on.
+    `rare/mean_row_norm`, `frequent/mean_row_norm` and so on. The middle one of an odd number of tokens is rare.
+
+    A declared parameter without features, such as the bias of a head that `vocab` asks for, has no geometry. It is left out, and
+    `geometry/<path>/left_out` says so: 1, its only entry.
 
     Args:
       params: the parameters, a tree of arrays.
@@ -81,8 +84,8 @@ def report(
 
     Raises:
       TypeError: an argument is no tree of arrays; hyperparameters are no numbers.
-      ValueError: there is no table; `opt_state` has Ember's state of one that "auto" does not find; a gradient, a state or counts
-        have another shape than their table; paths that are no table.
+      ValueError: there is no table with features; `opt_state` has Ember's state of one that "auto" does not find; a gradient, a
+        state or counts have another shape than their table; paths that are no table.
 
     Warns:
       UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.
@@ -107,19 +110,25 @@ def report(
     taken = [table for table in found.tables if table.axes is not None]
     if not taken:
         raise ValueError(no_table_message(found))
+    # One number for each token: no row to measure.
+    flat, measurable = ([table for table in taken if bool(table.axes and table.axes.feature) is has] for has in (False, True))
     names = [table.name for table in taken]
+    if not measurable:
+        raise ValueError(
+            f"tables declares only {names}, which have no features: a report is of rows. Declare the tables that they belong to."
+        )
     _check_owned(opt_state, names, tables)
     warn_of_suspects(found, "geometry.report")
-    gradients = _gradients_by_name(grads, names)
+    gradients = _gradients_by_name(grads, [table.name for table in measurable])
     states = {} if opt_state is None else table_states(opt_state)
     counts = _counts_by_name(token_counts, names)
     rule, spectral = step_rule(b1, b2, eps, feature_mean), checked_flag(spectral, "spectral")
-    metrics = {}
-    for table in taken:
+    metrics: dict[str, jax.Array] = {f"geometry/{table.name}/left_out": jnp.ones((), jnp.int32) for table in flat}
+    for table in measurable:
         name = table.name
         values = _of_table(table, gradients.get(name), states.get(name), counts.get(name), rule, spectral)
         metrics |= {f"geometry/{name}/{metric}": value for metric, value in values.items()}
-    skipped = [jnp.sum(state.total_notfinite) for state in ember_moments(opt_state).values()]
+    skipped = [jnp.sum(state.total_notfinite, dtype=jnp.int32) for state in ember_moments(opt_state).values()]
     return metrics | ({"geometry/skipped_batches": functools.reduce(jnp.add, skipped)} if skipped else {})
 
 

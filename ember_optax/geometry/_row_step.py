@@ -176,6 +176,7 @@ def cold_row_ratio(row_steps: Any, *, active: Any = None) -> jax.Array:
     """
     check_array(row_steps, "row_steps", floating=True)
     steps = jnp.asarray(row_steps)
+    steps = steps.astype(compute_dtype(steps))  # the sum of two numbers in float16 may overflow
     if steps.ndim != 1 or not steps.size:
         raise ValueError(f"row_steps must have shape (V,), got {steps.shape}; pass what row_step returned.")
     if active is not None:

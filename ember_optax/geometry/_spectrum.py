@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._math.weighted_rows import Rows, sum_of_squares
+from .._math.weighted_rows import Rows, power_of_two, sum_of_squares
 from ._measured import measured
 
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -164,7 +164,7 @@ def principal(rows: Rows) -> Principal:
     y, scale = weighted(rows)
     directions, rotated_VxF = _rotate(y, rows.features)
     root_V1 = jnp.sqrt(rows.weight).reshape(-1, 1)
-    coordinates = rotated_VxF / jnp.where(root_V1 > 0, root_V1, 1) * scale
+    coordinates = rotated_VxF * (scale / jnp.where(root_V1 > 0, root_V1, 1))
     few = min(rotated_VxF.shape)
     return Principal(_sigma(rotated_VxF)[:few] * scale, directions, coordinates)
 
@@ -177,10 +177,9 @@ def gram(y: jax.Array, kept: tuple[int, ...]) -> jax.Array:
 
 
 def weighted(rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """The rows times the roots of their weights, and in units of the largest number: squares of gradients underflow."""
-    scale = jnp.max(jnp.abs(rows.x))
-    scale = jnp.where(scale == 0, 1, scale)
-    return jnp.sqrt(rows.weight) * (rows.x / scale), scale
+    """The rows times the roots of their weights, over a scale, and the scale: without it squares leave float32."""
+    scale, root = power_of_two(jnp.max(jnp.abs(rows.x))), power_of_two(jnp.sqrt(jnp.max(rows.weight)))
+    return jnp.sqrt(rows.weight) / root * (rows.x / scale), scale * root
 
 
 def _rotate(y: jax.Array, kept: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from .._math.axes import TableAxes
+from .._math.frequency import halves_by_count
 from .._math.mean_cosine import mean_cosine_of
 from .._math.moments import Moments, kept_axes
-from .._math.weighted_rows import Rows, centered_rows, rows_of, share
+from .._math.weighted_rows import Rows, centered_rows, norms, rows_of, share
 from .._tree.state import ScaleByEmberState
 from ._gradients import active_of
 from ._isotropy import iso_score_of, partition_isotropy_of
-from ._norms import norms_of
+from ._norms import mean_norm_of, norms_of
 from ._row_step import StepRule, TableState, ratio_and_median, row_steps
 from ._spectrum import effective_rank_of, principal, singular_values, stable_rank_of
 
@@ -71,7 +72,7 @@ def _metrics(array: Any, gradient: Any, state: Any, counts: Any, token: int, rul
 def _of_rows(rows: Rows, spectral: bool) -> Metrics:
     norm_V, centered = norms_of(rows), centered_rows(rows)
     metrics = {
-        "mean_row_norm": jnp.mean(norm_V),
+        "mean_row_norm": mean_norm_of(rows),
         "largest_row_norm": jnp.max(norm_V),
         "largest_token": _token(jnp.argmax(norm_V)),
         "smallest_row_norm": jnp.min(norm_V),
@@ -91,7 +92,7 @@ def _of_rows(rows: Rows, spectral: bool) -> Metrics:
 def _of_gradient(rows: Rows, active_V: jax.Array, spectral: bool) -> Metrics:
     count = jnp.sum(active_V, dtype=jnp.int32)
     metrics = {
-        "gradient_norm": jnp.linalg.norm(norms_of(rows)),
+        "gradient_norm": norms(norms_of(rows), (0,)).reshape(()),
         "active_rows": count,
         "active_share": (count / active_V.size).astype(rows.x.dtype),
     }
@@ -128,12 +129,9 @@ def _of_counts(rows: Rows, counts: jax.Array, steps_V: jax.Array | None) -> Metr
         metrics = {"mean_row_norm": jnp.sum(p_V * norms_of(rows)), "mean_cosine_similarity": mean_cosine_of(weighted)}
         return metrics if steps_V is None else metrics | {"mean_row_step": jnp.sum(p_V * steps_V)}
 
-    # Halves of the tokens that occur, by rank: those that never do come first.
-    rank_V, never = jnp.argsort(jnp.argsort(counts, stable=True)), jnp.sum(counts == 0, dtype=jnp.int32)
-    frequent_V = rank_V >= never + (counts.size - never) // 2
-    metrics: Metrics = {"tokens_never_seen": never}
+    metrics: Metrics = {"tokens_never_seen": jnp.sum(counts == 0, dtype=jnp.int32)}
     metrics |= {f"{name}_weighted": value for name, value in of(counts).items()}
-    for half, mask_V in (("rare", (counts > 0) & ~frequent_V), ("frequent", (counts > 0) & frequent_V)):
+    for half, mask_V in zip(("rare", "frequent"), halves_by_count(counts), strict=True):
         metrics |= {f"{half}/{name}": value for name, value in of(mask_V).items()}
     return metrics
 

@@ -1,5 +1,6 @@
 """Whether a token moves along a ray: statistics of its trajectory over snapshots, and what a random walk would give."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 
 from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode
-from .._tree.inputs import checked_integer, shown
+from .._math.weighted_rows import larger_unit, norms
+from .._tree.inputs import checked_integer, checked_key, shown
 from ._gradients import check_same_shape
 from ._measured import checked_table, token_spec
 from ._streaming import Streaming
@@ -20,14 +22,16 @@ class RayState(NamedTuple):
     Attributes:
       first: (V, F), the first snapshot.
       last: (V, F), the last one.
-      sketch: (V, rank, F), directions times their singular values.
-      energy: (V,), squared displacements summed over the snapshots.
+      unit: (V,), a power of two near the longest displacement: squares of others leave float32. Zero before the first.
+      sketch: (V, rank, F), directions times their singular values, in these units.
+      energy: (V,), squared displacements summed over the snapshots, in squares of these units.
       path: (V,), the length of the path.
       num_snapshots: after the first, int32.
     """
 
     first: jax.Array
     last: jax.Array
+    unit: jax.Array
     sketch: jax.Array
     energy: jax.Array
     path: jax.Array
@@ -35,14 +39,15 @@ class RayState(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """How straight each token moved; NaN for one that did not move, or by less than 1e-19, whose square vanishes in float32.
+    """How straight each token moved; NaN for one that did not move.
 
     Attributes:
       share: of the energy of displacements along one direction, in (0, 1], (V,). A lower bound, exact for up to `rank`
         displacements.
       share_at_most: an upper bound of the same.
       straightness: net displacement over path length, in [0, 1], (V,).
-      energy: of the displacements, (V,), for weighted means over tokens.
+      energy: of the displacements, (V,), for weighted means over tokens. In float32, 0 for displacements below 1e-19 and
+        infinite for those above 1e19.
       num_displacements: snapshots after the first, int32.
     """
 
@@ -92,8 +97,7 @@ def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/geometry.md
     """
-    if checked_integer(rank, "rank", 3) < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}; 3 is the default.")
+    rank = _checked_rank(rank)
 
     def rows(table: Any) -> jax.Array:
         table, token = checked_table(table, token_axis)
@@ -103,7 +107,7 @@ def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
         first = rows(table)
         zeros = jnp.zeros_like(first[:, 0])
         sketch = jnp.zeros_like(jnp.broadcast_to(first[:, None], (first.shape[0], rank, first.shape[1])))
-        return RayState(first, first, sketch, zeros, zeros, jnp.zeros((), jnp.int32))
+        return RayState(first, first, zeros, sketch, zeros, zeros, jnp.zeros((), jnp.int32))
 
     def update(state: RayState, table: Any) -> RayState:
         now = rows(table)
@@ -170,18 +174,23 @@ def random_walk(
     for argument, number in {"num_features": num_features, "num_walks": num_walks}.items():
         if checked_integer(number, argument, 256) < 1:
             raise ValueError(f"{argument} must be at least 1, got {number}; pass for example 256.")
+    return _simulated(jnp.asarray(lengths_T, jnp.float32), checked_key(key), num_walks, num_features, _checked_rank(rank))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _simulated(lengths_T: jax.Array, key: jax.Array, num_walks: int, num_features: int, rank: int) -> tuple[jax.Array, jax.Array]:
+    """Share and straightness of Gaussian walks."""
     init, update, value = ray(rank=rank)
 
     def step(carry, length_and_key):
         position, state = carry
         length, key = length_and_key
-        direction = jax.random.normal(key, position.shape)
+        direction = jax.random.normal(key, position.shape, position.dtype)
         position += length * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
         return (position, update(state, position)), None
 
-    start = jnp.zeros((num_walks, num_features))
-    steps = (jnp.asarray(lengths_T, jnp.float32), jax.random.split(key, len(lengths_T)))
-    (_, state), _ = jax.lax.scan(step, (start, init(start)), steps)
+    start = jnp.zeros((num_walks, num_features), jnp.float32)
+    (_, state), _ = jax.lax.scan(step, (start, init(start)), (lengths_T, jax.random.split(key, lengths_T.size)))
     found = value(state)
     return found.share, found.straightness
 
@@ -191,27 +200,36 @@ def _rows_first(table: jax.Array, token: int) -> jax.Array:
 
 
 def _update(arrays: tuple[jax.Array, ...], now_VxF: jax.Array) -> tuple[jax.Array, ...]:
-    first, last, sketch, energy, path = arrays
+    first, last, unit, sketch, energy, path = arrays
     displacement = now_VxF - first
+    unit, over_unit, kept = larger_unit(unit, displacement, (1,))
+    displacement, sketch, energy = displacement * over_unit[:, None], sketch * kept[:, None, None], energy * jnp.square(kept)
     stacked = jnp.concatenate([sketch, displacement[:, None]], 1)
     # The leading left singular vectors of the kept directions and the new displacement, rank + 1 of them, from their Gram matrix.
     gram = jnp.einsum("vkf,vlf->vkl", stacked, stacked, precision="highest")
     _, vectors = jnp.linalg.eigh(gram)
     sketch = jnp.einsum("vkl,vkf->vlf", vectors[..., 1:], stacked, precision="highest")
     energy = energy + jnp.sum(jnp.square(displacement), 1)
-    path = path + jnp.linalg.norm(now_VxF - last, axis=1)
-    return first, now_VxF, sketch, energy, path
+    path = path + norms(now_VxF - last, (1,))[:, 0]
+    return first, now_VxF, unit, sketch, energy, path
 
 
 def _value(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    first, last, sketch, energy, path = arrays
+    first, last, unit, sketch, energy, path = arrays
     kept_VxK = jnp.sum(jnp.square(sketch), 2)
     largest, known = jnp.max(kept_VxK, 1), jnp.sum(kept_VxK, 1)
     moved = energy > 0
     divisor = jnp.where(moved, energy, jnp.nan)
     dropped = jnp.maximum(energy - known, 0)
     share, at_most = (jnp.minimum(bound / divisor, 1) for bound in (largest, largest + dropped))
-    return share, at_most, jnp.linalg.norm(last - first, axis=1) / jnp.where(moved, path, jnp.nan), energy
+    straightness = norms(last - first, (1,))[:, 0] / jnp.where(moved, path, jnp.nan)
+    return share, at_most, straightness, energy * unit * unit
+
+
+def _checked_rank(rank: Any) -> int:
+    if (number := checked_integer(rank, "rank", 3)) < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}; 3 is the default.")
+    return number
 
 
 def _checked_steps(step_sizes: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from .._math.mesh import in_auto_mode
+from .._math.rows import flat_ids
 from .._math.weighted_rows import Rows, centered_rows, rows_of, unit
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, shown
@@ -55,7 +56,8 @@ def under_trained_tokens(table: Any, *, known_unused: Any = None, tied: bool, to
       table: (V, D), or any layout with `token_axis`; any real floating dtype.
       known_unused: ids of tokens that are known never to occur (padding rows, reserved tokens, bytes that no UTF-8 text has).
         None takes for them the V / 1000 rows, at least one, that are shortest without the mean and the first component: rows that
-        say nothing of their own. A guess; look at the tokens, and pass those that you recognise.
+        say nothing of their own. A guess; look at the tokens, and pass those that you recognise. Under `jax.jit`, ids out of
+        range do not count: nobody knows them yet.
       tied: True for a head and for a table that is also the head, False for an input table.
       token_axis: the axis that counts the tokens.
 
@@ -98,7 +100,7 @@ def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens
     if ids is None:
         ids = jnp.argsort(norms_of(without_first))[: max(1, norm_V.size // _SHORTEST)]
     # A sum with a mask and not a lookup, which would gather a table that is sharded.
-    mask_V = jnp.zeros(norm_V.shape, rows.x.dtype).at[ids].set(1)
+    mask_V = jnp.zeros(norm_V.shape, rows.x.dtype).at[flat_ids(ids, norm_V.size)].set(1, mode="drop")
     distances = [_distance_to_mean(one, mask_V) for one in (rows, centered, without_first)]
     score = distances[2] if tied else norm_V
     return UnderTrainedTokens(jnp.argsort(score).astype(jnp.int32), score, norm_V, *distances)
@@ -110,7 +112,7 @@ def _distance_to_mean(rows: Rows, mask_V: jax.Array) -> jax.Array:
     # Not a product alone: a row of NaN that is not in the mask must not be seen.
     mean_1D = jnp.sum(jnp.where(share_V1 > 0, share_V1 * rows.x, 0), rows.token, keepdims=True)
     cosine_V1 = jnp.sum(unit(rows.x, rows.features) * unit(mean_1D, rows.features), rows.features, keepdims=True)
-    return to_vector(1 - cosine_V1, rows.token)
+    return to_vector(jnp.clip(1 - cosine_V1, 0, 2), rows.token)
 
 
 def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
@@ -118,7 +120,8 @@ def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
         return None
     fix = "pass token ids of the table."
     try:
-        ids = jnp.asarray(known_unused)
+        # NumPy's 64-bit ids are looked at before JAX keeps their lower half.
+        ids = known_unused if isinstance(known_unused, Tracer) else np.asarray(known_unused)
     except (TypeError, ValueError):
         raise TypeError(f"known_unused must be integers, got {shown(known_unused)}; {fix}") from None
     check_array(ids, "known_unused")
@@ -126,6 +129,6 @@ def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
         raise TypeError(f"known_unused must be integers, got {ids.dtype} of shape {ids.shape}; {fix}")
     if not ids.size:
         raise ValueError(f"known_unused is empty, got {shown(known_unused)}; {fix[:-1]}, or None for the guess.")
-    if not isinstance(ids, Tracer) and (outside := np.asarray(ids)[(np.asarray(ids) < 0) | (np.asarray(ids) >= size)]).size:
+    if not isinstance(ids, Tracer) and (outside := ids[(ids < 0) | (ids >= size)]).size:
         raise ValueError(f"known_unused names {outside.tolist()}, but the table has the rows 0 to {size - 1}; correct the ids.")
-    return ids.reshape(-1).astype(jnp.int32)  # JAX cannot index with int8 beyond row 127
+    return jnp.asarray(ids)

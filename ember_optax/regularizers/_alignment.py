@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from .._math.energy_distance import energy_coefficient
+from .._math.frequency import halves_by_count
 from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode
 from .._tree.inputs import checked_axis, checked_integer, checked_key, shown
@@ -26,9 +27,10 @@ class RareAndFrequent(NamedTuple):
 def sampled_tokens(token_counts: Any, key: jax.Array, samples: int = 256) -> RareAndFrequent:
     r"""Draws tokens from the rarer and from the more frequent half of those that occur, uniformly and each at most once.
 
-    .. math:: rare \subset \{i : 0 < c_i,\ rank_i < n / 2\}, \qquad frequent \subset \{i : rank_i \ge n / 2\}
+    .. math:: rare \subset \{i : 0 < c_i,\ rank_i < n / 2\}, \qquad frequent \subset \{i : 0 < c_i,\ rank_i \ge n / 2\}
 
-    where ranks go by counts, equal ones by ids, over the n tokens with a count above zero. O(V log V), of vectors over tokens.
+    where ranks 0 ... n - 1 go by counts, equal ones by ids, over the n tokens with a count above zero: of an odd n, the middle
+    token is rare, as in `geometry.report`. O(V log V), of vectors over tokens.
 
     Args:
       token_counts: (V,), how often each token occurs: of a corpus, or streamed (`updated_counts`).
@@ -65,13 +67,9 @@ def sampled_tokens(token_counts: Any, key: jax.Array, samples: int = 256) -> Rar
     def draw(counts_V, key):
         # Counts are a constant of most programs, and XLA takes seconds to sort a constant while it compiles.
         counts_V = jax.lax.optimization_barrier(counts_V)
-        occurs_V = counts_V > 0
-        rank_V = jnp.argsort(jnp.argsort(jnp.where(occurs_V, counts_V, 0), stable=True))
-        middle = counts_V.size - jnp.sum(occurs_V) / 2
-        is_frequent_V = rank_V >= middle
-        noise_V = jax.random.uniform(key, counts_V.shape, minval=0.5)
-        halves = [jax.lax.top_k(jnp.where(half, noise_V, 0), size) for half in (occurs_V & ~is_frequent_V, is_frequent_V)]
-        return tuple(jnp.where(score > 0, ids, -1).astype(jnp.int32) for score, ids in halves)
+        noise_V = jax.random.uniform(key, counts_V.shape, jnp.float32, minval=0.5)
+        drawn = [jax.lax.top_k(jnp.where(half_V, noise_V, 0), size) for half_V in halves_by_count(counts_V)]
+        return tuple(jnp.where(score > 0, ids, -1).astype(jnp.int32) for score, ids in drawn)
 
     return RareAndFrequent(*in_auto_mode(draw, lambda: (PartitionSpec(),) * 2, counts_V, key))
 

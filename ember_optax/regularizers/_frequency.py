@@ -217,6 +217,8 @@ def checked_counts(token_counts: Any, argument: str) -> jax.Array:
             f"{argument} must be real numbers of shape (V,), one for each token, got {counts.dtype} of shape {counts.shape}; "
             f"pass jnp.bincount(ids.reshape(-1), length=V)."
         )
+    if counts.dtype == jnp.bool_:
+        counts = counts.astype(jnp.int32)  # JAX compares no mask with numbers under strict promotion
     if not known_to_hold(counts, lambda c: (c >= 0) & jnp.isfinite(c)):
         raise ValueError(f"{argument} must be finite and not negative, got {shown(counts)}; count tokens.")
     return counts

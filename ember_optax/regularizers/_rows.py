@@ -1,5 +1,6 @@
 """Transformations of rows: without a common shift, and none with too large a step."""
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .._math.mean_square import compute_dtype
-from .._math.rows import rows_back, rows_first
+from .._math.rows import flat_ids, rows_back, rows_first, sum_duplicates
 from .._math.weighted_rows import norms
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_coefficient, checked_positive
@@ -104,7 +105,7 @@ def cap_row_steps(
 
     Returns:
       A `GradientTransformationExtraArgs`, dense and row-sparse, whose only state is the step of a schedule. Rows below the cap
-      pass bit for bit.
+      pass bit for bit. Compact updates of equal ids are one row: the first one gets the capped sum, and the others get zeros.
 
     Raises:
       TypeError: `max_rms` is no number.
@@ -135,10 +136,7 @@ def cap_row_steps(
         assert table.axes is not None
         if table.ids is None:
             return _capped(update, table.axes.feature, cap), kept
-        (token,), rank = table.axes.token, table.ids.ndim
-        rows_NxF = rows_first(update, token, rank)
-        capped = _capped(rows_NxF, tuple(range(1, rows_NxF.ndim)), cap)
-        return rows_back(capped, update.shape, token, rank), kept
+        return _capped_rows(update, table.ids, cap, table.axes.token[0], table.shape[table.axes.token[0]]), kept
 
     rule = Rule("cap_row_steps", step, given=lambda _, extra_args: extra_args.get("max_rms_now", fixed))
     capping = on_tables(rule, tables)
@@ -160,6 +158,14 @@ def _scheduled(capping: optax.GradientTransformationExtraArgs, schedule: Any) ->
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _capped_rows(update: jax.Array, ids: jax.Array, cap: Any, token: int, size: int) -> jax.Array:
+    """A compact update whose rows are capped: a row's whole update where its id stands first, zeros where it stands again."""
+    rows_NxF, _ = sum_duplicates(rows_first(update, token, ids.ndim), flat_ids(ids, size), size)
+    capped = _capped(rows_NxF, tuple(range(1, rows_NxF.ndim)), cap).astype(update.dtype)
+    return rows_back(capped, update.shape, token, ids.ndim)
 
 
 def _capped(update: jax.Array, features: tuple[int, ...], cap: Any) -> jax.Array:

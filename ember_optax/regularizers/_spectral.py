@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from .._math.axes import TableAxes
 from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode, spec_entries, spec_of
-from .._math.singular import power_iteration, square_along
+from .._math.singular import norm_along, power_iteration, square_along
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_positive
 from .._tree.inputs import check_array, checked_integer
@@ -165,7 +165,7 @@ def normalize_spectral_norm(
         assert axes is not None
         moved = param.astype(compute_dtype(param)) + update.astype(compute_dtype(param))
         vector = power_iteration(moved, kept, axes, count)
-        norm = jnp.sqrt(square_along(moved, vector, axes))
+        norm = norm_along(moved, vector, axes)
         norm = jnp.expand_dims(norm, [axis for axis in range(param.ndim) if axis not in axes.batch])
         limit = jnp.asarray(bound, norm.dtype)
         scaled = moved * (limit / jnp.where(norm > limit, norm, limit)) - param.astype(moved.dtype)

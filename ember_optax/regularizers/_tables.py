@@ -15,8 +15,9 @@ from .._tree.declared import DimensionNumbersLike, check_declaration
 from .._tree.inputs import check_tree, shown
 from .._tree.paths import is_complete
 from .._tree.suspects import warn_of_suspects
-from .._tree.tables import Table, TableTree, is_observed, tables_at_init, tables_of
+from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
+from .._tree.watching import is_observed, tables_at_init
 
 
 class Rule(NamedTuple):

@@ -30,13 +30,14 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
       term: called as `term(table, token_axis=axis)`; `functools.partial` gives it its other arguments.
       params: the parameters.
       tables: which ones are tables, as in `ember`: "auto" for what `token_tables` finds. Each table of a stack counts by itself.
+        A declared parameter without features, the bias of a head say, has no rows and is left out.
 
     Returns:
       A scalar, to be added to a loss of `params`.
 
     Raises:
       TypeError: `term` is no function; a table is not floating.
-      ValueError: no table is found; and what the term raises.
+      ValueError: no table with features is found; and what the term raises.
 
     Warns:
       UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.
@@ -63,8 +64,15 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     warn_of_suspects(found, "over_tables")
     boxes = jax.tree.leaves(params, is_leaf=lambda node: is_box(node) or isinstance(node, RowSlice))
     values = [
-        _of_table(term, table, unbox(box)) for table, box in zip(found.tables, boxes, strict=True) if table.axes is not None
+        _of_table(term, table, unbox(box))
+        for table, box in zip(found.tables, boxes, strict=True)
+        if table.axes is not None and table.axes.feature
     ]
+    if not values:
+        raise ValueError(
+            f"tables declares only {[table.name for table in found.tables if table.axes is not None]}, which have no features: a "
+            f"term is of rows. Declare the tables that they belong to."
+        )
     return jnp.sum(jnp.stack(values))
 
 

@@ -9,12 +9,13 @@ from jax.core import Tracer
 
 from .._tree.boxes import unbox
 from .._tree.inputs import check_array, checked_integer, shown
+from .._tree.token_ids import ids_array
 
 
 def checked_ids(ids: Any) -> jax.Array:
     """Ids as an array of integers."""
     try:
-        array = jnp.asarray(ids)
+        array = ids_array(ids)
     except (TypeError, ValueError):
         raise TypeError(f"ids must be integers, got {shown(ids)}; pass an array of token ids.") from None
     if not jnp.issubdtype(array.dtype, jnp.integer):

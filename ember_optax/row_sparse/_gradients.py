@@ -72,7 +72,6 @@ def value_and_grad(
     References:
       docs/row_sparse.md
     """
-
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of params, got {shown(loss_fn)}; pass the function and not what it returns.")
     has_aux = checked_flag(has_aux, "has_aux")
@@ -102,12 +101,8 @@ def value_and_grad(
             ids, _ = sliced.pop(table.name)
             made_of = calls[table.name], taps[table.name], of_links[table.name]
             leaves[table.name] = head_gradient(table, *made_of, ids, leaves[table.name])
-        for table in found.tables:
-            if table.name in sliced and table.axes is not None:
-                distinct, _ = sliced[table.name]
-                rows = leaves[table.name].astype(table.array.dtype)
-                leaves[table.name] = CompactRows(rows, distinct, table.shape, table.axes.token[0], table.name)
-        return value, found.rebuild(leaves.values())
+        with_ids = _with_ids(found, leaves, {name: distinct for name, (distinct, _) in sliced.items()})
+        return value, found.rebuild(with_ids)
 
     return value_and_compact_grad
 
@@ -155,6 +150,18 @@ def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads:
         return rows.with_head(heads[table.name], links[table.name]) if table.name in heads else rows
 
     return found.rebuild(map(part, found.tables, map(unbox, found.treedef.flatten_up_to(compact_params))))
+
+
+def _with_ids(found: TableTree, leaves: dict[str, Any], ids: dict[str, jax.Array]) -> list[Any]:
+    """The gradients, those of some rows with their ids."""
+
+    def leaf(table: Table) -> Any:
+        if table.name not in ids or table.axes is None:
+            return leaves[table.name]
+        rows = leaves[table.name].astype(table.array.dtype)
+        return CompactRows(rows, ids[table.name], table.shape, table.axes.token[0], table.name)
+
+    return list(map(leaf, found.tables))
 
 
 def _check_loss(loss: Any, has_aux: bool) -> None:

@@ -15,8 +15,9 @@ from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.fused_leaves import HeadLeaf
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, TableTree, check_same_axes, read_tree, tables_of, watched_tables
+from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
+from .._tree.watching import check_same_axes, watched_tables
 
 
 def train_only_rows(
@@ -79,12 +80,8 @@ def train_only_rows(
         kept = _kept_ids(found, trained)
         for table in found.tables:
             _check_update(table, of_params)
-        masks = {
-            table.name: _mask(table, kept.get(table.name), of_params[table.name])
-            for table in found.tables
-            if table.name in trained
-        }
-
+        masked = [table for table in found.tables if table.name in trained]
+        masks = {table.name: _mask(table, kept.get(table.name), of_params[table.name]) for table in masked}
         beside = {"token_ids": {name: kept[name] for name in given}} if given else {}
         updates, state = inner.update(_masked(found, masks, kept, updates, 0.0), state, params, **beside, **extra_args)
         # x + -0.0 is x bit for bit, also where x is -0.0.

@@ -4,8 +4,8 @@ A token's row moves with everything that an optimizer knows of it. In Ember that
 that owns a table two rows; accumulated gradients of `optax.MultiSteps` follow as well. Which axis of which state array counts the
 tokens is asked of the transformation itself, so chains, partitions and any body need nothing special.
 
-    params, opt_state, _ = vocab.resize(params, opt_state, 50_304, tx=tx)
-    params, opt_state, new_ids = vocab.take(params, opt_state, kept_ids, tx=tx)
+    params, opt_state, _ = vocab.resize(tx, params, opt_state, 50_304)
+    params, opt_state, new_ids = vocab.take(tx, params, opt_state, kept_ids)
 
 >>> from ember_optax import vocab  # each function has an example that runs
 

@@ -1,5 +1,7 @@
 """One change of a vocabulary carried through parameters and optimizer state."""
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,13 +14,17 @@ from .._math.mesh import named_sharding
 from .._math.row_moves import filled_rows, mean_row, moved_rows
 from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
 from .._state.sharding import check_divisible
+from .._tree.boxes import is_box, rebox, resized, unbox
 from .._tree.paths import path_name
-from .._tree.tables import check_same_axes, watched_tables
+from .._tree.state import holds_state
+from .._tree.tables import read_tree
+from .._tree.watching import check_same_axes, watched_tables
 from ._tables import Vocabulary
 
 # From a table, its token axis and its number among the parameters: its new rows, as an array of the new table's shape or one that
 # broadcasts to it.
 NewRows = Callable[[jax.Array, int, int], jax.Array]
+Shapes = dict[tuple[str, int], tuple[int, ...]]
 
 
 def mean_rows(table: jax.Array, axis: int, _: int) -> jax.Array:
@@ -41,18 +47,24 @@ class Changed(NamedTuple):
     new_ids: np.ndarray
 
 
-def check_model(params: Any, opt_state: Any, tx: Any) -> None:
+def check_model(tx: Any, params: Any, opt_state: Any) -> None:
     """Raises where parameters, state and transformation as a whole are none, or one of the last two is missing."""
     if opt_state is None and tx is None:
         tx = optax.identity()
     elif tx is None:
-        raise TypeError("tx is missing: pass the transformation whose init made opt_state, which knows what follows the tokens.")
+        raise TypeError("tx is None: pass the transformation whose init made opt_state, which knows what follows the tokens.")
     check_tx_and_params(tx, params)
     wanted = _shapes(_state_of(tx, params))
     if opt_state is None and wanted:
-        raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or leave tx out.")
+        raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or None for tx.")
     given = _shapes(opt_state)
-    if given != wanted:
+    # What `nnx.state(optimizer)` holds has the same arrays in another order.
+    if sorted(given.items()) != sorted(wanted.items()):
+        if holds_state(opt_state):
+            raise TypeError(
+                f"opt_state is a {type(opt_state).__name__}, which holds the optimizer's state among other things: pass its "
+                f"opt_state, and put the changed one back there."
+            )
         raise ValueError(
             f"opt_state does not belong to tx and params: {_difference(given, wanted)}. Pass the state and the parameters from "
             f"before the change, and the transformation whose init made that state."
@@ -60,41 +72,45 @@ def check_model(params: Any, opt_state: Any, tx: Any) -> None:
 
 
 def change(
-    params: Any, opt_state: Any, tx: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
+    tx: Any, params: Any, opt_state: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
 ) -> Changed:
     """Parameters and state whose token i is the old token `ids_W[i]`, or a new one where that is -1.
 
     A new token's parameters are `new_rows`, zeros without; its state is what `tx.init` gives it.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    _check_shares(vocabulary, leaves, len(ids_W))
+    found = read_tree(params)
+    changed = [table.array for table in found.tables]
+    _check_shares(vocabulary, changed, len(ids_W))
     is_new_W = ids_W < 0
-    changed = list(leaves)
     for i, axis in vocabulary.axis_of.items():
-        leaf = jnp.asarray(leaves[i])
+        leaf = jnp.asarray(changed[i])
         changed[i] = moved_rows(leaf, ids_W, axis)
         if new_rows is not None and is_new_W.any():
             changed[i] = filled_rows(changed[i], new_rows(leaf, axis, i), is_new_W, axis)
-    new_params = treedef.unflatten(changed)
+    boxes = [table.box for table in found.tables]
+    with_sizes = functools.partial(resized, before=boxes, after=list(map(rebox, boxes, changed)))
+    new_params = with_sizes(found.rebuild(changed))
     if opt_state is not None:
         _check_axes(tx, params, vocabulary)
-        opt_state = _changed_state(params, new_params, opt_state, tx, vocabulary, ids_W)
+        opt_state = with_sizes(_changed_state(params, new_params, opt_state, tx, vocabulary, ids_W))
     return Changed(new_params, opt_state, _new_ids(ids_W, vocabulary.size))
 
 
 def _changed_state(params: Any, new_params: Any, opt_state: Any, tx: Any, vocabulary: Vocabulary, ids_W: np.ndarray) -> Any:
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
+    leaves = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=is_box)[0]
+    places = _places(opt_state, _state_of(tx, params))
+    names, boxes = [path_name(leaves[place][0]) for place in places], [leaves[place][1] for place in places]
     origins = jax.tree.leaves(axis_origins(tx, params))
     wanted = jax.tree.leaves(_state_of(tx, new_params))
     ratio = vocabulary.size / len(ids_W)
     moved = [
-        _moved_leaf(path_name(path), leaf, origin, vocabulary, ids_W, ratio)
-        for (path, leaf), origin in zip(paths_and_leaves, origins, strict=True)
+        _moved_leaf(name, unbox(box), origin, vocabulary, ids_W, ratio)
+        for name, box, origin in zip(names, boxes, origins, strict=True)
     ]
-    for (path, _), leaf, want in zip(paths_and_leaves, moved, wanted, strict=True):
+    for name, leaf, want in zip(names, moved, wanted, strict=True):
         if np.shape(leaf) != want.shape:
             raise ValueError(
-                f"the state of tx at {path_name(path)!r} cannot follow the vocabulary: without the tokens on an axis of its own "
+                f"the state of tx at {name!r} cannot follow the vocabulary: without the tokens on an axis of its own "
                 f"it would keep the shape {np.shape(leaf)}, but init makes {want.shape} of the changed parameters. Change the "
                 f"parameters alone, with opt_state=None, and begin with a new state."
             )
@@ -104,7 +120,14 @@ def _changed_state(params: Any, new_params: Any, opt_state: Any, tx: Any, vocabu
     for i, initial in zip(growing, _initial(tx, new_params, growing, moved), strict=True):
         for axis in axes[i]:
             moved[i] = filled_rows(moved[i], initial, is_new_W, axis)
-    return treedef.unflatten(moved)
+    of_place = dict(zip(places, map(rebox, boxes, moved), strict=True))
+    return jax.tree.structure(opt_state, is_leaf=is_box).unflatten(of_place[place] for place in range(len(places)))
+
+
+def _places(opt_state: Any, wanted: Any) -> list[int]:
+    """Where each array of `tx.init` is in a state that may have them in another order, as `nnx.state(optimizer)` has."""
+    given = {key: place for place, key in enumerate(_shapes(opt_state))}
+    return [given[key] for key in _shapes(wanted)]
 
 
 def _moved_leaf(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, ids_W: np.ndarray, ratio: float) -> Any:
@@ -141,19 +164,25 @@ def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
         return abstract_state(tx, params, [np.shape(leaf) for leaf in jax.tree.leaves(params)])
 
 
-def _shapes(state: Any) -> dict[tuple[int, str], tuple[int, ...]]:
-    """The shape of each array by its number and path; libraries box some, which a name of the box's value would tell."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {(i, path_name(path)): np.shape(leaf) for i, (path, leaf) in enumerate(leaves)}
+def _shapes(state: Any) -> Shapes:
+    """The shape of each array by its path, and by its number among those of the same path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)
+    found: Shapes = {}
+    seen = Counter()
+    for path, leaf in leaves:
+        name = path_name(path)
+        found[name, seen[name]] = np.shape(unbox(leaf))
+        seen[name] += 1
+    return found
 
 
-def _difference(given: dict[tuple[int, str], tuple[int, ...]], wanted: dict[tuple[int, str], tuple[int, ...]]) -> str:
-    for (_, name), shape in wanted.items():
-        found = {other for (_, path), other in given.items() if path == name}
+def _difference(given: Shapes, wanted: Shapes) -> str:
+    for (name, _), shape in wanted.items():
+        found = {other for (path, _), other in given.items() if path == name}
         if shape not in found:
             has = " and ".join(map(str, found)) or "nothing"
             return f"at {name!r} it has {has}, but init makes an array of {shape}"
-    return f"it has {len(given)} arrays, {sorted({name for _, name in given})}, but init makes {len(wanted)} of them"
+    return f"it has {len(given)} arrays, {sorted({name for name, _ in given})}, but init makes {len(wanted)} of them"
 
 
 def _check_axes(tx: optax.GradientTransformation, params: Any, vocabulary: Vocabulary) -> None:

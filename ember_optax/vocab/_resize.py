@@ -22,16 +22,17 @@ INITIALIZERS = ("zeros", "mean", "gaussian")
 
 
 def resize(
+    tx: optax.GradientTransformation | None,
     params: Any,
     opt_state: Any,
     size: int,
     *,
-    tx: optax.GradientTransformation | None = None,
     initializer: Initializer = "mean",
     key: jax.Array | None = None,
     covariance_scale: float = 1e-9,
     pad_to_multiple_of: int | None = None,
     tables: DimensionNumbersLike = AUTO,
+    names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> Changed:
     r"""Grows a vocabulary by new tokens at its end, or cuts its end off, in every table and in the optimizer's state.
@@ -49,10 +50,10 @@ def resize(
     Arrays stay on the devices on which they are. Where these share the rows, parts go round and no device holds a whole table.
 
     Args:
+      tx: the transformation whose `init` made `opt_state`; None without an optimizer.
       params: the parameters, arrays alone. Sizes that a module keeps beside them (`num_embeddings`, say) are yours to change.
       opt_state: the state of `tx`; None without an optimizer.
       size: the new number of tokens, V.
-      tx: the transformation whose `init` made `opt_state`.
       initializer: of new rows. "zeros"; "mean", the mean of the table's rows, whose logit in a head is the mean of the others'
         (with zeros it is 0, often far above them); "gaussian", drawn with the rows' mean and `covariance_scale` times their
         covariance.
@@ -62,6 +63,9 @@ def resize(
       pad_to_multiple_of: rounds `size` up, to 128 for example; the rows of padding are new tokens.
       tables: which parameters have the vocabulary, and along which axis: as in `ember`. A bias of V numbers beside a table
         belongs to it.
+      names: regular expressions for whole paths of the tables of this vocabulary. Needed where it cannot be told: with two input
+        tables or two heads of one size (users and items, source and target, three codebooks), or tables of several sizes. All
+        other tables stay as they are. An input table and a head of one size need no names.
       unrelated: regular expressions for whole paths of parameters that have an axis of V by coincidence. Any other one that is no
         table is refused: it would be left behind.
 
@@ -79,7 +83,7 @@ def resize(
       >>> from ember_optax import ember, vocab
       >>> params = {"embed": {"embedding": jnp.ones((6, 4))}, "lm_head": {"kernel": jnp.ones((4, 6))}, "mlp": jnp.ones((4, 4))}
       >>> tx = ember(1e-2, optax.adamw(1e-3))
-      >>> params, opt_state, new_ids = vocab.resize(params, tx.init(params), 7, tx=tx, pad_to_multiple_of=4)
+      >>> params, opt_state, new_ids = vocab.resize(tx, params, tx.init(params), 7, pad_to_multiple_of=4)
       >>> params["embed"]["embedding"].shape, params["lm_head"]["kernel"].shape
       ((8, 4), (4, 8))
       >>> opt_state.inner_states["ember"].inner_state[0].nu_token["lm_head"]["kernel"].shape
@@ -91,12 +95,12 @@ def resize(
     """
     new_size = padded_size(_at_least_1(size, "size", 50_304), pad_to_multiple_of)
     draw = _checked_initializer(initializer, key, covariance_scale)
-    check_model(params, opt_state, tx)
-    vocabulary = vocabulary_of(params, tables, unrelated)
+    check_model(tx, params, opt_state)
+    vocabulary = vocabulary_of(params, tables, names, unrelated)
     old_W = np.arange(new_size)
     ids_W = np.where(old_W < vocabulary.size, old_W, -1)
     count = max(0, new_size - vocabulary.size)
-    return change(params, opt_state, tx, vocabulary, ids_W, draw(vocabulary, count))
+    return change(tx, params, opt_state, vocabulary, ids_W, draw(vocabulary, count))
 
 
 def _gaussian(vocabulary: Vocabulary, count: int, *, key: jax.Array, covariance_scale: float) -> NewRows:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .._math.axes import TableAxes
 from .._state.origins import AxisOrigin
 from .._tree.declared import DimensionNumbersLike
 from .._tree.finder import compile_patterns, finder_with
@@ -31,85 +30,130 @@ class Vocabulary(NamedTuple):
         return origin is not None and self.axis_of.get(origin.parameter) == origin.axis
 
 
-def vocabulary_of(params: Any, tables: DimensionNumbersLike, unrelated: Sequence[str]) -> Vocabulary:
-    """The tables that the finder or the caller's declaration finds, and the biases beside them.
+def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str] | None, unrelated: Sequence[str]) -> Vocabulary:
+    """The tables of one vocabulary, and the biases beside them.
+
+    Args:
+      params: the parameters.
+      tables: which of them are tables, of this vocabulary or of another.
+      names: patterns for the paths of those that have this vocabulary; None where it can be told.
+      unrelated: patterns for the paths of parameters that have an axis of its size by coincidence.
 
     Raises:
-      ValueError: no table; tables of several sizes; another parameter with an axis of that size, which would be left behind; a
-        pattern of `unrelated` that matches nothing.
-      TypeError: `unrelated` holds no patterns.
+      ValueError: no table; tables that may be of several vocabularies; another parameter with an axis of that size, which would
+        be left behind; a pattern that matches nothing.
+      TypeError: `names` or `unrelated` holds no patterns.
     """
     found = tables_of(params, tables, "found", argument="tables", what="the parameters are")
-    axes = {table.name: table.axes for table in found.tables if table.axes is not None and table.axes.token}
-    if not axes:
+    owned = [table for table in found.tables if table.axes is not None and table.axes.token]
+    if not owned:
         raise ValueError(f"no token table was found among {found.names}; name them with the argument tables, as in ember.")
-    sizes = {table.name: table.shape[axes[table.name].token[0]] for table in found.tables if table.name in axes}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(
-            f"{t.name!r} {sizes[t.name]}, axis {axes[t.name].token[0]} of {t.shape}" for t in found.tables if t.name in axes
-        )
+    named = None if names is None else _matched(names, "names", found)
+    changing = _of_one_vocabulary(owned, named)
+    if named is None and (heads := heads_alone(found)):
+        _refuse_heads_alone(heads[0], found)
+    size, axes = _size(changing[0]), {table.name: _token_axis(table) for table in changing}
+    staying = {table.name for table in owned if table.name not in axes} | _unrelated(found, owned, unrelated)
+    for bias in _biases(found, owned):
+        beside = {table.name in axes for table in owned if parent_of(table.name) == parent_of(bias)}
+        if beside == {True} or (True in beside and named is not None and bias in named):
+            axes.setdefault(bias, 0)
+        elif beside == {False}:
+            staying.add(bias)
+    axis_of = {i: axes[name] for i, name in enumerate(found.names) if name in axes and name not in staying}
+    _check_others(found, axis_of, size, staying)
+    return Vocabulary(size, found.tables, axis_of)
+
+
+def _of_one_vocabulary(owned: list[Table], named: set[str] | None) -> list[Table]:
+    """The tables that change together: the named ones, else all of them if an input table and a head are the most there are."""
+    if named is not None:
+        if not (changing := [table for table in owned if table.name in named]):
+            raise ValueError(f"names matches none of the tables {[table.name for table in owned]}; correct the path.")
+        _check_sizes(changing)
+        return changing
+    _check_sizes(owned)
+    may_be = {kind: [t.name for t in owned if t.kind in (kind, "tied", None)] for kind in ("input", "head")}
+    if several := [paths for paths in may_be.values() if len(paths) > 1]:
         raise ValueError(
-            f"the tables have vocabularies of different sizes: {listed}. If one is read along the wrong axis, declare it: "
-            f"tables=TokenTables(include={{'its/path': EmberDimensionNumbers(axis)}}). If they are several "
-            f"vocabularies, or one of them is padded, change one at a time and leave the others out: "
-            f"tables=TokenTables(exclude=['their/path'])."
+            f"the tables {listed(several[0])} have {_size(owned[0])} tokens each, and nothing tells whether they have one "
+            f"vocabulary. Name the tables that change, for example names={several[0][:1]}, or names=['.*'] for all of them."
         )
-    if heads := heads_alone(found):
-        _refuse_heads_alone(heads, found, axes)
-    size = next(iter(sizes.values()))
-    of_others = _unrelated(found, axes, unrelated)
-    axis_of = {i: _token_axis(table, axes, size) for i, table in enumerate(found.tables) if table.name not in of_others}
-    with_axis = {i: axis for i, axis in axis_of.items() if axis is not None}
-    _check_others(found, with_axis, size, of_others)
-    return Vocabulary(size, found.tables, with_axis)
+    return owned
 
 
-def _refuse_heads_alone(heads: list[Table], found: TableTree, axes: dict[str, TableAxes]) -> None:
+def _check_sizes(tables: list[Table]) -> None:
+    if len({_size(table) for table in tables}) > 1:
+        sizes = listed([f"{table.name!r} {_size(table)}, axis {_token_axis(table)} of {table.shape}" for table in tables])
+        name = tables[0].name
+        raise ValueError(
+            f"the tables have vocabularies of different sizes: {sizes}. If one is read along the wrong axis, declare it: "
+            f"tables={finder_with('its/path', 1)}. If they are several vocabularies, or one of them is padded, change one at a "
+            f"time, for example names=[{name!r}]."
+        )
+
+
+def _refuse_heads_alone(head: Table, found: TableTree) -> None:
     """An embedding that was not found would be left behind; the guard of equal sizes does not see it where the head is padded."""
-    head = heads[0]
-    axis = axes[head.name].token[0]
+    axis = _token_axis(head)
     features = {size for a, size in enumerate(head.shape) if a != axis}
     others = [table for table in found.tables if table.axes is None and len(table.shape) == 2]
     like = [f"{table.name!r} {table.shape}" for table in others if features & set(table.shape)]
     raise ValueError(
         f"{head.name!r} of shape {head.shape} is a head, and no embedding was found; it would be left behind. With as many "
         f"features there are: {listed(like) or 'none'}. Name the embedding: tables={finder_with('its/path', 0)}; "
-        f"or, if the model has none, the head: tables={finder_with(head.name, axis)}."
+        f"or, if the model has none, the head: names=[{head.name!r}]."
     )
 
 
-def _token_axis(table: Table, axes: dict[str, TableAxes], size: int) -> int | None:
-    if table.name in axes:
-        return axes[table.name].token[0]
-    is_bias = table.shape == (size,) and parent_of(table.name) in set(map(parent_of, axes))
-    return 0 if is_bias else None
+def _token_axis(table: Table) -> int:
+    assert table.axes is not None
+    return table.axes.token[0]
 
 
-def _unrelated(found: TableTree, axes: dict[str, TableAxes], unrelated: Sequence[str]) -> set[str]:
-    """The paths that the patterns match: none of a table, each pattern at least one."""
-    patterns = compile_patterns(unrelated, "unrelated")
-    if unused := [p.pattern for p in patterns if not any(p.fullmatch(name) for name in found.names)]:
-        raise ValueError(f"unrelated has {unused}, which match none of {found.names}; correct the path.")
-    names = {name for name in found.names if any(p.fullmatch(name) for p in patterns)}
-    if tables := sorted(names & set(axes)):
+def _size(table: Table) -> int:
+    return table.shape[_token_axis(table)]
+
+
+def _biases(found: TableTree, owned: list[Table]) -> list[str]:
+    """Vectors beside a table with a number for each of its tokens."""
+    sizes: dict[str, set[int]] = {}
+    for table in owned:
+        sizes.setdefault(parent_of(table.name), set()).add(_size(table))
+    return [
+        t.name for t in found.tables if t.axes is None and len(t.shape) == 1 and t.shape[0] in sizes.get(parent_of(t.name), ())
+    ]
+
+
+def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:
+    """The paths that the patterns of an argument match, each at least one."""
+    compiled = compile_patterns(patterns, argument)
+    if unused := [p.pattern for p in compiled if not any(p.fullmatch(name) for name in found.names)]:
+        raise ValueError(f"{argument} has {unused}, which match none of {found.names}; correct the path.")
+    return {name for name in found.names if any(p.fullmatch(name) for p in compiled)}
+
+
+def _unrelated(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -> set[str]:
+    """The paths that the patterns match: none of a table."""
+    matched = _matched(unrelated, "unrelated", found)
+    if tables := sorted(matched & {table.name for table in owned}):
         raise ValueError(
-            f"unrelated matches {tables}, which are tables and change with their vocabulary: keep them out of the tables as "
-            f"well, tables=TokenTables(exclude={tables})."
+            f"unrelated matches {tables}, which are tables: leave them out of unrelated, and name those that change with names."
         )
-    return names
+    return matched
 
 
-def _check_others(found: TableTree, axis_of: dict[int, int], size: int, unrelated: set[str]) -> None:
+def _check_others(found: TableTree, axis_of: dict[int, int], size: int, staying: set[str]) -> None:
     """Raises where a parameter that is not changed may have the vocabulary as well: a head that was not found, say."""
     others = {
         table.name: table.shape
         for i, table in enumerate(found.tables)
-        if i not in axis_of and size in table.shape and table.name not in unrelated
+        if i not in axis_of and size in table.shape and table.name not in staying
     }
     if others:
         changed = {found.tables[i].name: found.tables[i].shape for i in axis_of}
         raise ValueError(
             f"of the parameters with an axis of {size} only {changed} are known to have the vocabulary, and {others} would be "
-            f"left behind. If one has it, name it: tables=TokenTables(include=['its/path']). If its size is "
-            f"a coincidence, name it in unrelated={sorted(others)}."
+            f"left behind. If one has it, declare it: tables={finder_with('its/path', 0)}. If its size is a coincidence, name it "
+            f"in unrelated={sorted(others)}."
         )

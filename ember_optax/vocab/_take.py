@@ -20,12 +20,13 @@ from ._tables import vocabulary_of
 
 
 def take(
+    tx: optax.GradientTransformation | None,
     params: Any,
     opt_state: Any,
     token_ids: Sequence[int] | np.ndarray | jax.Array,
     *,
-    tx: optax.GradientTransformation | None = None,
     tables: DimensionNumbersLike = AUTO,
+    names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> Changed:
     r"""The model whose token i is the old token `token_ids[i]`: pruned, permuted, tokens duplicated, in parameters and state.
@@ -38,11 +39,12 @@ def take(
     times as large.
 
     Args:
+      tx: the transformation whose `init` made `opt_state`; None without an optimizer.
       params: the parameters, arrays alone.
       opt_state: the state of `tx`; None without an optimizer.
       token_ids: (W,) old ids in the order of the new vocabulary; an id may stand more than once.
-      tx: the transformation whose `init` made `opt_state`.
       tables: as for `resize`.
+      names: as for `resize`.
       unrelated: as for `resize`.
 
     Returns:
@@ -61,19 +63,19 @@ def take(
       >>> opt_state = tx.init(params)
       >>> gone = vocab.unused(token_counts=[9, 0, 3, 0, 1, 2], keep=[1])
       >>> kept = np.delete(np.arange(6), gone)
-      >>> params, opt_state, new_ids = vocab.take(params, opt_state, kept, tx=tx)
+      >>> params, opt_state, new_ids = vocab.take(tx, params, opt_state, kept)
       >>> params["embed"]["embedding"][:, 0].tolist(), new_ids.tolist()
       ([0.0, 1.0, 2.0, 4.0, 5.0], [0, 1, 2, -1, 3, 4])
 
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
     """
-    check_model(params, opt_state, tx)
-    vocabulary = vocabulary_of(params, tables, unrelated)
+    check_model(tx, params, opt_state)
+    vocabulary = vocabulary_of(params, tables, names, unrelated)
     ids_W = checked_ids(token_ids, vocabulary.size, "token_ids")
     if not ids_W.size:
         raise ValueError("token_ids is empty; name at least one token that stays.")
-    return change(params, opt_state, tx, vocabulary, ids_W)
+    return change(tx, params, opt_state, vocabulary, ids_W)
 
 
 def removed_share(
@@ -82,6 +84,7 @@ def removed_share(
     kept_ids: Sequence[int] | np.ndarray | jax.Array,
     *,
     tables: DimensionNumbersLike = AUTO,
+    names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> dict[str, jax.Array]:
     r"""What `take` leaves behind in Ember's feature statistic: :math:`s = \sum_{i\ gone} \nu^{token}_i / \sum_i \nu^{token}_i`.
@@ -91,6 +94,7 @@ def removed_share(
       opt_state: their state, which contains Ember.
       kept_ids: (W,) the ids that stay, as `take` gets them.
       tables: as for `resize`.
+      names: as for `resize`.
       unrelated: as for `resize`.
 
     Returns:
@@ -112,9 +116,10 @@ def removed_share(
     References:
       docs/vocabulary.md
     """
-    vocabulary, moments = vocabulary_of(params, tables, unrelated), ember_moments(opt_state)
+    vocabulary, moments = vocabulary_of(params, tables, names, unrelated), ember_moments(opt_state)
     ids_W = np.unique(checked_ids(kept_ids, vocabulary.size, "kept_ids"))
-    trained = {table.name: table.axes for table in vocabulary.leaves if table.axes is not None and table.name in moments}
+    tables_of_it = [vocabulary.leaves[i] for i in vocabulary.axis_of]
+    trained = {table.name: table.axes for table in tables_of_it if table.axes is not None and table.name in moments}
     if not trained:
         raise ValueError(
             f"opt_state has no state of Ember for these tables, got {shown(opt_state)}; pass what tx.init made of them."

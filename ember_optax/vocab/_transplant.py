@@ -19,15 +19,16 @@ Texts = Sequence[str] | Sequence[bytes] | Mapping[str, int] | Mapping[bytes, int
 
 
 def transplant(
+    tx: optax.GradientTransformation | None,
     params: Any,
     opt_state: Any,
     old_vocabulary: Texts,
     new_vocabulary: Texts,
     *,
-    tx: optax.GradientTransformation | None = None,
     pieces: Callable[[Any], Sequence[int]] | None = None,
     pad_to_multiple_of: int | None = None,
     tables: DimensionNumbersLike = AUTO,
+    names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> Changed:
     """Moves a model from one tokenizer's vocabulary to another's, in every table and in the optimizer's state.
@@ -37,16 +38,17 @@ def transplant(
     and `take` in all that is said there of tables, state, devices, and of what tokens that are gone leave behind.
 
     Args:
+      tx: the transformation whose `init` made `opt_state`; None without an optimizer.
       params: the parameters, arrays alone.
       opt_state: the state of `tx`; None without an optimizer.
       old_vocabulary: the texts of the tokens in the order of their ids, or a mapping from texts to ids, as
         `tokenizers.Tokenizer.get_vocab()` returns it. A table may have more rows: padding, which is dropped.
       new_vocabulary: likewise; its ids are those of the result.
-      tx: the transformation whose `init` made `opt_state`.
       pieces: from a new token's text to old ids: what the old tokenizer makes of it. Texts are given as they stand in
         `new_vocabulary`; with byte-level vocabularies turn them into plain text first.
       pad_to_multiple_of: rounds the number of rows up; those of padding begin with the mean of all rows.
       tables: as for `resize`.
+      names: as for `resize`.
       unrelated: as for `resize`.
 
     Returns:
@@ -62,7 +64,7 @@ def transplant(
       >>> from ember_optax import vocab
       >>> params = {"wte": {"embedding": jnp.array([[1.0], [2.0], [4.0]])}}
       >>> old, new = ["a", "b", "c"], ["c", "ab", "a"]
-      >>> params, _, new_ids = vocab.transplant(params, None, old, new, pieces=lambda text: map(old.index, text))
+      >>> params, _, new_ids = vocab.transplant(None, params, None, old, new, pieces=lambda text: map(old.index, text))
       >>> params["wte"]["embedding"][:, 0].tolist(), new_ids.tolist()
       ([4.0, 1.5, 1.0], [2, -1, 0])
 
@@ -72,8 +74,8 @@ def transplant(
     old, new = _ids_of(old_vocabulary, "old_vocabulary"), _ids_of(new_vocabulary, "new_vocabulary")
     if pieces is not None and not callable(pieces):
         raise TypeError(f"pieces must be a function from a text to old ids, got {shown(pieces)}; leave it out for the mean row.")
-    check_model(params, opt_state, tx)
-    vocabulary = vocabulary_of(params, tables, unrelated)
+    check_model(tx, params, opt_state)
+    vocabulary = vocabulary_of(params, tables, names, unrelated)
     if len(old) > vocabulary.size:
         raise ValueError(
             f"old_vocabulary has {len(old)} tokens, but the tables have {vocabulary.size} rows: pass the vocabulary that they "
@@ -83,7 +85,7 @@ def transplant(
     for text, new_id in new.items():
         ids_W[new_id] = old.get(text, -1)
     made_of = {new_id: _pieces(pieces, text, len(old)) for text, new_id in new.items() if pieces and text not in old}
-    return change(params, opt_state, tx, vocabulary, ids_W, _new_rows(made_of, len(ids_W)))
+    return change(tx, params, opt_state, vocabulary, ids_W, _new_rows(made_of, len(ids_W)))
 
 
 def _new_rows(made_of: dict[int, np.ndarray], size: int) -> NewRows:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UsageError
+
+_OBJECTS = "it has Python objects in it, which are never loaded here: they could run any program; save arrays of numbers"
+# What libraries say of files that are sound, but not for them.
+_NOT_DAMAGE = {
+    r"unknown variant `(\w+)`, expected one of `BOOL`": r"it has numbers of the type \1, which the installed safetensors does "
+    "not know; update safetensors, or save the table as F32",
+    r"descr is not a valid dtype descriptor: (.*)": r"it has numbers of the type \1, which NumPy does not know; save the table "
+    "as float32",
+    r"Python objects|Object arrays": _OBJECTS,
+}
 
 
 def check_file(path: Path) -> None:
@@ -20,15 +31,18 @@ def check_file(path: Path) -> None:
 
 
 def damage_named(path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` returns; whatever a library makes of a damaged file becomes a UsageError that names it."""
+    """Returns what `read` returns; every error of a library becomes a UsageError that names the file and what is wrong."""
     try:
-        # Sizes that overflow are no warning: they become negative, or small.
+        # Sizes that overflow are an error: they would become negative, or small.
         with np.errstate(over="raise"):
             return read()
     except Exception as error:
         if isinstance(error, (UsageError, PermissionError)):
             raise
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        for pattern, message in _NOT_DAMAGE.items():
+            if (match := re.search(pattern, reason)) is not None:
+                raise UsageError(f"{path}: {match.expand(message)}") from error
         raise UsageError(f"{path}: the file is damaged, or not what its name says: {reason}; get or convert it again") from error
 
 
@@ -42,16 +56,30 @@ def read_npy(path: Path) -> np.ndarray:
     array = damage_named(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if not isinstance(array, np.ndarray):
         array.close()
-        raise UsageError(f"{path}: an archive of arrays, not a .npy file; save the array that is wanted with numpy.save")
+        raise UsageError(f"{path}: an archive of arrays, not a .npy file; call it .npz, or save one array with numpy.save")
     return array
+
+
+def to_float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """The numbers of an array as float32.
+
+    Raises:
+      UsageError: a finite number is larger than float32 can hold.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return np.ascontiguousarray(array, np.float32)
+    except FloatingPointError:
+        raise UsageError(f"{path}: {name} has numbers beyond 3.4e38, the largest of float32; scale the table down") from None
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an uncompressed .npz file, as `numpy.savez` writes them; they take no more memory than the file has bytes.
 
     Raises:
-      UsageError: the file is damaged, has Python objects in it, or is compressed: a short file can claim any size then.
+      UsageError: the file is missing, damaged or compressed, or has Python objects in it.
     """
+    check_file(path)
     return damage_named(path, lambda: _read_archive(path))
 
 
@@ -59,7 +87,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                raise ValueError(f"{member.filename} is compressed")
+                why = "a short file could claim any size"
+                raise UsageError(f"{path}: {member.filename} is compressed, and {why}; save it again with numpy.savez")
             if member.file_size > path.stat().st_size:
                 raise ValueError(f"{member.filename} claims to have {member.file_size:,} bytes, more than the file")
         names = archive.namelist()

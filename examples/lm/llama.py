@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from lm.damage import damage_named
+from lm.damage import damage_named, listed
 from lm.errors import UsageError
 from lm.gguf_file import GgufFile
 
@@ -52,7 +52,8 @@ def read_llama(path: Path) -> Llama:
     """Reads a model whose head is its embedding.
 
     Raises:
-      UsageError: the file is damaged, or holds a model of another architecture.
+      UsageError: the file is damaged, or has a model that `logits` would compute wrongly: of another architecture, with a head of
+        its own, with arrays, scaled or partial rotations, or a tokenizer that are not known here.
     """
     file = GgufFile(path)
     if (architecture := file.field("general.architecture")) != "llama":
@@ -66,7 +67,7 @@ def read_llama(path: Path) -> Llama:
         epsilon=float(file.number("llama.attention.layer_norm_rms_epsilon")),
     )
     blocks = range(int(file.number("llama.block_count")))
-
+    _check_known(path, file)
     if any(name.startswith(f"blk.{len(blocks)}.") for name in file.names):
         raise UsageError(f"{path}: more blocks than the {len(blocks)} that it claims to have; get or convert it again")
 
@@ -79,6 +80,15 @@ def read_llama(path: Path) -> Llama:
             "blocks": {ours: {"weight": stacked(theirs)} for ours, theirs in _BLOCK.items()},
             "norm": {"weight": file.array("output_norm.weight")},
         }
+        used = {"token_embd.weight", "output_norm.weight"}
+        used |= {f"blk.{i}.{theirs}.weight" for i in blocks for theirs in _BLOCK.values()}
+        if unused := sorted(set(file.names) - used):
+            raise UsageError(f"{path}: the model has {listed(unused)}, and what these do is not known here; use another model")
+        if (turned := file.field("llama.rope.dimension_count")) not in (
+            None,
+            params["embed_tokens"]["weight"].shape[1] // config.heads,
+        ):
+            raise UsageError(f"{path}: llama.rope.dimension_count is {turned}, a part of each head; use another model")
         # Shapes that do not fit each other are found here, and not where the model is first used.
         jax.eval_shape(partial(logits, config), params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
         return Llama(config, params, _tokenizer(file))
@@ -138,8 +148,21 @@ def _rotate(x_BxTxHxK: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Arr
     return jnp.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).reshape(x_BxTxHxK.shape)
 
 
+def _check_known(path: Path, file: GgufFile) -> None:
+    """Raises for what would be left out in silence."""
+    known = {"llama.rope.scaling.type": (None, "none"), "tokenizer.ggml.model": ("gpt2",), "tokenizer.ggml.pre": (None, "smollm")}
+    for name, values in known.items():
+        if (value := file.field(name)) not in values:
+            raise UsageError(
+                f"{path}: {name} is {value!r}; only {' and '.join(map(repr, values))} are known here, use another model"
+            )
+
+
 def _tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
     tokens, types = file.strings("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise ValueError(f"two tokens are {twice!r}, number {tokens.index(twice)} and a later one")
     if not isinstance(types, list) or len(types) != len(tokens):
         raise ValueError(f"tokenizer.ggml.token_type does not hold one number for each of the {len(tokens)} tokens")
     merges = [tuple(merge.split(" ")) for merge in file.strings("tokenizer.ggml.merges")]

@@ -37,11 +37,11 @@ def with_new_tokens(model: Llama, texts: list[str]) -> tuple[Llama, np.ndarray]:
     if known := [text for text, ids in pieces.items() if len(ids) == 1]:
         raise UsageError(f"--new-tokens: {known[0]!r} is a token of the model already")
     model.tokenizer.add_tokens(texts)
-    params, _, _ = vocab.transplant(model.params, None, old, model.tokenizer.get_vocab(), pieces=pieces.__getitem__)
+    params, _, _ = vocab.transplant(None, model.params, None, old, model.tokenizer.get_vocab(), pieces=pieces.__getitem__)
     return model._replace(params=params), len(old) + np.arange(len(texts))
 
 
 def with_special_tokens(model: Llama, count: int) -> tuple[Llama, np.ndarray]:
     """The model with so many more rows, each beginning as the mean of all rows; and their ids."""
     size = len(model.params["embed_tokens"]["weight"])
-    return model._replace(params=vocab.resize(model.params, None, size + count).params), size + np.arange(count)
+    return model._replace(params=vocab.resize(None, model.params, None, size + count).params), size + np.arange(count)

@@ -19,6 +19,7 @@ from lm.config import Part
 from lm.damage import read_npy
 from lm.errors import UsageError
 from lm.model_files import NamedTable
+from lm.standing_out import number_standing_out
 
 _BUCKETS = 5
 _BY_FREQUENCY = {
@@ -37,7 +38,7 @@ class InspectionConfig(Part):
 
     token_counts: Path | None
     known_unused: list[int] | None
-    untied: bool
+    untied: bool | None
     top: int
 
 
@@ -48,12 +49,16 @@ class Inspection(NamedTuple):
       metrics: of `geometry.report`, by their short names.
       spectra: singular values, as they are and centred.
       tokens: scores of all tokens.
+      tied: whether the table was taken for a head, or for a table that is also the head.
+      standing_out: how many of the `top` first tokens differ from what random numbers show.
       by_frequency: rows of a table, rarest bucket first; empty without counts.
     """
 
     metrics: dict[str, float]
     spectra: dict[str, np.ndarray]
     tokens: geometry.UnderTrainedTokens
+    tied: bool
+    standing_out: int
     by_frequency: list[dict[str, float]]
 
 
@@ -83,12 +88,15 @@ def inspect(named: NamedTable, config: InspectionConfig) -> Inspection:
         raise UsageError(f"--known-unused {outside[0]}: the table {named.name} has the rows 0 to {rows - 1}")
     counts = None if config.token_counts is None else _read_counts(config.token_counts, rows)
     report = geometry.report({named.name: named.table}, token_counts=counts, tables=EmberDimensionNumbers())
-    tokens = geometry.under_trained_tokens(named.table, known_unused=config.known_unused, tied=not config.untied)
+    tied = not (named.has_own_head if config.untied is None else config.untied)
+    tokens = jax.device_get(geometry.under_trained_tokens(named.table, known_unused=config.known_unused, tied=tied))
+    standing_out = number_standing_out(tokens.score, named.table.shape[1], config.known_unused, tied, config.top)
     spectra = {"raw": geometry.spectrum(named.table), "centred": geometry.spectrum(named.table, centered=True)}
     by_frequency = [] if counts is None else _by_frequency(named.table, counts)
     prefix = f"geometry/{named.name}/"
     metrics = {name.removeprefix(prefix): value.item() for name, value in report.items()}
-    return Inspection(metrics, {name: np.asarray(sigma) for name, sigma in spectra.items()}, jax.device_get(tokens), by_frequency)
+    spectra = {name: np.asarray(sigma) for name, sigma in spectra.items()}
+    return Inspection(metrics, spectra, tokens, tied, standing_out, by_frequency)
 
 
 def metrics_table(found: Inspection, texts: Sequence[str] | None) -> str:
@@ -123,6 +131,15 @@ def suspicious(found: Inspection, texts: Sequence[str] | None, top: int) -> list
         | {field: float(f"{getattr(found.tokens, field)[i]:.5g}") for field in fields}
         for i in found.tokens.order[:top].tolist()
     ]
+
+
+def caveat(standing_out: int, shown: int) -> str:
+    """What the order of tokens is worth, one sentence."""
+    random = "in a table of random numbers of this size"
+    if not standing_out:
+        return f"Nothing stands out: a low score here is as likely chance, since the lowest are like those {random}."
+    which = f"The first {standing_out} stand out, the others do not" if standing_out < shown else "All of them stand out"
+    return f"{which}: what stands out is further below the bulk of the scores than the lowest {random}."
 
 
 def suspicious_table(tokens: list[dict[str, Any]]) -> str:

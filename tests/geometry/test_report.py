@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ember_optax import EmberDimensionNumbers, ember, geometry
+from ember_optax import EmberDimensionNumbers, ember, geometry, token_tables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 24, 8
@@ -170,3 +170,32 @@ def test_counts_by_path():
     metrics = geometry.report(params, token_counts={"lm_head/kernel": COUNTS}, spectral=False)
     assert "tokens_never_seen" in names_of(metrics, "lm_head/kernel")
     assert "tokens_never_seen" not in names_of(metrics, "wte/embedding")
+
+
+@pytest.mark.parametrize("shape, axes", [((V,), EmberDimensionNumbers(0)), ((3, V), EmberDimensionNumbers(1, (0,)))], ids=str)
+def test_a_declared_bias_is_left_out_and_named(shape, axes):
+    """`vocab` asks for it, and one declaration goes to everything."""
+    declared = {"embed": {"embedding": EmberDimensionNumbers(0)}, "dense": {"kernel": None}, "head": {"bias": axes}}
+    params, grads = ({**tree, "head": {"bias": jnp.ones(shape)}} for tree in (PARAMS, GRADS))
+    state = ember(1e-2, optax.sgd(1e-2), tables=declared).init(params)
+    metrics = geometry.report(params, grads, state, COUNTS, tables=declared, spectral=False)
+    assert names_of(metrics, "head/bias") == {"left_out"}
+    assert metrics["geometry/head/bias/left_out"] == 1
+    of_table = geometry.report(PARAMS, GRADS, TX.init(PARAMS), COUNTS, spectral=False)
+    assert metrics.keys() == of_table.keys() | {"geometry/head/bias/left_out"}
+    for name, value in of_table.items():
+        np.testing.assert_array_equal(metrics[name], value, err_msg=name)
+
+
+def test_a_bias_that_the_finder_is_told_of():
+    """The declaration that the message of `vocab.resize` gives."""
+    params = {**PARAMS, "head": {"bias": jnp.ones(V)}}
+    tables = functools.partial(token_tables, include=["head/bias"])
+    assert names_of(geometry.report(params, tables=tables, spectral=False), "head/bias") == {"left_out"}
+    by_path = geometry.report(params, token_counts={"head/bias": COUNTS}, tables=tables, spectral=False)
+    assert names_of(by_path, "head/bias") == {"left_out"}
+
+
+def test_a_report_of_nothing_but_a_bias():
+    with pytest.raises(ValueError, match=r"only \['head'\], which have no features"):
+        geometry.report({"head": jnp.ones(V)}, tables=EmberDimensionNumbers(0))

@@ -256,3 +256,78 @@ def test_counts_are_streamed():
         streamed = jax.jit(regularizers.updated_counts)(streamed, jnp.asarray(batch), 0.5)
         counts = 0.5 * counts + np.bincount(batch[(batch >= 0) & (batch < V)], minlength=V)
     np.testing.assert_allclose(streamed, counts, rtol=1e-6)
+
+
+def gradient_of_cosine(x, weights):
+    """In float64, with the terms of each pair and no difference of sums."""
+    w = np.asarray(weights, np.float64)
+    norm = np.linalg.norm(x, axis=1)
+    u = x / norm[:, None]
+    pairs = np.outer(w, w)
+    np.fill_diagonal(pairs, 0)
+    seen = pairs @ u
+    return 2 * (seen - np.sum(seen * u, 1, keepdims=True) * u) / norm[:, None] / pairs.sum()
+
+
+@pytest.mark.parametrize("heavy", [[0], [4], [3, 7]], ids=str)
+@pytest.mark.parametrize("count", [1e2, 1e6, 1e8, 3e38])
+def test_anisotropy_beside_a_dominant_count(count, heavy):
+    """The heavy row moves by what the others say, not by rounding."""
+    weights = np.ones(V)
+    weights[heavy] = count
+    value, gradient = jax.value_and_grad(regularizers.anisotropy)(TABLE, weights=jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(value, oracle.mean_cosine(X, weights), rtol=5e-6, atol=1e-6)
+    wanted = gradient_of_cosine(X, weights)
+    for row in range(V):  # each within its own size: those of the light rows are as small as their share
+        np.testing.assert_allclose(gradient[row], wanted[row], rtol=1e-4, atol=1e-5 * np.abs(wanted[row]).max() + 1e-38)
+
+
+@pytest.mark.parametrize("scale", [5e20, 1e-25])
+def test_anisotropy_where_squares_leave_float32(scale):
+    value, gradient = jax.value_and_grad(regularizers.anisotropy)(TABLE * jnp.float32(scale))
+    np.testing.assert_allclose(value, oracle.mean_cosine(X), rtol=1e-5)
+    np.testing.assert_allclose(gradient * jnp.float32(scale), gradient_of_cosine(X, np.ones(V)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1e-3, 1e-5, 1e-7])
+def test_alignment_of_narrow_samples_far_apart(width):
+    """The distances within a sample were differences of squares as large as the distance between both."""
+    rng = np.random.default_rng(5)
+    rows = (np.float32(width) * rng.normal(size=(16, D))).astype(np.float32)
+    table = np.where(np.arange(16)[:, None] < 8, rows, 0).astype(np.float32)
+    table[8:] = np.float32(1) + (np.float32(1e-3) * rng.normal(size=(8, D))).astype(np.float32)
+    sample = regularizers.RareAndFrequent(jnp.arange(8), jnp.arange(8, 16))
+    value, gradient = jax.value_and_grad(regularizers.frequency_alignment)(jnp.asarray(table), sample)
+    exact = table.astype(np.float64)
+    np.testing.assert_allclose(1 - value, 1 - oracle.energy_coefficient(exact[:8], exact[8:]), rtol=1e-3)
+    steps = oracle.differences(lambda x: oracle.energy_coefficient(x[:8], x[8:]), exact, step=width * 1e-3)
+    np.testing.assert_allclose(gradient, steps, rtol=1e-2, atol=1e-3 * np.abs(steps).max())
+
+
+@pytest.mark.parametrize("counts", [[3e38, 3e38, 3e38], [3e38, 1e30, 0], [3.4e38, 3e37, 1]], ids=str)
+@pytest.mark.parametrize("power", [-1.0, 0.5])
+@pytest.mark.parametrize("smoothing", [1.0, 3e38])
+def test_frequency_weights_of_the_largest_counts(counts, power, smoothing):
+    """A sum of two of them, or of a count and the smoothing, is no float32."""
+    counts = np.float32(counts)
+    found = regularizers.frequency_weights(counts, power, smoothing=smoothing)
+    wanted = oracle.frequency_weights(counts, power, float(np.float32(smoothing)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype, repeats", [("bfloat16", 1000), ("bfloat16", 4096), ("float16", 2500)])
+def test_a_batch_is_counted_in_float32(dtype, repeats):
+    """In bfloat16, 256 + 1 is 256."""
+    found = regularizers.updated_counts(jnp.zeros(3, dtype), jnp.full(repeats, 1))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, jnp.asarray([0, repeats, 0]).astype(dtype))
+
+
+def test_a_declared_bias_has_no_term():
+    """The declaration that `vocab` asks for goes to everything."""
+    declared = {"head": EmberDimensionNumbers(1), "bias": EmberDimensionNumbers(0)}
+    params = {"head": TABLE.T, "bias": jnp.ones(V)}
+    found = regularizers.over_tables(regularizers.anisotropy, params, tables=declared)
+    np.testing.assert_allclose(found, regularizers.anisotropy(TABLE), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"only \['bias'\], which have no features"):
+        regularizers.over_tables(regularizers.anisotropy, {"bias": jnp.ones(V)}, tables=EmberDimensionNumbers(0))

@@ -211,3 +211,43 @@ def test_row_sparse_training_with_a_weighted_loss_and_cap():
     updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
     np.testing.assert_allclose(found["wte"], optax.apply_updates(params, updates)["wte"], rtol=1e-6)
     assert np.abs(found["wte"] - 1).max() == pytest.approx(5e-3, rel=1e-3)
+
+
+SAME_IDS = {
+    "thrice": ([1, 1, 1, 2], [2.0, 2.0, 2.0, 2.0]),
+    "apart, with padding": ([5, -1, 3, 5, V, 3, 5], [1.0, 9.0, -2.0, 1.5, 9.0, -2.5, 1.0]),
+    "that cancel": ([4, 4, 0], [6.0, -6.0, 4.0]),
+    "below the cap": ([7, 2, 7], [0.5, 1.0, 0.75]),
+    "two axes": ([[1, 8], [8, 1]], [[1.0, 2.0], [2.0, 0.5]]),
+    "zeros first": ([3, 3, 3], [0.0, 1.0, 5.0]),
+}
+
+
+@pytest.mark.parametrize("token_axis", [0, 1])
+@pytest.mark.parametrize("name", SAME_IDS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_of_equal_ids_are_capped_as_one(dtype, name, token_axis):
+    """A token that stands several times in a batch has one step, as in the dense update."""
+    tables = EmberDimensionNumbers(token_axis)
+    ids, sizes = (jnp.asarray(values) for values in SAME_IDS[name])
+    rows = sizes.reshape(-1, 1) * jnp.asarray([1.0, -0.5, 2.0, 1.0])
+    dense = to_dense(rows, ids, (V, D)).astype(dtype)
+    compact = rows.reshape(*ids.shape, D).astype(dtype)
+    compact = compact if token_axis == 0 else jnp.moveaxis(compact, -1, 0)
+    params = {"wte": jnp.zeros((V, D) if token_axis == 0 else (D, V), dtype)}
+    for tx in (regularizers.cap_row_steps(3.0, tables=tables), regularizers.cap_row_steps(lambda _: 3.0, tables=tables)):
+        wanted, _ = tx.update({"wte": dense if token_axis == 0 else dense.T}, tx.init(params), params)
+        found, _ = tx.update({"wte": compact}, tx.init(params), params, token_ids={"wte": ids})
+        assert found["wte"].dtype == dtype
+        applied = row_sparse.apply_updates(params, found, {"wte": ids}, tables=tables)
+        np.testing.assert_allclose(applied["wte"].astype(jnp.float32), wanted["wte"].astype(jnp.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [5e20, 1e-25, 1.0])
+def test_the_bound_of_a_norm_whose_square_leaves_float32(scale):
+    scale = np.float32(scale)
+    params = {"wte": jnp.asarray(np.random.default_rng(0).normal(size=(V, D)), jnp.float32) * scale}
+    tx = regularizers.normalize_spectral_norm(2.0 * float(scale), iterations=60, tables=EmberDimensionNumbers(0))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    after = np.asarray(params["wte"] + updates["wte"], np.float64)
+    assert np.linalg.norm(after, 2) == pytest.approx(2.0 * float(scale), rel=1e-5)

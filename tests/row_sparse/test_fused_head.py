@@ -10,6 +10,7 @@ import pytest
 from fused import Model, assert_same, dense_step, fused_step, run, transformation
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from x64 import enable_x64
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, skipped_batches, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
@@ -296,3 +297,20 @@ def test_the_clip_adds_equal_ids_up():
     rows, ids, params = jnp.ones((3, 2)), {"w": jnp.array([5, 1, 5])}, {"w": jnp.zeros((8, 2))}
     clipped, _ = row_sparse.clip_by_global_norm(1.0).update({"w": rows}, optax.EmptyState(), params, token_ids=ids)
     np.testing.assert_allclose(clipped["w"], rows / np.sqrt(10), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("token_axis, tokens", [(0, 12), (1, 12), (0, 20)], ids=str)
+def test_a_tied_head_keeps_its_state_in_float32(token_axis, tokens, dtype):
+    """With x64 and a float64 table: the features' statistic was float64 after the first step, or no step could be taken."""
+    with enable_x64(True):
+        model = Model(tied=True, token_axis=token_axis, tokens=tokens, dtype=dtype)
+        tx = transformation(model)
+        params = model.params()
+        state = tx.init(params)
+        ids, labels, where = model.batch(0)
+        params, after, _ = fused_step(model, tx)(params, state, ids.astype(jnp.int64), labels, where)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), state
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}

@@ -52,7 +52,7 @@ def test_conversion_with_a_function_that_looks_at_sizes(wrap):
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) ** 3, jnp.float32), PARAMS)
     adam = optax.adam(1e-3)
     _, adam_state = adam.update(grads, adam.init(PARAMS))
-    found = ember_state(state_from_adam(wrap(ember(1e-3, optax.adamw(1e-3), tables=by_size)), PARAMS, adam_state))
+    found = ember_state(state_from_adam(wrap(ember(1e-3, optax.adamw(1e-3), tables=by_size)), PARAMS, adam_state, adam_b2=0.999))
     tx = ember(1e-3, optax.adamw(1e-3), tables=by_size)
     expected = ember_state(tx.update(grads, tx.init(PARAMS), PARAMS)[1])
     for field in ("nu_token", "nu_feature"):
@@ -70,7 +70,7 @@ def test_a_function_is_asked_with_real_shapes_alone():
     params = {"wte": jnp.zeros((300, 20)), "mlp": jnp.zeros((20, 20))}
     tx = ember(1e-3, optax.adamw(1e-3), tables=tables)
     adam_state = optax.adam(1e-3).init(params)
-    state_from_adam(tx, params, adam_state)
+    state_from_adam(tx, params, adam_state, adam_b2=0.999)
     state_partition_specs(tx, params, P())
     # The second initialisation, with a size of its own for each axis, is for the body's state.
     assert (300, 20) in shapes
@@ -134,7 +134,7 @@ def test_a_moment_that_is_not_finite_is_not_converted(value):
     state = optax.adam(1e-3).init(params)
     damaged = (state[0]._replace(nu={"wte": state[0].nu["wte"].at[3, 1].set(value)}), *state[1:])
     with pytest.raises(ValueError, match=r"Adam's nu of 'wte' is not finite.*earlier checkpoint"):
-        state_from_adam(ember(1e-3, optax.adamw(1e-3)), params, damaged)
+        state_from_adam(ember(1e-3, optax.adamw(1e-3)), params, damaged, adam_b2=0.999)
 
 
 @pytest.mark.parametrize("field", ["nu_token", "nu_feature"])

@@ -1,11 +1,12 @@
 """A checkpoint on the disk and what is to be restored from it, compared by path and shape."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from ember_optax import check_shapes, ember
+from ember_optax import check_shapes, checksums, ember, verify_checksums
 
 
 def model(tokens, tx=None):
@@ -53,3 +54,44 @@ def test_names_are_not_shortened():
 
 def test_numbers_count_as_scalars():
     check_shapes({"step": 3}, {"step": jnp.int32(4)})
+
+
+def with_keys(impl="threefry2x32", count=4):
+    key = jax.random.key(0, impl=impl)
+    return {"w": jnp.ones(3), "key": key, "keys": jax.random.split(key, count), "old": jax.random.PRNGKey(0)}
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_random_keys_fit_what_is_saved_of_them(impl, tmp_path):
+    """Orbax holds the numbers of a key, (2,) or (4,) of uint32, and gives a key back: its shape () was said not to fit."""
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.StandardSave(with_keys(impl)))
+    with ocp.CheckpointManager(tmp_path, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+        metadata = manager.item_metadata(1).tree
+        restored = manager.restore(1, args=ocp.args.StandardRestore(with_keys(impl)))
+    for target in (with_keys(impl), jax.eval_shape(lambda: with_keys(impl))):
+        check_shapes(metadata, target)
+        check_shapes(restored, target)
+        check_shapes(target, target)
+    verify_checksums(restored, checksums(with_keys(impl)))
+    with pytest.raises(ValueError, match="'key' has other bits"):
+        verify_checksums({**restored, "key": jax.random.key(1, impl=impl)}, checksums(with_keys(impl)))
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (lambda: with_keys(count=3), r"'keys' was saved with shape \(3, 2\), wanted is \(4, 2\)"),
+        (lambda: with_keys("rbg"), r"'key' was saved with shape \(4,\), wanted is \(2,\)"),
+        (lambda: {**with_keys(), "key": jnp.ones(())}, r"'key' was saved with shape \(\), wanted is \(2,\)"),
+    ],
+)
+def test_other_random_keys_do_not_fit(saved, message):
+    with pytest.raises(ValueError, match=message):
+        check_shapes(saved(), with_keys())
+
+
+def test_keys_in_an_optimizer_state():
+    tx = optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(0)), ember(1e-3, optax.adamw(1e-3)))
+    check_shapes(jax.eval_shape(lambda: model(12, tx)), model(12, tx))
+    verify_checksums(model(12, tx), checksums(model(12, tx)))

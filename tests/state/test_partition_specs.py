@@ -29,6 +29,7 @@ TRANSFORMATIONS = {
         optax.cosine_decay_schedule(1e-3, 100), optax.adamw(optax.cosine_decay_schedule(1e-3, 100)), weight_decay=0.1
     ),
     "chain": optax.chain(optax.clip_by_global_norm(1.0), ember(1e-3, optax.adamw(1e-3)), optax.ema(0.9)),
+    "two rates": ember(1e-3, optax.adamw(1e-3), head_learning_rate=optax.linear_schedule(1e-3, 1e-4, 9)),
     "muon": ember(1e-3, optax.contrib.muon(1e-2)),
     "adafactor": ember(1e-3, optax.adafactor(1e-2, min_dim_size_to_factor=8)),
     "inject_hyperparams": optax.inject_hyperparams(ember)(learning_rate=1e-3, body=optax.adamw(1e-3)),

@@ -239,6 +239,24 @@ def test_a_function_around_the_finder_keeps_its_checks_and_warnings(wrap):
         )
 
 
+def test_a_head_whose_embedding_is_hidden_by_a_partition_is_told():
+    """It is no table by its name alone, and an error would be wrong: the other parts may have the tables."""
+    params = {"embed": {"embedding": jnp.ones((V, D))}, "logits": {"kernel": jnp.ones((D, V))}, "mlp": jnp.ones((D, D))}
+    labels = {"embed": "frozen", "logits": "trained", "mlp": "trained"}
+
+    def start(**tables):
+        trained = ember(1e-3, optax.adamw(1e-3), **tables)
+        return optax.partition({"frozen": optax.set_to_zero(), "trained": trained}, labels).init(params)
+
+    with pytest.warns(UserWarning, match=r"^'logits/kernel' of shape \(16, 97\) may be a head, but .*no table") as caught:
+        start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state = start(tables=advice(str(caught[0].message), 0))
+        start(tables=advice(str(caught[0].message), 1))
+    assert [leaf.shape for leaf in jax.tree.leaves(optax.tree.get(state, "nu_token"))] == [(V,)]
+
+
 def test_a_function_that_asks_the_finder_about_a_part_is_a_declaration_of_its_own():
     params = model("head/kernel")
 

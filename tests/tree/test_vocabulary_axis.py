@@ -65,8 +65,8 @@ def term(params, name):
 
 # What each makes of a model with a head of this name: a head like that, or what does not depend on its layout.
 CALLS = {
-    "resize": lambda params, name: vocab.resize(params, None, V + 3).params,
-    "take": lambda params, name: vocab.take(params, None, [4, 2, 2]).params,
+    "resize": lambda params, name: vocab.resize(None, params, None, V + 3).params,
+    "take": lambda params, name: vocab.take(None, params, None, [4, 2, 2]).params,
     "train_only_rows": frozen_rows,
     "apply_updates": applied,
     "center_rows": centred,

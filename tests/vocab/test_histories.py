@@ -49,11 +49,11 @@ class Run:
 
     def grow(self, tokens):
         size = len(self.tokens) + len(tokens)
-        changed = vocab.resize(self.params, self.opt_state, size, tx=TX, initializer="zeros", tables=ALL)
+        changed = vocab.resize(TX, self.params, self.opt_state, size, initializer="zeros", tables=ALL, names=[".*"])
         self.params, self.opt_state, self.tokens = changed.params, changed.opt_state, np.r_[self.tokens, tokens]
 
     def take(self, places):
-        changed = vocab.take(self.params, self.opt_state, places, tx=TX, tables=ALL)
+        changed = vocab.take(TX, self.params, self.opt_state, places, tables=ALL, names=[".*"])
         self.params, self.opt_state = changed.params, changed.opt_state
         gone = np.setdiff1d(np.arange(len(self.tokens)), places)
         assert (changed.new_ids[places] == np.arange(len(places))).all() and (changed.new_ids[gone] == -1).all()

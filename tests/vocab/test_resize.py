@@ -44,7 +44,7 @@ def trained(layout, dtype=jnp.float32):
 
 def resized(layout, size, dtype=jnp.float32, **options):
     tx, params, state = trained(layout, dtype)
-    return vocab.resize(params, state, size, tx=tx, tables=LAYOUTS[layout][1], **options)
+    return vocab.resize(tx, params, state, size, tables=LAYOUTS[layout][1], **options)
 
 
 def rows_first(array, layout):
@@ -70,7 +70,7 @@ def test_old_rows_stay_and_new_ones_are_zero(layout):
 def test_growing_and_cutting_back(layout, size):
     tx, params, state = trained(layout)
     there = resized(layout, size, initializer="zeros")
-    back = vocab.resize(there.params, there.opt_state, V, tx=tx, tables=LAYOUTS[layout][1])
+    back = vocab.resize(tx, there.params, there.opt_state, V, tables=LAYOUTS[layout][1])
     assert equal(back.params, params)
     ours, theirs = back.opt_state[0], state[0]
     for field in ("count", "nu_token", "total_notfinite"):
@@ -130,7 +130,7 @@ def test_gaussian_rows_as_hugging_face_draws_them():
 
 def test_gaussian_draws_differ_between_tables_and_keys():
     params = {"embed": {"embedding": draw((V, D))}, "lm_head": {"kernel": draw((V, D)).T}}
-    grow = functools.partial(vocab.resize, params, None, V + 4, initializer="gaussian", covariance_scale=1.0)
+    grow = functools.partial(vocab.resize, None, params, None, V + 4, initializer="gaussian", covariance_scale=1.0)
     first, again, other = (grow(key=jax.random.key(seed)).params for seed in (0, 0, 1))
     assert equal(first, again)
     assert not np.allclose(first["embed"]["embedding"][V:], first["lm_head"]["kernel"].T[V:])
@@ -149,7 +149,7 @@ def test_every_table_of_the_vocabulary_and_a_bias_beside_it():
         "layers": {"kernel": draw((D, D)), "bias": draw((D,))},
     }
     tx = ember(1e-2, optax.adamw(1e-2))
-    changed = vocab.resize(params, tx.init(params), V + 3, tx=tx)
+    changed = vocab.resize(tx, params, tx.init(params), V + 3)
     assert jax.tree.map(jnp.shape, changed.params) == {
         "embed": {"embedding": (V + 3, D)},
         "lm_head": {"kernel": (D, V + 3), "bias": (V + 3,)},
@@ -165,26 +165,28 @@ def test_half_a_change_is_refused():
     with pytest.raises(
         ValueError, match=r"\{'classifier/weights': \(4, 12\), 'gate': \(12,\)\} would be left behind.*unrelated="
     ):
-        vocab.resize(params, None, V + 1)
+        vocab.resize(None, params, None, V + 1)
     tables = TokenTables(include=["classifier/weights"])
-    grown = vocab.resize(params, None, V + 1, tables=tables, unrelated=["gate"]).params
+    grown = vocab.resize(None, params, None, V + 1, tables=tables, unrelated=["gate"]).params
     assert grown["classifier"]["weights"].shape == (D, V + 1) and grown["gate"].shape == (V,)
 
 
 def test_vocabularies_of_different_sizes():
     params = {"encoder": {"embed": {"embedding": draw((V, D))}}, "decoder": {"embed": {"embedding": draw((V + 1, D))}}}
     with pytest.raises(
-        ValueError, match=r"different sizes: 'decoder/embed/embedding' 13, axis 0 .*embedding' 12, axis 0 .*exclude"
+        ValueError, match=r"different sizes: 'decoder/embed/embedding' 13, axis 0 .*embedding' 12, axis 0 .*names=\['decoder"
     ):
-        vocab.resize(params, None, V + 2)
-    tables = TokenTables(exclude=["decoder.*"])
-    assert vocab.resize(params, None, V + 2, tables=tables).params["encoder"]["embed"]["embedding"].shape == (V + 2, D)
+        vocab.resize(None, params, None, V + 2)
+    assert vocab.resize(None, params, None, V + 2, names=["encoder.*"]).params["encoder"]["embed"]["embedding"].shape == (
+        V + 2,
+        D,
+    )
 
 
 def test_shapes_alone():
     """What a checkpoint of the changed model will hold, without a model."""
     tx, params, state = trained("(V, D)")
-    grown = jax.eval_shape(lambda p, s: vocab.resize(p, s, V + 4, tx=tx, tables=LAYOUTS["(V, D)"][1])[:2], params, state)
+    grown = jax.eval_shape(lambda p, s: vocab.resize(tx, p, s, V + 4, tables=LAYOUTS["(V, D)"][1])[:2], params, state)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, resized("(V, D)", V + 4)[:2])
 
 
@@ -206,6 +208,6 @@ def test_an_ember_that_takes_the_vocabulary_for_features():
 
     tx = tx_of(token_tables)
     with pytest.raises(ValueError, match=r"tokens of 'lm_head' of shape \(12, 4\) .* along axis 0, but in tx along axis 1: de"):
-        vocab.resize(params, tx.init(params), V + 1, tx=tx)
+        vocab.resize(tx, params, tx.init(params), V + 1)
     tx = tx_of(TokenTables(include={"lm_head": EmberDimensionNumbers(0)}))
-    assert vocab.resize(params, tx.init(params), V + 1, tx=tx).params["lm_head"].shape == (V + 1, D)
+    assert vocab.resize(tx, params, tx.init(params), V + 1).params["lm_head"].shape == (V + 1, D)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 OPTIMIZERS = {
     "ember": lambda: ember(1e-2, optax.adamw(1e-2)),
+    "two rates": lambda: ember(1e-2, optax.adamw(1e-2), head_learning_rate=optax.linear_schedule(1e-2, 1e-3, 9)),
     "scale_by_ember for all": lambda: optax.chain(scale_by_ember(), optax.scale(-0.1)),
     "adamw for all": lambda: optax.adamw(1e-2),
     "ember for one table, adam for the other": lambda: ember(
@@ -77,7 +78,7 @@ def assert_close(ours, theirs, rtol=2e-5):
 def test_grown_by_zeros_is_the_run_that_had_them_from_the_start(name):
     tx, params, ids = make(name), model(), np.r_[np.arange(V), [-1] * 6]
     params, state = train(tx, params, tx.init(params), (10, 20, 30))
-    grown = vocab.resize(params, state, V + 6, tx=tx, initializer="zeros")
+    grown = vocab.resize(tx, params, state, V + 6, initializer="zeros")
     ours, _ = train(tx, grown.params, grown.opt_state, (40, 50), ids)
     padded = with_rows(model(), ids)
     theirs, _ = train(tx, padded, tx.init(padded), (10, 20, 30, 40, 50), ids)
@@ -90,7 +91,7 @@ def test_grown_by_zeros_with_averages_over_active_rows():
     params, state = train(tx, params, tx.init(params), (10, 20))
     padded = with_rows(model(), ids)
     padded, padded_state = train(tx, padded, tx.init(padded), (10, 20), ids)
-    grown = vocab.resize(params, state, V + 6, tx=tx, initializer="zeros")
+    grown = vocab.resize(tx, params, state, V + 6, initializer="zeros")
     ours, theirs = (optax.tree.get(s, "ScaleByEmberState") for s in (grown.opt_state, padded_state))
     assert_close(ours.nu_feature["embed"], theirs.nu_feature["embed"])
     (updates, _), (expected, _) = (
@@ -104,7 +105,7 @@ def test_permuted(name):
     tx, params = make(name), model()
     params, state = train(tx, params, tx.init(params), (10, 20, 30))
     order = np.random.default_rng(0).permutation(V)
-    moved = vocab.take(params, state, order, tx=tx)
+    moved = vocab.take(tx, params, state, order)
     assert (moved.new_ids[order] == np.arange(V)).all()
     ours, _ = train(tx, moved.params, moved.opt_state, (40, 50), order)
     theirs, _ = train(tx, params, state, (40, 50))
@@ -115,7 +116,7 @@ def test_permuted(name):
 def test_a_duplicate_begins_like_the_original(name):
     tx, params = make(name), model()
     params, state = train(tx, params, tx.init(params), (10, 20))
-    twice = vocab.take(params, state, [*range(V), 3], tx=tx)
+    twice = vocab.take(tx, params, state, [*range(V), 3])
     assert twice.new_ids.tolist() == list(range(V))
     ours, _ = train(tx, twice.params, twice.opt_state, (40,), [*range(V), 3])
     table = ours["embed"]["embedding"]
@@ -126,7 +127,7 @@ def test_the_state_of_new_tokens_is_what_init_gives():
     tx = optax.chain(optax.adagrad(1e-2, initial_accumulator_value=0.5), optax.contrib.schedule_free(optax.sgd(1e-2), 1e-2))
     params = model()
     params, state = train(tx, params, tx.init(params), (10, 20))
-    grown = vocab.resize(params, state, V + 2, tx=tx)
+    grown = vocab.resize(tx, params, state, V + 2)
     sums = optax.tree.get(grown.opt_state, "sum_of_squares")["embed"]["embedding"]
     assert (sums[V:] == 0.5).all() and (sums[:V] != 0.5).any()
     # A second copy of the parameters.
@@ -137,7 +138,7 @@ def test_accumulated_gradients_in_the_middle_of_a_step():
     tx, params = optax.MultiSteps(ember(1e-2, optax.adamw(1e-2)), 2), model()
     params, state = train(tx, params, tx.init(params), (10, 20, 30))
     kept = np.arange(0, V, 2)
-    ours = vocab.take(params, state, kept, tx=tx)
+    ours = vocab.take(tx, params, state, kept)
     assert (ours.opt_state.acc_grads["embed"]["embedding"] == state.acc_grads["embed"]["embedding"][kept]).all()
     assert float(jnp.abs(ours.opt_state.acc_grads["lm_head"]["kernel"]).sum()) > 0
 
@@ -146,7 +147,7 @@ def test_accumulated_gradients_in_the_middle_of_a_step():
 def test_factored_states_of_other_optimizers(make):
     tx, params = make(), model()
     params, state = train(tx, params, tx.init(params), (10,))
-    grown = vocab.resize(params, state, V + 4, tx=tx)
+    grown = vocab.resize(tx, params, state, V + 4)
     train(tx, grown.params, grown.opt_state, (40,), np.r_[np.arange(V), [-1] * 4])
 
 
@@ -155,14 +156,14 @@ def test_a_state_without_the_tokens_is_refused():
     with pytest.raises(
         ValueError, match=r"the state of tx at '0/mu' cannot follow the vocabulary.* shape \(112,\).*makes \(128,\)"
     ):
-        vocab.resize(params, tx.init(params), V + 2, tx=tx)
+        vocab.resize(tx, params, tx.init(params), V + 2)
 
 
 def test_a_state_that_takes_another_form_is_refused():
     """optax.adafactor factors large matrices only, so growing may change what its state is."""
     tx, params = optax.adafactor(1e-2, min_dim_size_to_factor=14), {"wte": draw((V, 14), 0)}
     with pytest.raises(ValueError, match=r"the state of tx at '0/v_row/wte' cannot follow the vocabulary"):
-        vocab.resize(params, tx.init(params), 16, tx=tx)
+        vocab.resize(tx, params, tx.init(params), 16)
 
 
 def test_old_checkpoint_into_a_new_vocabulary(tmp_path):
@@ -175,7 +176,7 @@ def test_old_checkpoint_into_a_new_vocabulary(tmp_path):
         restored = manager.restore(1, args=ocp.args.StandardRestore(target))
     ids = np.r_[np.arange(V), [-1] * 4]
     straight, from_disk = (
-        train(tx, *vocab.resize(p, s, V + 4, tx=tx)[:2], (30, 40), ids)
+        train(tx, *vocab.resize(tx, p, s, V + 4)[:2], (30, 40), ids)
         for p, s in ((params, state), (restored["params"], restored["opt_state"]))
     )
     jax.tree.map(np.testing.assert_array_equal, from_disk, straight)
@@ -195,7 +196,7 @@ def test_row_sparse_steps_go_on():
         return optax.apply_updates(params, updates), state, loss
 
     params, state, _ = step(params, tx.init(params), ids)
-    grown = vocab.resize(params, state, V + 4, tx=tx)
+    grown = vocab.resize(tx, params, state, V + 4)
     ours, _, _ = step(grown.params, grown.opt_state, ids)
     theirs, _, _ = step(params, state, ids)
     assert_close(ours["embed"]["embedding"][:V], theirs["embed"]["embedding"])
@@ -206,7 +207,7 @@ def test_linen_boxes_keep_their_names():
 
     params = {"embed": {"embedding": nn.Partitioned(draw((V, D), 0), ("vocab", "embed"))}, "mlp": draw((D, D), 1)}
     tx = ember(1e-2, optax.adamw(1e-2))
-    grown = vocab.resize(params, tx.init(params), V + 4, tx=tx)
+    grown = vocab.resize(tx, params, tx.init(params), V + 4)
     box = grown.params["embed"]["embedding"]
     assert box.names == ("vocab", "embed") and box.value.shape == (V + 4, D)
     nu_token = optax.tree.get(grown.opt_state, "ScaleByEmberState").nu_token["embed"]["embedding"]
@@ -233,7 +234,7 @@ def test_nnx_optimizer():
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     step(model, optimizer)
-    changed = vocab.resize(nnx.state(model, nnx.Param), optimizer.opt_state, V + 4, tx=tx)
+    changed = vocab.resize(tx, nnx.state(model, nnx.Param), optimizer.opt_state, V + 4)
     nnx.update(model, changed.params)
     optimizer.opt_state = changed.opt_state
     step(model, optimizer)
@@ -252,7 +253,7 @@ def test_equinox_model():
     model = Model(eqx.nn.Embedding(V, D, key=keys[0]), eqx.nn.Linear(D, V, key=keys[1]), jnp.tanh)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     tx = ember(1e-2, optax.adamw(1e-2))
-    grown = vocab.resize(params, tx.init(params), V + 4, tx=tx)
+    grown = vocab.resize(tx, params, tx.init(params), V + 4)
     whole = eqx.combine(grown.params, static)
     logits = whole.lm_head(whole.activation(whole.embed(V + 1)))
     assert logits.shape == (V + 4,)

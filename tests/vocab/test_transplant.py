@@ -35,7 +35,7 @@ def tables_of(params):
 @pytest.mark.parametrize("made_of", [pieces, None], ids=["pieces", "no pieces"])
 def test_rows(trained, made_of):
     _, params, _ = trained
-    found, _, new_ids = vocab.transplant(params, None, list(OLD), NEW, pieces=made_of, pad_to_multiple_of=5)
+    found, _, new_ids = vocab.transplant(None, params, None, list(OLD), NEW, pieces=made_of, pad_to_multiple_of=5)
     assert new_ids.tolist() == [2, -1, 0, -1, -1, 6, -1, -1]
     for table, before in zip(tables_of(found), tables_of(params), strict=True):
         assert table.shape == (10, D)
@@ -50,7 +50,7 @@ def test_rows(trained, made_of):
 
 def test_state(trained):
     tx, params, state = trained
-    found, after, _ = vocab.transplant(params, state, dict(zip(OLD, range(6), strict=True)), NEW, tx=tx, pieces=pieces)
+    found, after, _ = vocab.transplant(tx, params, state, dict(zip(OLD, range(6), strict=True)), NEW, pieces=pieces)
     before, new = (optax.tree.get(one, "nu_token") for one in (state, after))
     for old_V, new_V in zip(jax.tree.leaves(before), jax.tree.leaves(new), strict=True):
         assert np.asarray(old_V).all()
@@ -61,5 +61,5 @@ def test_state(trained):
 def test_a_mapping_is_as_good_as_a_sequence(trained):
     _, params, _ = trained
     shuffled = {text: i for i, text in sorted(enumerate(NEW), key=lambda pair: pair[1])}
-    one, other = (vocab.transplant(params, None, list(OLD), new, pieces=pieces) for new in (NEW, shuffled))
+    one, other = (vocab.transplant(None, params, None, list(OLD), new, pieces=pieces) for new in (NEW, shuffled))
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)

@@ -65,10 +65,10 @@ def trained():
     return tx, optax.apply_updates(params, updates), state
 
 
-def grown_at_random(params, opt_state, **kwargs):
+def grown_at_random(tx, params, opt_state, **kwargs):
     # A key made at import would start JAX before two processes have joined.
     key = jax.random.key(0)
-    return vocab.resize(params, opt_state, 48, initializer="gaussian", key=key, covariance_scale=1.0, **kwargs)
+    return vocab.resize(tx, params, opt_state, 48, initializer="gaussian", key=key, covariance_scale=1.0, **kwargs)
 
 
 CHANGES = {
@@ -98,7 +98,7 @@ def compare(change, axis_type):
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
     of_state = state_shardings(tx, params, shardings)
     tables = TokenTables(include=["of_body/embedding"])
-    run = functools.partial(CHANGES[change], tx=tx, tables=tables)
+    run = functools.partial(CHANGES[change], tx, tables=tables, names=[".*"])
     ours = run(jax.device_put(params, shardings), jax.device_put(state, of_state))
     places = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), ours[:2], (shardings, of_state))
     assert jax.tree.all(places), places
@@ -122,12 +122,12 @@ def test_rows_that_devices_cannot_share():
     tx, params, state = trained()
     sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
     put = {**params, "embed": jax.device_put(params["embed"], sharding)}
-    tables = TokenTables(include=["of_body/embedding"])
+    options = {"tables": TokenTables(include=["of_body/embedding"]), "names": [".*"]}
     with pytest.raises(
         ValueError, match=r"axis 0 of 'embed/embedding', of size 33, does not divide by the 4 devices.*Pass pad_to_multiple_of to"
     ):
-        vocab.resize(put, state, V + 1, tx=tx, tables=tables)
-    assert vocab.resize(put, state, V + 1, tx=tx, tables=tables, pad_to_multiple_of=4).params["embed"]["embedding"].shape[0] == 36
+        vocab.resize(tx, put, state, V + 1, **options)
+    assert vocab.resize(tx, put, state, V + 1, **options, pad_to_multiple_of=4).params["embed"]["embedding"].shape[0] == 36
 
 
 def _main():

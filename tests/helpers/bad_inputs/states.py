@@ -39,11 +39,11 @@ def placed(tx=TX, params=PARAMS, param_shardings=None, **options):
 
 
 def from_adam(tx=TX, params=PARAMS, **options):
-    return lambda: state_from_adam(tx, params, state(ADAM), **options)
+    return lambda: state_from_adam(tx, params, state(ADAM), **{"adam_b2": 0.999, **options})
 
 
 def adam(of_state):
-    return lambda: state_from_adam(TX, PARAMS, of_state())
+    return lambda: state_from_adam(TX, PARAMS, of_state(), adam_b2=0.999)
 
 
 def moments(mu=PARAMS, nu=PARAMS, count=jnp.int32(1)):  # noqa: B008 -- an immutable array
@@ -250,7 +250,7 @@ BAD |= {
         r"count of 'dense/kernel' must .* got Array\(\[1.*: restore",
     ),
     "negative count": (moments(count=-3), ValueError, r"count of 'dense/kernel' is -3, but counts steps: pass the state"),
-    "b2 of the conversion": (from_adam(b2=1.0), ValueError, r"^b2 must be in \[0, 1\), got 1.0; 0.999"),
+    "no b2 of Adam": (from_adam(adam_b2=None), TypeError, r"^adam_b2 is missing: .* Pass adam_b2=0.999 if optax.adam"),
     "Adam's b2 of the conversion": (from_adam(adam_b2="x"), TypeError, r"^adam_b2 must be .* got 'x' of type str; pass a number"),
 }
 GOOD = {

@@ -12,16 +12,16 @@ OLD = ["a", "b", "c", "d", "e", "f"]
 UNTIED = {"embed": {"embedding": jnp.ones((V, D))}, "lm_head": {"kernel": jnp.ones((D, V))}}
 
 
-def resize(size=8, params=PARAMS, opt_state=None, **options):
-    return lambda: vocab.resize(params, opt_state, size, **options)
+def resize(size=8, params=PARAMS, opt_state=None, tx=None, **options):
+    return lambda: vocab.resize(tx, params, opt_state, size, **options)
 
 
-def take(token_ids, params=PARAMS, opt_state=None, **options):
-    return lambda: vocab.take(params, opt_state, token_ids, **options)
+def take(token_ids, params=PARAMS, opt_state=None, tx=None, **options):
+    return lambda: vocab.take(tx, params, opt_state, token_ids, **options)
 
 
 def transplant(old=OLD, new=("c", "ab"), **options):
-    return lambda: vocab.transplant(PARAMS, None, old, new, **options)
+    return lambda: vocab.transplant(None, PARAMS, None, old, new, **options)
 
 
 def unused(counts, **options):
@@ -106,7 +106,7 @@ BAD |= {
     }.items()
 }
 BAD["traced ids"] = (
-    lambda: jax.jit(lambda ids: vocab.take(PARAMS, None, ids).params)(jnp.array([0, 1])),
+    lambda: jax.jit(lambda ids: vocab.take(None, PARAMS, None, ids).params)(jnp.array([0, 1])),
     TypeError,
     r"token_ids is traced, but decides shapes: pass concrete integers",
 )
@@ -114,7 +114,7 @@ BAD |= {
     "a state without its transformation": (
         resize(opt_state=state()),
         TypeError,
-        r"tx is missing: pass the transformation whose init",
+        r"tx is None: pass the transformation whose init",
     ),
     "a transformation without its state": (
         resize(tx=TX),
@@ -127,7 +127,7 @@ BAD |= {
         r"opt_state does not belong to tx and params: at '",
     ),
     "a state of other sizes": (
-        resize(opt_state=vocab.resize(PARAMS, state(), 9, tx=TX).opt_state, tx=TX),
+        resize(opt_state=vocab.resize(TX, PARAMS, state(), 9).opt_state, tx=TX),
         ValueError,
         r"opt_state does not belong to tx and params: at .*nu_token/embed/embedding' it has \(9,\), but init makes .*6",
     ),
@@ -148,17 +148,17 @@ BAD |= {
     "two vocabularies": (
         resize(params={"encoder": {"wte": jnp.ones((V, D))}, "decoder": {"wte": jnp.ones((V + 1, D))}}),
         ValueError,
-        r"different sizes: 'decoder/wte' 7, axis 0 of \(7, 4\), 'encoder/wte' 6, .*include=\{'its/path.*exclude=\['their",
+        r"different sizes: 'decoder/wte' 7, axis 0 of \(7, 4\), 'encoder/wte' 6, .*include=\{'its/path.*names=\['decoder/wte'\]",
     ),
     "a head that is not found": (
         resize(params={**PARAMS, "output": {"weights": jnp.ones((D, V))}}),
         ValueError,
-        r"only \{'embed/embedding': \(6, 4\)\}.*\{'output/weights': \(4, 6\)\} would be left behind.*include=.*unrelated=\['",
+        r"only \{'embed/embedding': \(6, 4\)\}.*\{'output/weights': \(4, 6\)\} would be left behind.*tables=.*unrelated=\['",
     ),
     "unrelated of a table": (
         resize(params=UNTIED, unrelated=["lm_head/.*"]),
         ValueError,
-        r"unrelated matches \['lm_head/kernel'\], which are tables .*: keep them out .*exclude=\['lm_head/kernel'\]",
+        r"unrelated matches \['lm_head/kernel'\], which are tables: leave them out of unrelated, and name",
     ),
     "a head of its own left out": (
         resize(params=UNTIED, tables=TokenTables(exclude=["lm_head/kernel"])),
@@ -282,7 +282,7 @@ BAD |= {
         resize(params=PADDED),
         ValueError,
         r"^'unembed/w' of shape \(4, 8\) is a head, and no embedding was found; .* 'tok/w' \(6, 4\)\. Name the embedding: .*"
-        r"if the model has none, the head: tables=functools.partial\(token_tables, include=\{'unembed/w'",
+        r"if the model has none, the head: names=\['unembed/w'\]",
     ),
     "a padded head, and six matrices": (
         resize(

@@ -1,0 +1,75 @@
+"""Watching `init`: which tables each Ember in a transformation found, and making `init` take the same ones again.
+
+`_state/origins.py` asks in this way what a state array came from, and `train_only_rows` and `vocab` which axis counts the tokens.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .tables import TableTree, read_tree
+
+# What each `init` found, in the order of the calls.
+_seen: contextvars.ContextVar[list[TableTree] | None] = contextvars.ContextVar("seen", default=None)
+_known: contextvars.ContextVar[Iterator[TableTree] | None] = contextvars.ContextVar("known", default=None)
+_is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("is_quiet", default=False)
+
+
+@contextlib.contextmanager
+def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
+    """While open, collects the tables that `init` of each Ember in a transformation works on.
+
+    `is_quiet` says that the result of `init` is not what is wanted: it does not warn then.
+    """
+    outer, seen = _seen.get(), []
+    tokens = [(_seen, _seen.set(seen)), (_is_quiet, _is_quiet.set(is_quiet or _is_quiet.get()))]
+    try:
+        yield seen
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)
+        if outer is not None:
+            outer.extend(seen)
+
+
+def check_same_axes(ours: dict[str, tuple[int, ...]], seen: list[TableTree], what: str, where: str, fix: str) -> None:
+    """Raises where an Ember whose `init` was watched counts the tokens of a table along another axis than `ours`, by path."""
+    for table in (table for found in seen for table in found.tables if table.axes is not None):
+        assert table.axes is not None
+        if table.name in ours and ours[table.name] != table.axes.token:
+            raise ValueError(
+                f"{what} of {table.name!r} of shape {table.shape} are counted along axis {ours[table.name][0]}, but in {where} "
+                f"along axis {table.axes.token[0]}: {fix}."
+            )
+
+
+@contextlib.contextmanager
+def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
+    """While open, each `init` takes the axes that it took while `seen` was collected, whatever the sizes are now."""
+    token = _known.set(iter(seen))
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def is_observed() -> bool:
+    """Whether `init` is asked for its axes alone: it has warned before, or will."""
+    return _is_quiet.get() or _known.get() is not None
+
+
+def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None, b2: Any = None) -> TableTree:
+    """`find(params)`, watched or repeated."""
+    if (known := _known.get()) is not None:
+        before = {table.name: table for table in next(known).tables}
+        found = read_tree(params)
+        tables = [
+            table._replace(axes=before[table.name].axes, kind=before[table.name].kind) if table.name in before else table
+            for table in found.tables
+        ]
+        return TableTree(tables, found.treedef)
+    found = find(params)
+    if (seen := _seen.get()) is not None:
+        seen.append(found._replace(feature_mean=feature_mean, b2=b2))
+    return found
