@@ -416,5 +416,5 @@ def test_a_model_with_a_token_twice(tmp_path):
     before, after = (struct.pack("<Q", 2) + token.encode() for token in "ġĠ")
     assert path.read_bytes().count(before) == 1
     path.write_bytes(path.read_bytes().replace(before, after))
-    with pytest.raises(UsageError, match="'Ġ' are in the vocabulary more than once, .*; use another model"):
+    with pytest.raises(UsageError, match=r"'Ġ' are in the vocabulary more than once, .*; use another model"):
         read_llama(path)

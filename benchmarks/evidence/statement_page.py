@@ -142,11 +142,11 @@ Made by `{command}` from
 main job of `examples/pretrain.py` (4 layers, 128 features, 8,192 tokens, untied; 1,024 tokens a step; learning rates of the
 README, their schedule over the {steps} steps). {machine}.
 
-This is a small model and a short run: a verdict says what holds here, not what holds at every size. The thresholds of the
-verdicts were chosen after the first run had been seen; the numbers are there to judge by others.
+This is a small model and a short run. A verdict says what holds here, not what holds at every size. The thresholds of the
+verdicts were chosen after the first run had been seen. The numbers let you judge by other thresholds.
 
-Every matrix is measured in rows of 128 features, the vectors of the residual stream, so that tables and hidden matrices
-(of all four blocks) can be compared. Rare and frequent: the two halves of the tokens that occurred in the run.
+Every matrix is measured in rows of 128 features, the vectors of the residual stream. So tables and hidden matrices
+(of all four blocks) can be compared. Rare and frequent tokens are the two halves of the tokens that occurred in the run.
 """
 
 STATEMENTS = (
@@ -161,7 +161,7 @@ STATEMENTS = (
     Statement(
         "Gradients of successive batches do not agree, so there is nothing for a first moment to add up",
         "Why Ember has no first moment.",
-        "Autocorrelation of lag 1 over all pairs of successive gradients; the null are hidden matrices.",
+        "Autocorrelation of lag 1 over all pairs of successive gradients. Hidden matrices are the null.",
         _tables("autocorrelation/first half", "first half", "hidden")
         | _tables("autocorrelation/second half", "second half", "hidden"),
         _no_agreement,
@@ -169,9 +169,9 @@ STATEMENTS = (
     ),
     Statement(
         "Token times feature explains the second moment",
-        "What Ember keeps in place of Adam's `nu`.",
+        "What Ember keeps instead of Adam's `nu`.",
         "Sum of g^2 over the second half of a run: the energy that Ember's product explains, that of the best product, and the "
-        "share of the variance of its logarithm. The null are hidden matrices.",
+        "share of the variance of its logarithm. Hidden matrices are the null.",
         _tables("explained energy", "explained energy", "hidden")
         | _tables("rank one share", "best product", "hidden")
         | _tables("explained log variance", "variance of logarithms", "hidden"),

@@ -111,13 +111,9 @@ def as_linked(tap: HeadTap, of_link: jax.Array) -> HeadTap:
     """
     factor = jnp.where((of_link == 1) | (of_link == 0), of_link, jnp.nan)
 
-    def times(array: jax.Array) -> jax.Array:
-        # Zero times inf or NaN would be NaN.
-        return jnp.where(factor == 0, 0.0, factor * array)
-
-    hidden = jnp.where(factor == 0, jnp.zeros((), tap.hidden.dtype), tap.hidden)
-    squares = (times(array) for array in (tap.token_squares, tap.feature_squares))
-    return HeadTap(hidden, tap.labels, tap.lse, times(tap.cotangents), *squares)
+    # Zero times what is not finite would be NaN.
+    hidden, labels, lse, *linear = (jnp.where(factor == 0, jnp.zeros((), array.dtype), array) for array in tap)
+    return HeadTap(hidden, labels, lse, *(factor * array for array in linear))  # the factor is its own square
 
 
 def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: HeadLoss) -> jax.Array:

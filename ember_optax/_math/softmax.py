@@ -101,8 +101,8 @@ def logit_gradients(
       tokens_C: the tokens of the rows, int32, below `loss.num_tokens`.
       loss: the options.
     """
-    x_NxC = _logits(hidden_NxD, chunk_CxD, loss)
-    counts_N1 = _counts(cotangents_N)[:, None]
+    # Zero times what is not finite would be NaN.
+    x_NxC = jnp.where(_counts(cotangents_N)[:, None], _logits(hidden_NxD, chunk_CxD, loss), 0.0)
     cotangents_N = jnp.where(_in_vocabulary(labels_N, loss), cotangents_N, jnp.nan)
     factor_N = cotangents_N * (1.0 + 2.0 * loss.z_loss * lse_N) if loss.z_loss else cotangents_N
     is_label_NxC = _is_label(labels_N, tokens_C)
@@ -112,7 +112,7 @@ def logit_gradients(
         g_NxC = g_NxC - (cotangents_N * (loss.label_smoothing / loss.num_tokens))[:, None]
     if loss.soft_cap is not None:
         g_NxC = g_NxC * (1.0 - jnp.square(x_NxC / loss.soft_cap))
-    return jnp.where(counts_N1, g_NxC, 0.0).astype(_product_dtype(hidden_NxD, chunk_CxD))
+    return g_NxC.astype(_product_dtype(hidden_NxD, chunk_CxD))
 
 
 def where_it_counts(residuals: Any, cotangents_N: jax.Array) -> Any:

@@ -44,20 +44,18 @@ def rows_of(table: jax.Array, token: int, centered: bool = False, weights: jax.A
 def centered_rows(rows: Rows) -> Rows:
     """The rows minus their weighted mean.
 
-    Rows near the mean keep their digits, because the subtraction has two steps: first a row near the mean, then the mean of the
-    rest. The first row is that of a token with at least half of the weight, if there is one. Otherwise it is the computed mean,
-    clipped to the range of the rows, so that equal rows become exact zeros.
+    In two steps, so that rows near to the mean keep their digits: a row near to the mean first, then the mean of what remains.
+    The first is the row of a token with half of the weight, if there is one, and else the mean as it was summed up. Then
+    numbers below the last digit of the mean are rounding errors, and become zero: equal rows have no direction left.
     """
     p_V1, takes_part = share(rows), rows.weight > 0
-    heaviest_V1 = first_largest(rows.weight)
-    of_heaviest = jnp.sum(jnp.where(heaviest_V1, rows.x, 0), rows.token, keepdims=True)
-    low = jnp.min(jnp.where(takes_part, rows.x, jnp.inf), rows.token, keepdims=True)
-    high = jnp.max(jnp.where(takes_part, rows.x, -jnp.inf), rows.token, keepdims=True)
-    mean = jnp.clip(jnp.sum(p_V1 * rows.x, rows.token, keepdims=True), low, high)
-    near = jnp.where(jnp.max(p_V1) >= 0.5, of_heaviest, mean)
-    shifted = jnp.where(takes_part, rows.x - near, 0)
-    rest = jnp.sum(p_V1 * shifted, rows.token, keepdims=True)
-    return rows._replace(x=jnp.where(takes_part, shifted - rest, 0))
+    heaviest_1D = jnp.sum(jnp.where(first_largest(rows.weight), rows.x, 0), rows.token, keepdims=True)
+    is_heavy = jnp.max(p_V1) >= 0.5
+    near_1D = jnp.where(is_heavy, heaviest_1D, jnp.sum(p_V1 * rows.x, rows.token, keepdims=True))
+    rest_1D = jnp.sum(p_V1 * jnp.where(takes_part, rows.x - near_1D, 0), rows.token, keepdims=True)
+    last_digit_1D = jnp.where(is_heavy, 0, float(jnp.finfo(rows.x.dtype).eps) / 8 * jnp.abs(near_1D))
+    x = rows.x - near_1D - rest_1D
+    return rows._replace(x=jnp.where(takes_part & ~(jnp.abs(x) < last_digit_1D), x, 0))
 
 
 def larger_unit(unit_V: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -23,7 +23,20 @@ from .checks import check_params
 
 
 class StochasticRoundingState(NamedTuple):
-    """State of `stochastic_rounding`: the number of steps, int32 of shape ()."""
+    """State of `stochastic_rounding`.
+
+    Attributes:
+      count: the step, int32, of shape (); it decides, with the seed, how each number is rounded.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import stochastic_rounding
+      >>> print(stochastic_rounding(0).init({"embedding": jnp.ones((8, 4), jnp.bfloat16)}).count)
+      0
+
+    References:
+      docs/fused_head.md
+    """
 
     count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
 

@@ -12,7 +12,6 @@ from .._math.axes import TableAxes
 from .._math.head_step import ember_head_step
 from .._math.mesh import in_auto_mode, spec_like
 from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_axes
-from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
@@ -24,6 +23,7 @@ from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import tables_at_init
 from .checks import check_bound, check_given, check_gradient, check_head, check_leaf, check_state, mesh_names
+from .row_step import ember_row_step
 
 FeatureMean = Literal["all_rows", "active_rows"]
 

@@ -18,11 +18,11 @@ from .._tree.compact_rows import CompactRows
 from ._apply import apply_updates
 from ._clip import clip_by_global_norm
 from ._gradients import value_and_grad
-from ._mask import train_only_rows
 from ._shards import local_token_ids
 from ._slice import RowSlice, lookup
 from ._split import split
 from ._sums import mean_over_micro_batches, sum_over_duplicates
+from ._train_only_rows import train_only_rows
 
 __all__ = [
     "CompactRows",

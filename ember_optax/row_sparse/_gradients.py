@@ -13,7 +13,7 @@ from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import token_ids_by_name
-from ._heads import Head, calls_of, check_head_table, checked_heads, head_gradient, tap_of
+from ._fused_heads import Head, calls_of, check_head_table, checked_heads, head_gradient, tap_of
 from ._slice import RowSlice, slice_rows
 
 

@@ -6,9 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .axes import TableAxes
-from .mean_square import compute_dtype
-from .weighted_rows import norms
+from .._math.axes import TableAxes
+from .._math.mean_square import compute_dtype
+from .._math.weighted_rows import norms
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

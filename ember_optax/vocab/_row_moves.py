@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .mean_square import compute_dtype
-from .mesh import entry_names, in_auto_mode, named_sharding, spec_like, spec_without
+from .._math.mean_square import compute_dtype
+from .._math.mesh import entry_names, in_auto_mode, named_sharding, spec_like, spec_without
 
 
 def moved_rows(array: jax.Array, ids_W: np.ndarray, axis: int) -> jax.Array:

@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .axes import TableAxes
-from .mean_square import compute_dtype
+from .._math.axes import TableAxes
+from .._math.mean_square import compute_dtype
 
 
 def gaussian_rows(table: jax.Array, key: jax.Array, count: int, axes: TableAxes, covariance_scale: float) -> jax.Array:

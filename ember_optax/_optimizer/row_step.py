@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .axes import TableAxes
-from .mean_square import compute_dtype, mean_square
-from .mesh import all_over, mean_over
-from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
-from .rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
-from .step import decay_term, mean_moment, over_active_rows, precondition
+from .._math.axes import TableAxes
+from .._math.mean_square import compute_dtype, mean_square
+from .._math.mesh import all_over, mean_over
+from .._math.moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
+from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
+from .._math.step import decay_term, mean_moment, over_active_rows, precondition
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "active_rows"))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .weighted_rows import power_of_two
+from .._math.weighted_rows import power_of_two
 
 
 @jax.jit

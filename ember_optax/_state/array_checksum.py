@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .mesh import entry_names
+from .._math.mesh import entry_names
+from .._math.rounding import mixed
 
-# The odd factors of "lowbias32", a bijection of 32 bits that mixes well: https://github.com/skeeto/hash-prospector.
-_FACTORS = (0x7FEB352D, 0x846CA68B)
 _STRIDE = 0x9E3779B9  # gives each axis and each lane its own keys
 
 
@@ -47,7 +46,7 @@ def checksum(x: jax.Array, mesh_axes: tuple[tuple[str, ...], ...] = ()) -> jax.A
     """
     words = _words(x)
     names = mesh_axes + ((),) * (words.ndim - len(mesh_axes))
-    h = _mix(words ^ _keys(words.shape, 0, names))
+    h = mixed(words ^ _keys(words.shape, 0, names))
     weighted = (h ^ (h >> np.uint32(15))) * (_keys(words.shape, 1, names) | np.uint32(1))
     # One reduction of both. XLA on CPU fuses the operands into it, while it writes the operand of a plain sum to memory.
     both = jax.lax.reduce((h, weighted), (np.uint32(0),) * 2, lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(words.ndim)))
@@ -73,15 +72,9 @@ def _keys(shape: tuple[int, ...], lane: int, mesh_axes: tuple[tuple[str, ...], .
         if mesh_axes[axis]:
             place = place + size * jax.lax.axis_index(mesh_axes[axis]).astype(jnp.uint32)
         # Without the barrier XLA computes the keys again for each element of the array.
-        key = jax.lax.optimization_barrier(_mix(_mix(place ^ seed) + seed))
+        key = jax.lax.optimization_barrier(mixed(mixed(place ^ seed) + seed))
         total = total + jnp.expand_dims(key, [other for other in range(len(shape)) if other != axis])
     return total
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    for shift, factor in zip((16, 15), _FACTORS, strict=True):
-        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return x ^ (x >> np.uint32(16))
 
 
 def _number(value: int) -> np.uint32:
