@@ -9,7 +9,7 @@ geometry as intended, at a cost in loss. The caller chooses signs and coefficien
 >>> from ember_optax import regularizers  # each of them has an example that runs
 
 References:
-  Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/regularizers.md
+  docs/regularizers.md
 """
 
 from ._alignment import RareAndFrequent, frequency_alignment, sampled_tokens
