@@ -74,9 +74,7 @@ class RowSlice(RefusesWholeTable):
 
     def astype(self, dtype) -> "RowSlice":
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{self!r} was cast to {jnp.dtype(dtype)}, but its rows must be floats: cast what is looked up."
-            )
+            raise TypeError(f"{self!r} was cast to {jnp.dtype(dtype)}, but its rows must be floats: cast what is looked up.")
         if self._head is not None and self.dtype not in (self._head.table.dtype, jnp.dtype(dtype)):
             raise TypeError(
                 f"the fused head {self._head.name!r} was cast to {self.dtype} and then to {jnp.dtype(dtype)}, of which only the "
