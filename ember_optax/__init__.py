@@ -6,6 +6,7 @@ from . import regularizers as regularizers
 from . import row_sparse as row_sparse
 from . import vocab as vocab
 from ._optimizer.alias import ember as ember
+from ._optimizer.stochastic import StochasticRoundingState as StochasticRoundingState
 from ._optimizer.stochastic import stochastic_rounding as stochastic_rounding
 from ._optimizer.transform import scale_by_ember as scale_by_ember
 from ._state.checkpoint import check_shapes as check_shapes

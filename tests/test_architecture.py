@@ -58,6 +58,18 @@ def test_libraries_stay_in_their_adapters(module):
     assert found <= allowed
 
 
+def test_what_one_module_uses_lives_with_it():
+    """`_math` has what several rooms use, and what its own modules use."""
+    users = {module: set() for module in MODULES if module.parts[0] == "_math" and module.name != "__init__.py"}
+    for user in MODULES:
+        for name in imports_of(user):
+            for module, of in users.items():
+                if module != user and name.startswith(f"ember_optax._math.{module.stem}."):
+                    of.add(user)
+    lonely = {str(module): str(*of) for module, of in users.items() if len(of) == 1 and next(iter(of)).parts[0] != "_math"}
+    assert not lonely
+
+
 def test_the_rule_sees_an_arrow():
     """That the reader of imports reads them: the transformation's are known."""
     found = set(imports_of(Path("_optimizer/transform.py")))

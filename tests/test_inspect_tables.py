@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from gguf_files import write_gguf
 from programs import call
 
 import inspect_tables as program  # isort: skip
+from lm.standing_out import number_standing_out  # isort: skip
 from lm.table_inspection import published_table, suspicious_table  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -82,6 +84,85 @@ def test_explains_mistakes(inspect_tables, folder, arguments, message):
     done = inspect_tables(*(argument.format(folder=folder) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def noise(rows: int = 512, features: int = 64) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(rows, features)).astype(np.float32)
+
+
+def planted(untied: bool) -> np.ndarray:
+    """Twelve rows that are short (of an input table), or lie together (of a head)."""
+    table = noise()
+    table[40:52] *= 0.3 if untied else 0.1
+    table[40:52] += 0 if untied else np.linspace(-1, 1, 64)
+    return table
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("known", [[], ["--known-unused", "40,41"]])
+def test_nothing_stands_out_of_noise(untied, known, inspect_tables, tmp_path):
+    np.save(tmp_path / "noise.npy", noise())
+    done = inspect_tables(str(tmp_path / "noise.npy"), *known, *(["--untied"] if untied else []))
+    assert "Nothing stands out: the lowest scores are like the lowest in a table of random numbers of this size." in done.stdout
+    assert json.loads((tmp_path / "tables" / "tables.json").read_text(encoding="utf-8"))["standing_out"] == 0
+
+
+@pytest.mark.parametrize(
+    "top, said", [(20, "The first 12 stand out: "), (12, "All of these stand out: "), (5, "All of these and 7 more")]
+)
+@pytest.mark.parametrize("untied", [False, True])
+def test_planted_tokens_stand_out(untied, top, said, inspect_tables, tmp_path):
+    np.save(tmp_path / "planted.npy", planted(untied))
+    done = inspect_tables(
+        str(tmp_path / "planted.npy"), "--known-unused", "40,41", "--top", str(top), *(["--untied"] if untied else [])
+    )
+    assert said in done.stdout
+    results = json.loads((tmp_path / "tables" / "tables.json").read_text(encoding="utf-8"))
+    assert results["standing_out"] == 12
+    assert {token["token"] for token in results["under_trained"][:12]} <= set(range(40, 52))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        np.ones((64, 8)),
+        noise(64, 8) / np.linalg.norm(noise(64, 8), axis=1, keepdims=True),
+        noise(1, 8),
+        noise(2, 8),
+        np.zeros((64, 8)),
+    ],
+    ids=["equal rows", "rows of one norm", "one row", "two rows", "zeros"],
+)
+def test_norms_that_do_not_differ(table):
+    """Differences of rounding are no evidence."""
+    found = np.linalg.norm(table, axis=1).astype(np.float32)
+    assert number_standing_out(found, table.shape[1], None, tied=False) == 0
+
+
+def test_rows_of_zeros_stand_out():
+    table = noise()
+    table[:3] = 0
+    assert number_standing_out(np.linalg.norm(table, axis=1), table.shape[1], None, tied=False) == 3
+
+
+def test_the_unit_of_a_table_does_not_matter():
+    norm = np.linalg.norm(planted(True), axis=1)
+    assert {number_standing_out(norm * scale, 64, None, tied=False) for scale in (1e-6, 1.0, 1e6)} == {12}
+
+
+def test_a_file_with_a_head_of_its_own_is_untied(inspect_tables, tmp_path):
+    path = str(write_gguf(tmp_path / "model.gguf", {"token_embd.weight": noise(), "output.weight": noise()[::-1]}))
+    for arguments, tied, by in [([], False, "norm"), (["--no-untied"], True, "the distance"), (["--untied"], False, "norm")]:
+        done = inspect_tables(path, *arguments)
+        assert f"that look least trained, by {by}" in done.stdout
+        assert "note: the model has a head of its own, output.weight" in done.stdout
+        results = json.loads((tmp_path / "tables" / "tables.json").read_text(encoding="utf-8"))
+        assert (results["tied"], results["notes"]) == (tied, ["the model has a head of its own, output.weight"])
+
+
+def test_features_first(inspect_tables, tmp_path):
+    np.save(tmp_path / "head.npy", noise().T)
+    assert "512 tokens x 64 features" in inspect_tables(str(tmp_path / "head.npy"), "--token-axis", "1").stdout
 
 
 def test_the_page_of_published_tables_shows_their_results():

@@ -22,7 +22,7 @@ from lm.training import init_params, next_token_loss
 from tqdm import tqdm
 
 from benchmarks.evidence.pretraining import SETTINGS, Setting
-from benchmarks.evidence.statement_runs import TABLES
+from benchmarks.evidence.statement_runs import TABLES, halves
 from benchmarks.evidence.statistics import paired_difference, spread
 from benchmarks.harness.report import markdown, put
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
@@ -134,13 +134,6 @@ def tables_of(tree: Any) -> dict[str, tuple[jax.Array, int]]:
     """Both tables, or their updates, with their token axes."""
     leaves = {"/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     return {name: (leaves[name], axis) for name, axis in TABLES.items()}
-
-
-def halves(counts_V: np.ndarray) -> dict[str, np.ndarray]:
-    """The rarer and the more frequent half of the tokens that occur."""
-    occur = np.flatnonzero(counts_V > 0)
-    ordered = occur[np.argsort(counts_V[occur], kind="stable")]
-    return {"rare": ordered[: len(ordered) // 2], "frequent": ordered[len(ordered) // 2 :]}
 
 
 def _losses(params: Any, corpus: Corpus, setting: Setting, counts_V: np.ndarray) -> Numbers:

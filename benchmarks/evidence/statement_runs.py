@@ -14,6 +14,7 @@ from lm.tokens import Corpus, random_batch
 from lm.training import init_params, next_token_loss
 
 from ember_optax import geometry
+from ember_optax._math.frequency import halves_by_count
 
 MODEL = ModelConfig(vocabulary_size=8192, width=128, layers=4, heads=4, tied=False)
 RATES = RatesConfig(learning_rate=1e-3, ember_learning_rate=1e-2, adamw_table_learning_rate=1e-2)
@@ -196,7 +197,7 @@ def _after_silence(grads: Any, opt_state: Any, ids: np.ndarray) -> Numbers:
 def _rays(rays: dict[str, geometry.Streaming], states: dict[str, Any], counts_V: jax.Array) -> Numbers:
     found: Numbers = {}
     groups: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-    masks = _halves(counts_V)
+    masks = halves(counts_V)
     for path, one in rays.items():
         of = one.value(states[path])
         values = np.stack([np.asarray(of.share), np.asarray(of.share_at_most), np.asarray(of.straightness)])
@@ -231,13 +232,10 @@ def _anisotropies(when: str, params: Any, counts_V: jax.Array) -> Numbers:
         f"{name}/{when}/{half} {kind(path)}": float(metric(of[path], token_axis=axis, weights=jnp.asarray(mask, jnp.float32)))
         for name, metric in metrics.items()
         for path, axis in TABLES.items()
-        for half, mask in _halves(counts_V).items()
+        for half, mask in halves(counts_V).items()
     }
 
 
-def _halves(counts_V: jax.Array) -> dict[str, np.ndarray]:
-    """The rarer and the more frequent half of the tokens that occurred."""
-    counts = np.asarray(counts_V)
-    rank_V, never = np.argsort(np.argsort(counts, kind="stable")), int(np.sum(counts == 0))
-    frequent_V = rank_V >= never + (counts.size - never) // 2
-    return {"rare": (counts > 0) & ~frequent_V, "frequent": frequent_V}
+def halves(counts_V: Any) -> dict[str, np.ndarray]:
+    """The rarer and the more frequent half of the tokens that occurred, as the report and the alignment regularizer have them."""
+    return dict(zip(("rare", "frequent"), map(np.asarray, halves_by_count(jnp.asarray(counts_V))), strict=True))

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: the mathematics of Ember, without trees, names and checks of what users pass."""
+"""The mathematics of Ember on arrays. This room knows no trees and no names, and does not check what users pass."""

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 
 class TableAxes(NamedTuple):
-    """The axes of one parameter, non-negative and complete: every axis is in exactly one of the first three fields.
+    """The axes of one parameter, as non-negative numbers. Every axis is in exactly one of the first three fields.
 
-    The mesh fields name the mesh axes over which the token and feature axes are split where the code sees one device's part
-    only, inside `jax.shard_map`. They are empty everywhere else.
+    The mesh fields name the mesh axes that shard the token axes and the feature axes. They are set only inside `jax.shard_map`,
+    where an array is one device's shard. Everywhere else they are empty.
     """
 
     token: tuple[int, ...]

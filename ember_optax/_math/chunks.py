@@ -1,4 +1,4 @@
-"""A vocabulary in chunks: a loop over them, and the rows of one. Arrays only."""
+"""A loop over the chunks of a vocabulary, and reads and writes of the rows of one chunk. Arrays only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 
 def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chunk: int) -> Any:
-    """`carry = step(start, count, carry)` for every chunk of a vocabulary: a loop over the whole ones, then what remains.
+    """Runs `carry = step(start, count, carry)` for every chunk: a loop over the full chunks, then the shorter last one.
 
-    Large arrays belong into the carry, which is a barrier: XLA on CPU converts a bfloat16 table to float32 as a whole before the
-    loop, if it can see that each turn converts a part.
+    Returns the last carry. Pass large arrays in the carry, which is behind a barrier. Otherwise XLA on CPU sees that each
+    iteration converts a part of a bfloat16 table, and converts the whole table to float32 before the loop.
     """
 
     def body(i, carry):
@@ -27,15 +27,15 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
 
 
 def tokens_from(start: Any, count: int) -> jax.Array:
-    """`count` tokens from `start` on."""
+    """The `count` token ids that begin with `start`, int32."""
     return start + jax.lax.iota(jnp.int32, count)
 
 
 def take_chunk(table_VxD: jax.Array, start: Any, count: int, token_axis: int) -> jax.Array:
-    """`count` rows of a table from `start` on."""
+    """The `count` rows of a table that begin with row `start`."""
     return jax.lax.dynamic_slice_in_dim(table_VxD, start, count, token_axis)
 
 
 def put_chunk(table_VxD: jax.Array, chunk_CxD: jax.Array, start: Any, token_axis: int) -> jax.Array:
-    """The table with other rows from `start` on, in its dtype."""
+    """The table with the rows of a chunk written from row `start` on, in the table's dtype."""
     return jax.lax.dynamic_update_slice_in_dim(table_VxD, chunk_CxD.astype(table_VxD.dtype), start, token_axis)

@@ -1,4 +1,4 @@
-"""Token counts: the halves and buckets of tokens by frequency, and the weights that follow."""
+"""Token counts: halves and buckets of tokens by frequency, and weights that depend on the frequency."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,15 @@ import numpy as np
 from .mean_square import compute_dtype
 from .rows import flat_ids
 
-# The logarithm of the largest weight of a token without a count: infinite times zero is NaN.
+# The logarithm of the largest weight of a token that does not occur. A larger weight becomes infinite, and inf * 0 is NaN.
 _LARGEST_LOG = 60.0
 
 
 def halves_by_count(counts_V: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Masks of the rarer and of the more frequent half of the n tokens that occur; the middle one of an odd n is rare.
+    """Two masks over the n tokens that occur: the rarer half and the more frequent half.
 
-    The rarer half has the ranks r < n / 2, by count and for equal counts by id. It is the lower one of two `rank_buckets`.
+    Tokens are ranked by count, and equal counts by id. The rarer half has the ranks r < n / 2, so the middle token of an odd n
+    is rare. The rarer half is the lower one of two `rank_buckets`.
     """
     occurs_V = counts_V > 0
     never = jnp.sum(~occurs_V, dtype=jnp.int32)
@@ -24,9 +25,9 @@ def halves_by_count(counts_V: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rank_buckets(counts_V: jax.Array, buckets: int) -> jax.Array:
-    """The bucket of each token in equal parts by rank, `floor(rank * buckets / V)`; equal counts are ranked by id."""
+    """The bucket of each token, `floor(rank * buckets / V)`. Tokens are ranked by count, and equal counts by id."""
     size = counts_V.size
-    # From the first rank of each bucket: the product would leave int32 for a large vocabulary in many buckets.
+    # A search over the first rank of each bucket: rank * buckets overflows int32 for a large vocabulary in many buckets.
     first_rank_B = -(-np.arange(buckets, dtype=np.int64) * size // buckets)
     return jnp.searchsorted(jnp.asarray(first_rank_B, jnp.int32), _ranks(counts_V), side="right") - 1
 
@@ -36,9 +37,9 @@ def _ranks(counts_V: jax.Array) -> jax.Array:
 
 
 def added_counts(counts_V: jax.Array, ids: jax.Array, decay: jax.Array | float) -> jax.Array:
-    """`decay * counts` and one for each id; padding (below zero, from V on) counts for nothing.
+    """`decay * counts`, plus one for each id. Padding (ids below zero, or V and above) is ignored.
 
-    A batch is counted in float32: in bfloat16, 256 + 1 is 256.
+    A batch is counted in float32, because 256 + 1 is 256 in bfloat16.
     """
     dtype = compute_dtype(counts_V)
     batch_V = jnp.zeros(counts_V.shape, dtype).at[flat_ids(ids, counts_V.shape[0])].add(1, mode="drop")
@@ -46,9 +47,9 @@ def added_counts(counts_V: jax.Array, ids: jax.Array, decay: jax.Array | float) 
 
 
 def weights_of_counts(counts: jax.Array, power: jax.Array | float, smoothing: jax.Array | float, axis: int) -> jax.Array:
-    """`(counts + smoothing)^-power`, in units of its mean over the counted tokens; all ones without a count. float32."""
+    """`(counts + smoothing)^-power` divided by its mean over the counted tokens, in float32. All ones if all counts are zero."""
     counts, smoothing = counts.astype(jnp.float32), jnp.asarray(smoothing, jnp.float32)
-    # All in logarithms: a power, a product or a sum of large counts would leave float32. Halves, so that the sum of two does not.
+    # In logarithms, because powers, products and sums of large counts overflow float32. The sum of two halves does not.
     log_weight = -jnp.asarray(power, jnp.float32) * (jnp.log(counts / 2 + smoothing / 2) - jnp.log(jnp.float32(0.5)))
     counted = counts > 0
     log_counts = jnp.where(counted, jnp.log(jnp.where(counted, counts, 1)), -jnp.inf)

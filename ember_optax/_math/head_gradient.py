@@ -1,7 +1,8 @@
-"""The gradient of a softmax head without its array: what it is computed from, its squares, and rows that a lookup touched too.
+"""The gradient of a softmax head that is never stored as an array.
 
-Shapes are written for a (V, D) head. The gradient is `g^T h` with the gradient g of the logits (N, V), which follows from the
-hidden states h, the labels, the logsumexp and the gradient of the losses. Together they have N (D + 3) numbers.
+It is kept as the arrays that it is computed from, as its sums of squares and, for a tied table, as the rows that a lookup
+touched too. Shapes are written for a (V, D) head. The gradient is `g^T h`, where g is the gradient of the logits, (N, V). g is
+computed from the hidden states h, the labels, the logsumexp and the gradient of the losses, which are N (D + 3) numbers together.
 """
 
 import functools
@@ -16,7 +17,10 @@ from .softmax import HeadLoss, gradients_over_chunks, logit_gradients, losses_an
 
 
 class HeadTap(NamedTuple):
-    """What the gradient of a head is made of. As zeros it goes into a loss; their gradients carry these arrays out of it."""
+    """The arrays that the gradient of a head is computed from.
+
+    A tap of zeros is an argument of the loss. The "gradient" with respect to it is the tap with these arrays.
+    """
 
     hidden: Any  # (N, D)
     labels: Any  # (N,) in float32, which holds the integers of a vocabulary below 2^24
@@ -27,7 +31,7 @@ class HeadTap(NamedTuple):
 
 
 class TouchedRows(NamedTuple):
-    """Rows of a tied table whose gradient is not the head's alone."""
+    """The rows of a tied table that have a gradient from a lookup as well as from the head."""
 
     ids: Any  # (M,), distinct, V for padding
     rows: Any  # (M, D): the gradient of the table in these rows, float32
@@ -37,7 +41,7 @@ LARGEST_VOCABULARY = 1 << 24
 
 
 def zero_tap(tokens: int, width: int, dtype: Any, size: int) -> HeadTap:
-    """The tap of a loss of so many hidden states."""
+    """A tap of zeros for a loss of `tokens` hidden states with `width` features and a vocabulary of `size`."""
     zeros_N, zeros_V, zeros_D = (jnp.zeros(length, jnp.float32) for length in (tokens, size, width))
     return HeadTap(jnp.zeros((tokens, width), dtype), zeros_N, zeros_N, zeros_N, zeros_V, zeros_D)
 
@@ -46,9 +50,10 @@ def zero_tap(tokens: int, width: int, dtype: Any, size: int) -> HeadTap:
 def tapped_losses(
     hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: HeadTap, link: jax.Array, loss: HeadLoss
 ) -> jax.Array:
-    """`token_losses` whose gradient with respect to the head is left out; that with respect to `tap` is what it is made of.
+    """`token_losses`, but with no gradient with respect to the table.
 
-    The gradient with respect to `link` is one: see `as_linked`.
+    The gradient with respect to `tap` holds the arrays that the table's gradient is computed from. The gradient with respect to
+    `link` is one: see `as_linked`.
     """
     del tap, link
     return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
@@ -84,7 +89,7 @@ tapped_losses.defvjp(_forward, _backward)
 
 @jax.custom_jvp
 def _once(gradient: jax.Array, link: jax.Array) -> jax.Array:
-    """A gradient that depends on the head, of which a second derivative would know by the link alone."""
+    """The gradient itself. It depends on the head, but a second derivative sees only the link, so this refuses to have one."""
     del link
     return gradient
 
@@ -98,31 +103,27 @@ def _refuse(_, __):
 
 
 def as_linked(tap: HeadTap, of_link: jax.Array) -> HeadTap:
-    """What was brought out past the parameters, as it would have got to them.
+    """The tap, changed as the loss function would have changed the head's gradient on its way to the parameters.
 
-    The link goes to the loss with the table. Its gradient is one, unless something on the way stopped gradients: then it is
-    zero, and so is the head's. Any other number tells of a function with a gradient of its own, whose effect on the head's is not
-    known: that becomes NaN, and the table skips the step.
+    The loss function passes the link along with the table. The gradient of the link is one, unless the loss function stops
+    gradients: then it is zero, and the head's gradient becomes zero. Any other value means that the loss function applies a
+    custom gradient, whose effect on the head's gradient is not known. The tap becomes NaN, and the table skips the step.
     """
     factor = jnp.where((of_link == 1) | (of_link == 0), of_link, jnp.nan)
 
-    def times(array: jax.Array) -> jax.Array:
-        # Zero times what is not finite would be NaN.
-        return jnp.where(factor == 0, 0.0, factor * array)
-
-    hidden = jnp.where(factor == 0, jnp.zeros((), tap.hidden.dtype), tap.hidden)
-    squares = (times(array) for array in (tap.token_squares, tap.feature_squares))
-    return HeadTap(hidden, tap.labels, tap.lse, times(tap.cotangents), *squares)
+    # Zero times what is not finite would be NaN.
+    hidden, labels, lse, *linear = (jnp.where(factor == 0, jnp.zeros((), array.dtype), array) for array in tap)
+    return HeadTap(hidden, labels, lse, *(factor * array for array in linear))  # the factor is its own square
 
 
 def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: HeadLoss) -> jax.Array:
-    """The gradient of some rows of the head, (C, D) or as the head has it, in float32.
+    """The gradient of some rows of the head in float32, (C, D), or (D, C) if `loss.token_axis` is 1.
 
     Args:
-      tap: what it is made of.
-      rows_CxD: these rows, (C, D), or (D, C) where `loss.token_axis` is 1.
-      tokens_C: their tokens, below `loss.num_tokens`.
-      loss: everything else.
+      tap: the arrays that the gradient is computed from.
+      rows_CxD: these rows of the head, (C, D), or (D, C) if `loss.token_axis` is 1.
+      tokens_C: the tokens of the rows, below `loss.num_tokens`.
+      loss: the options of the loss.
     """
     rows_CxD = rows_CxD if loss.dtype is None else rows_CxD.astype(loss.dtype)
     labels_N = tap.labels.astype(jnp.int32)
@@ -133,14 +134,17 @@ def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, los
 def with_lookup(
     tap: HeadTap, table_VxD: jax.Array, ids_M: jax.Array, of_lookup_MxD: jax.Array, loss: HeadLoss
 ) -> tuple[HeadTap, TouchedRows]:
-    """The gradient of a tied table: the head's, with that of the rows of a lookup added, in squares and in these rows.
+    """The gradient of a tied table: the gradient of the head plus the gradient of a lookup.
 
     Args:
-      tap: of the head.
+      tap: the tap of the head.
       table_VxD: the table.
-      ids_M: distinct, in increasing order, V for padding.
+      ids_M: the ids of the lookup, distinct, in increasing order, V for padding.
       of_lookup_MxD: the gradient of the lookup, rows first.
-      loss: everything else.
+      loss: the options of the loss.
+
+    Returns:
+      The tap with the sums of squares of the whole gradient, and the whole gradient of the rows of the lookup.
     """
     size, by_rows = table_VxD.shape[loss.token_axis], loss._replace(token_axis=0)
     rows_MxD = take_rows(table_VxD, ids_M, loss.token_axis)
@@ -150,12 +154,12 @@ def with_lookup(
         ids_C, of_lookup_CxD = take_chunk(ids_M, start, count, 0), take_chunk(of_lookup_MxD, start, count, 0)
         valid_C1 = (ids_C < size)[:, None]
         of_head_CxD = gradient_of_rows(tap, take_chunk(rows_MxD, start, count, 0), ids_C, by_rows)
-        if loss.num_tokens < size:  # rows of padding may be looked up, and are no part of the head
+        if loss.num_tokens < size:  # rows of padding may be looked up, but the head does not use them
             of_head_CxD = jnp.where((ids_C < loss.num_tokens)[:, None], of_head_CxD, 0.0)
         total_CxD = jnp.where(valid_C1, of_head_CxD + of_lookup_CxD, 0.0)
-        # (a + b)^2 - a^2 = b (2 a + b), without a difference of large squares.
+        # (a + b)^2 - a^2 = b (2 a + b), which subtracts no large squares.
         more_CxD = jnp.where(valid_C1, of_lookup_CxD * (of_head_CxD + total_CxD), 0.0)
-        # A float64 head has a float64 gradient, but the state is float32.
+        # The gradient of a float64 head is float64, but the state is float32.
         more_D = more_D + jnp.sum(more_CxD, 0).astype(more_D.dtype)
         return rows_MxD, of_lookup_MxD, put_chunk(total_MxD, total_CxD, start, 0), more_D
 
@@ -163,7 +167,7 @@ def with_lookup(
     carry = rows_MxD, of_lookup_MxD, jnp.zeros_like(of_lookup_MxD), jnp.zeros_like(tap.feature_squares)
     *_, total_MxD, more_D = over_chunks(add, carry, ids_M.size, loss.chunk)
     token_V = tap.token_squares.at[ids_M].set(jnp.sum(jnp.square(total_MxD), 1), mode="drop")
-    # NaN stays NaN under `jnp.maximum`.
+    # `jnp.maximum` keeps NaN.
     return tap._replace(token_squares=token_V, feature_squares=jnp.maximum(tap.feature_squares + more_D, 0.0)), TouchedRows(
         ids_M, total_MxD
     )

@@ -1,6 +1,7 @@
-"""One step of Ember on a head whose gradient has no array: statistics from its squares, and the table updated chunk by chunk.
+"""One step of Ember on a head whose gradient is not stored as an array.
 
-Shapes are written for a (V, D) head.
+The statistics come from the gradient's sums of squares, and the table is updated chunk by chunk. Shapes are written for a (V, D)
+head.
 """
 
 import functools
@@ -21,7 +22,10 @@ from .step import after_batch, decay_term, precondition
 
 
 class HeadStep(NamedTuple):
-    """How the gradient of a head becomes an update: `scale * (precondition(factor * G) + weight_decay * table)`, then rounded."""
+    """The numbers that turn the gradient G of a head into an update.
+
+    The update is `scale * (precondition(factor * G) + weight_decay * table)`. It is then rounded.
+    """
 
     factor: Any
     nu_token: Any  # (V,)
@@ -47,7 +51,7 @@ def ember_head_step(
     axes: TableAxes,
     active_rows: bool,
 ) -> tuple[HeadStep, Moments]:
-    """`ember_step` from the squares of the gradient; `factor` times it is the gradient that counts."""
+    """`ember_step` from the sums of squares of the gradient, multiplied by `factor`. Returns the step and the state after it."""
     (token_axis,), (feature_axis,) = axes.token, axes.feature
     size, width = tap.token_squares.size, tap.feature_squares.size
     token_V1 = jnp.expand_dims(jnp.square(factor) * tap.token_squares / width, feature_axis)
@@ -61,7 +65,7 @@ def ember_head_step(
     return step, moments
 
 
-# Donated inside of a program only: jit inlines it there.
+# Compiled, but the caller donates: `jax.jit` inlines this function into the caller's program.
 @functools.partial(jax.jit, static_argnames=("loss",))
 def apply_head_step(
     table_VxD: jax.Array,
@@ -72,15 +76,15 @@ def apply_head_step(
     *,
     loss: HeadLoss,
 ) -> jax.Array:
-    """The table after a step, in its dtype: each chunk of the gradient is computed again, preconditioned and added.
+    """The table after a step, in its dtype. Each chunk of the gradient is computed again, preconditioned and added.
 
     Args:
       table_VxD: the table.
-      source_VxD: the table at which the gradient was taken; None for this one, of which no copy is needed then.
-      tap: what the gradient is made of.
-      touched: the rows of a tied table with more than that; they get their own update.
-      step: what becomes of the gradient.
-      loss: everything else.
+      source_VxD: the table at which the gradient was taken. None if it is `table_VxD`, which then needs no copy.
+      tap: the arrays that the gradient is computed from.
+      touched: the rows of a tied table that have a gradient from a lookup too. They get an update of their own.
+      step: the numbers that turn the gradient into an update.
+      loss: the options of the loss.
     """
     token_axis, size = loss.token_axis, table_VxD.shape[loss.token_axis]
     write_touched = _keep
@@ -93,7 +97,7 @@ def apply_head_step(
         return _over_chunks(stored, source_VxD, tap, step, loss, size, table_VxD.dtype)
 
     def update_bits(table_VxD: jax.Array) -> jax.Array:
-        # XLA on CPU (jax 0.10.2) writes a chunk of bfloat16 by way of a copy of the whole table, for each chunk.
+        # XLA on CPU (jax 0.10.2) copies the whole table for each chunk of bfloat16 that it writes.
         return jax.lax.bitcast_convert_type(update(jax.lax.bitcast_convert_type(table_VxD, jnp.uint16)), table_VxD.dtype)
 
     if table_VxD.dtype == jnp.bfloat16:
@@ -104,7 +108,7 @@ def apply_head_step(
 def _over_chunks(
     stored_VxD: jax.Array, source_VxD: jax.Array | None, tap: HeadTap, step: HeadStep, loss: HeadLoss, size: int, dtype: Any
 ) -> jax.Array:
-    """All chunks of a table updated, in whatever form it is stored; `dtype` is its own."""
+    """The table with all chunks updated. It is stored as bits or as numbers, and `dtype` is the dtype of the numbers."""
     token_axis = loss.token_axis
 
     def update(start, count, carry):
@@ -116,7 +120,7 @@ def _over_chunks(
         return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, step
 
     def decay(start, count, carry):
-        # Rows of padding have no gradient, but weight decay reaches them as it does in a dense step.
+        # Rows of padding have no gradient, but a dense step applies weight decay to them too.
         (stored_VxD, step), start = carry, loss.num_tokens + start
         chunk_CxD = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype)
         none_CxD = jnp.zeros(chunk_CxD.shape, jnp.float32)
@@ -137,7 +141,10 @@ def _keep(table_VxD: jax.Array) -> jax.Array:
 
 
 def _updated(chunk: jax.Array, gradient: jax.Array, tokens_C: jax.Array, step: HeadStep, here: int, in_table: int) -> jax.Array:
-    """Some rows after the step, as `optax.apply_updates` adds them. Their token axis is `here`, and `in_table` in the table."""
+    """Some rows after the step, added as `optax.apply_updates` does.
+
+    The token axis is `here` in the arrays of these rows, and `in_table` in the table.
+    """
     nu_token = jnp.expand_dims(jnp.take(step.nu_token, tokens_C, mode="fill", fill_value=0), 1 - here)
     nu_feature = jnp.expand_dims(step.nu_feature, here)
     update = precondition(gradient * step.factor, nu_token, nu_feature, step.mean, step.correction, step.eps)

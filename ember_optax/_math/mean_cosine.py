@@ -1,8 +1,8 @@
-"""The mean cosine between two rows of a table, in closed form, and its gradient, finite for rows of zeros.
+"""The mean cosine between two rows of a table in closed form, and its gradient, which is finite for rows of zeros.
 
-One token may have nearly all of the weight. So nothing here is a difference of sums over all rows: the heaviest row is kept
-apart from the others. With weight 1 for it, `others` for the rest together, u for unit rows, k for the heaviest row, and m for
-the mean of the others with their shares P,
+One token may have nearly all of the weight, so a difference of sums over all rows would lose its digits. The heaviest row k is
+therefore separate from the other rows. Let its weight be 1 and `others` the weight of all other rows together, let u_i be the
+unit rows, and m the mean of the other unit rows with their shares P. Then
 
     mean cosine = (2 u_k . m + others (|m|^2 - sum P^2)) / (2 + others (1 - sum P^2))
 """
@@ -17,22 +17,25 @@ from .weighted_rows import Rows, first_largest, norms, over_norm, power_of_two, 
 
 
 def mean_cosine_of(rows: Rows) -> jax.Array:
-    """The mean of cos(x_i, x_j) over pairs of different rows, each with the product of its weights; rows of zeros left out."""
+    """The mean of cos(x_i, x_j) over pairs of different rows, weighted by w_i w_j, without rows of zeros.
+
+    NaN if fewer than two rows are left.
+    """
     parts = _parts(rows)
     return jnp.where(parts.defined, _over_pairs(parts), jnp.nan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def differentiable_mean_cosine(table: jax.Array, weights: jax.Array | None, token: int) -> jax.Array:
-    r"""`mean_cosine_of` the rows of a table, with its gradient in closed form; the weights count as constants.
+    r"""`mean_cosine_of` the rows of a table, with its gradient in closed form. The weights are constants.
 
     .. math::
         \frac{\partial}{\partial x_i} = \frac{2 p_i}{1 - \sum_k p_k^2} \cdot \frac{s - (s \cdot u_i) u_i}{\|x_i\|},
         \qquad u_i = x_i / \|x_i\|, \quad s = \textstyle\sum_{k \ne i} p_k u_k
 
-    Zero for a row of zeros, whose direction does not exist; value and gradient are zero without two rows left. Nothing of the
-    table's size is kept but the table: of the forms that JAX would differentiate by itself, some are NaN at zero, and those in
-    blocks would keep the table once for each block.
+    The gradient is zero for a row of zeros, which has no direction. Value and gradient are zero if fewer than two rows are left.
+    The backward pass keeps nothing of the table's size but the table. Without a custom gradient, some forms have the gradient
+    NaN at zero, and the forms in blocks keep the table once for each block.
     """
     return _forward(table, weights, token)[0]
 
@@ -48,7 +51,8 @@ def _backward(token: int, kept: tuple, of_value: jax.Array) -> tuple:
     table, weights, parts = kept
     rows = rows_of(table, token, weights=weights)
     over_norm_V1 = over_norm(parts.norm)
-    # The heaviest row sees the mean of the others. Every other row sees all rows: what it adds itself has its own direction.
+    # The gradient of the heaviest row needs the mean of the others. Every other row may use the sum over all rows: its own part
+    # has its own direction, which the projection below removes.
     all_1D = parts.heaviest + parts.others * parts.mean
     along_V = jnp.einsum(rows.x, range(rows.x.ndim), jnp.squeeze(all_1D, token), rows.features, [token], precision="highest")
     along_V1 = along_V.reshape(over_norm_V1.shape) * over_norm_V1
@@ -64,15 +68,15 @@ differentiable_mean_cosine.defvjp(_forward, _backward)
 
 
 class _Parts(NamedTuple):
-    """The heaviest row and the others. Vectors have the rank of the table."""
+    """The heaviest row and the other rows. Vectors have the rank of the table."""
 
-    norm: jax.Array  # of every row, V1
-    is_heaviest: jax.Array  # V1
-    heaviest: jax.Array  # its unit row, 1D
-    share: jax.Array  # of each other row, adding up to one, V1
-    mean: jax.Array  # of the other unit rows, with these shares, 1D
-    others: jax.Array  # their weight in units of the heaviest row's
-    defined: jax.Array  # whether there are two rows
+    norm: jax.Array  # the norm of every row, V1
+    is_heaviest: jax.Array  # a mask of the heaviest row, V1
+    heaviest: jax.Array  # the heaviest row as a unit row, 1D
+    share: jax.Array  # the shares of the other rows, which add up to one, V1
+    mean: jax.Array  # the mean of the other unit rows with these shares, 1D
+    others: jax.Array  # the weight of all other rows in units of the heaviest row's weight
+    defined: jax.Array  # whether there are at least two rows
 
 
 def _parts(rows: Rows) -> _Parts:
@@ -86,8 +90,8 @@ def _parts(rows: Rows) -> _Parts:
     share_V1 = rest_V1 / jnp.where(total > 0, total, 1)
 
     def mean(weight_V1: jax.Array) -> jax.Array:
-        # One factor for each row: unit rows would be a temporary of the table's size. And no product with a vector, which
-        # adds up one by one: 2e-3 off for 131072 equal rows on a CPU, where this sum is 1e-5 off (jax 0.10.2).
+        # The norm is part of one factor for each row, because unit rows would be a temporary of the table's size. A matrix-vector
+        # product adds one by one: its error is 2e-3 for 131072 equal rows on a CPU, and 1e-5 for this sum (jax 0.10.2).
         return jnp.sum(weight_V1 * over_norm(norm_V1) * rows.x, rows.token, keepdims=True)
 
     others = total * (unit_of_rest / unit) / jnp.where(heaviest > 0, heaviest, 1)
@@ -95,12 +99,12 @@ def _parts(rows: Rows) -> _Parts:
 
 
 def _over_pairs(parts: _Parts) -> jax.Array:
-    """The mean over pairs, which is a mean of cosines whatever rounding says."""
+    """The mean over pairs, clipped to [-1, 1], because rounding can exceed the range of a cosine."""
     of_others = jnp.sum(jnp.square(parts.mean)) - jnp.sum(jnp.square(parts.share))
     with_heaviest = jnp.sum(parts.heaviest * parts.mean)
     return jnp.clip((2 * with_heaviest + parts.others * of_others) / _pairs(parts), -1, 1)
 
 
 def _pairs(parts: _Parts) -> jax.Array:
-    """The weight of all pairs, in units of the heaviest row's weight times that of the others."""
+    """The weight of all pairs, divided by the product of the heaviest row's weight and the weight of all other rows."""
     return 2 + parts.others * (1 - jnp.sum(jnp.square(parts.share)))

@@ -1,9 +1,9 @@
-"""The mean of squares over some axes of an array: the only reduction of the table's size, and where the time goes.
+"""The mean of squares over some axes of an array. It is the only reduction over a whole table, and it takes most of the time.
 
-XLA fuses it with the square. On a CPU it reduces over leading axes at a fraction of memory speed, and the slower the longer the
-rows that remain: a 1024 x 131072 gradient over its first axis in 0.7 s, where reading it takes 0.02 s (jax 0.10.2, two cores).
-Adding up blocks of rows runs at memory speed for every shape. Over a long last axis it uses one core; parts of the rows are
-summed by all of them. benchmarks/README.md has the figures.
+XLA fuses the square into the reduction. On a CPU, XLA reduces over leading axes at a fraction of memory speed, and longer rows
+are slower: it reduces a 1024 x 131072 gradient over its first axis in 0.7 s, while a read takes 0.02 s (jax 0.10.2, two cores).
+A sum of blocks of rows runs at memory speed for every shape. Over a long last axis XLA uses one core. A sum over parts of the
+rows uses all cores. benchmarks/README.md has the figures.
 """
 
 import math
@@ -13,29 +13,32 @@ import jax.numpy as jnp
 
 from .mesh import on_one_device
 
-# Elements of one block: an accumulator that stays in the cache. 2^16 to 2^18 were equally fast within the noise.
+# Elements of one block, so that the accumulator stays in the cache. 2^16 to 2^18 were equally fast within the noise.
 _BLOCK = 1 << 17
-# And at most this part of the array, so that the temporaries stay below 1 % of it.
+# A block is at most 1 / _PART of the array, so that the temporaries stay below 1 % of it.
 _PART = 512
-# Blocks added up in one step of the loop, pairwise: fewer rounding errors and fewer passes over the accumulator than one by one.
+# One step of the loop adds this many blocks pairwise. It rounds less and passes over the accumulator less often than one by one.
 _UNROLLED = 8
-# Below this many elements an array fits into the cache, and the plain reduction is as fast.
+# A smaller array fits into the cache, and the plain reduction is as fast.
 _SMALL = 1 << 20
-# Rows longer than this are summed in parts, of a length that divides theirs.
+# Longer rows are summed in parts, whose length divides that of the rows.
 _LONG = 1 << 15
 # Shorter parts are slower than whole rows.
 _SHORT = 64
 
 
 def mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) -> jax.Array:
-    """`mean((factor x)^2)` over `axes`, kept with length one; squared in float32 whatever the dtype of `x`. Returns float32."""
+    """`mean((factor x)^2)` over `axes`, which are kept with length one. Returns float32.
+
+    Squares are computed in float32 for every dtype of `x` but float64.
+    """
     return jnp.mean(_square(x, factor), axes, keepdims=True).astype(jnp.float32)
 
 
 def cpu_mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) -> jax.Array:
     """`mean_square` in the form that is fast on a CPU for this shape.
 
-    Slices of an array that is sharded by GSPMD would gather it, so blocks only on one device; on several, the plain reduction.
+    On several devices this is the plain reduction: GSPMD gathers a sharded array to take slices of it.
     """
     if x.size < _SMALL or not _adjacent(axes) or not on_one_device(x):
         return mean_square(x, axes, factor)
@@ -49,8 +52,8 @@ def cpu_mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) ->
 def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int, factor: float = 1.0) -> jax.Array:
     """`mean_square` over adjacent axes before the last one, as a sum of blocks of about `block` elements.
 
-    Seen as (outer, rows, inner) with the sum over rows, a block is (outer, k, inner). Whole blocks are added to an accumulator of
-    that shape, whose k rows are added up at the end, together with the less than k rows that remain.
+    The array is seen as (outer, rows, inner), and the sum is over rows. A block is (outer, k, inner). Full blocks are added to an
+    accumulator of that shape. At the end its k rows are added up, together with the fewer than k rows that remain.
     """
     before, after = x.shape[: axes[0]], x.shape[axes[-1] + 1 :]
     rows = math.prod(x.shape[axis] for axis in axes)
@@ -69,7 +72,7 @@ def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int, factor:
         x_OxRxI, total = carry
         return jax.lax.optimization_barrier(x_OxRxI), total + squares(x_OxRxI, i * k, k)
 
-    # The array is carried behind barriers, because XLA otherwise converts a whole bfloat16 array to float32 before the loop.
+    # The carry holds the array behind barriers. Otherwise XLA converts a whole bfloat16 array to float32 before the loop.
     blocks, many = rows // k, rows // (k * _UNROLLED)
     carry = x_OxRxI, jnp.zeros((x_OxRxI.shape[0], k, x_OxRxI.shape[2]), compute_dtype(x))
     carry = jax.lax.fori_loop(0, many, add_many, carry)
@@ -79,9 +82,9 @@ def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int, factor:
 
 
 def parted_mean_square(x: jax.Array, axes: tuple[int, ...], part: int, factor: float = 1.0) -> jax.Array:
-    """`mean_square` over the last axes, first over parts of `part` elements, which must divide the length of the rows."""
+    """`mean_square` over the last axes, first over parts of `part` elements. `part` must divide the length of the rows."""
     length = math.prod(x.shape[axis] for axis in axes)
-    # Behind the barrier the array has many short rows. Without it XLA sees through the reshape.
+    # Without the barrier XLA undoes the reshape to many short rows.
     parts_PxN = jax.lax.optimization_barrier(x.reshape(x.size // part, part))
     sums_P = jax.lax.optimization_barrier(jnp.sum(_square(parts_PxN, factor), 1))
     summed = jnp.sum(sums_P.reshape(x.size // length, length // part), 1)
@@ -89,7 +92,7 @@ def parted_mean_square(x: jax.Array, axes: tuple[int, ...], part: int, factor: f
 
 
 def compute_dtype(x: jax.Array):
-    """float32, or float64 for float64."""
+    """The dtype for computing with an array: float64 for float64, else float32."""
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -109,6 +112,6 @@ def _adjacent(axes: tuple[int, ...]) -> bool:
 
 
 def _divisor(number: int, largest: int) -> int:
-    """The largest divisor of a number that is not above `largest`; the number itself if all such divisors are tiny."""
+    """The largest divisor of a number that is at most `largest`, or the number itself if that divisor is below _SHORT."""
     divisor = next(candidate for candidate in range(largest, 0, -1) if number % candidate == 0)
     return divisor if divisor >= _SHORT else number

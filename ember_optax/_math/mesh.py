@@ -1,4 +1,4 @@
-"""How an array lies on a mesh, by its type: specs, explicit axes, and the varying axes of `jax.shard_map`."""
+"""How an array is sharded over a mesh, according to its type: specs, explicit axes, and the varying axes of `jax.shard_map`."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def spec_of(entries: Iterable[Any]) -> PartitionSpec:
-    """The spec with these entries, without trailing None: to the cache of `jax.jit`, P("fsdp", None) and P("fsdp") differ."""
+    """The spec with these entries, without trailing None. `jax.jit` caches P("fsdp", None) and P("fsdp") separately."""
     kept = list(entries)
     while kept and kept[-1] is None:
         kept.pop()
@@ -19,32 +19,32 @@ def spec_of(entries: Iterable[Any]) -> PartitionSpec:
 
 
 def spec_entries(array: Any) -> tuple[Any, ...]:
-    """One entry for each axis of an array: how its type says it is sharded."""
+    """The entries of an array's spec according to its type, one for each axis."""
     spec = tuple(jax.typeof(array).sharding.spec)
     return spec + (None,) * (array.ndim - len(spec))
 
 
 def spec_like(array: Any) -> PartitionSpec:
-    """The spec of an array by its type."""
+    """The spec of an array according to its type."""
     return spec_of(spec_entries(array))
 
 
 def spec_without(array: Any, axis: int) -> PartitionSpec:
-    """The spec of an array like this one whose `axis` is not split: of a reduction over it that keeps the axis, say."""
+    """The spec of an array without the sharding of `axis`, for example of a reduction over this axis that keeps it."""
     return spec_of(None if a == axis else entry for a, entry in enumerate(spec_entries(array)))
 
 
 def named_sharding(array: Any) -> NamedSharding | None:
-    """How an array lies on a mesh; None where there is none, and while tracing, where that is left to the compiler."""
+    """The `NamedSharding` of an array. None if it has another sharding, and while tracing, where the compiler decides."""
     sharding = None if isinstance(array, Tracer) else getattr(array, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def in_auto_mode(function: Callable[..., Any], out_specs: Callable[[], Any], *arrays: Any) -> Any:
-    """`function(*arrays)` with the mesh's explicit axes left to the compiler inside; its results have the specs `out_specs()`.
+    """`function(*arrays)`, inside of which the mesh's explicit axes are automatic. The results have the specs `out_specs()`.
 
-    For sorts, lookups and scatters by token ids, of which JAX asks for each result's sharding. Without explicit axes, which is
-    nearly always, the call itself.
+    On explicit axes, JAX wants the sharding of each result of a sort, lookup or scatter by token ids. Without explicit axes,
+    which is the usual case, this is the plain call.
     """
     meshes = [mesh for leaf in jax.tree.leaves(arrays) if not (mesh := jax.typeof(leaf).sharding.mesh).empty]
     if not any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
@@ -54,25 +54,25 @@ def in_auto_mode(function: Callable[..., Any], out_specs: Callable[[], Any], *ar
 
 
 def on_one_device(x: jax.Array) -> bool:
-    """Whether the types say nothing of a mesh of several devices. (`jax.jit(in_shardings=...)` alone does not show in them.)"""
+    """Whether no type or context names a mesh of several devices. (They do not show `jax.jit(in_shardings=...)` alone.)"""
     meshes = (jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh())
     return all(mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto) for mesh in meshes)
 
 
 def in_shard_map() -> bool:
-    """Whether this is traced inside `jax.shard_map`, also where that does not check types and an array tells nothing of it."""
+    """Whether this is traced inside `jax.shard_map`, also with `check_vma=False`, where the types of arrays do not show it."""
     return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 
 
 def varying_axes(array: Any) -> frozenset[str]:
-    """Mesh axes along which an array differs by its type; empty outside of `jax.shard_map`, or if that does not check types."""
+    """The mesh axes over which an array varies, by its type. Empty outside `jax.shard_map` and with `check_vma=False`."""
     aval = jax.typeof(array)
     manual = getattr(aval, "manual_axis_type", None)  # `vma` in older versions
     return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
 
 
 def as_varying(array: jax.Array, mesh_axes: Iterable[str]) -> jax.Array:
-    """The same values, typed as different along mesh axes, so that `lax.scan` can carry what will be."""
+    """The same values, typed as varying over mesh axes, so that `lax.scan` can carry values that will vary."""
     names = tuple(sorted(mesh_axes))
     if not names:
         return array
@@ -82,12 +82,12 @@ def as_varying(array: jax.Array, mesh_axes: Iterable[str]) -> jax.Array:
 
 
 def mean_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
-    """The mean of equal parts over mesh axes, inside `jax.shard_map`; the array itself without mesh axes."""
+    """The mean over mesh axes inside `jax.shard_map`, for shards of equal size. The array itself without mesh axes."""
     return jax.lax.pmean(local, mesh_axes) if mesh_axes else local
 
 
 def all_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
-    """Whether all parts over mesh axes are true; the array itself without mesh axes."""
+    """Whether a flag is true on all devices along mesh axes. The array itself without mesh axes."""
     return jax.lax.pmin(local.astype(jnp.int32), mesh_axes) > 0 if mesh_axes else local
 
 

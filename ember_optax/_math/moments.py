@@ -1,4 +1,4 @@
-"""Ember's state for one table, `Moments`: which axes of the table each field keeps, how it starts and how it goes on.
+"""Ember's state for one table, `Moments`: the axes of the table that each field keeps, the first state, and the next state.
 
 Shapes are written for a (V, D) table. Axes come from `TableAxes`, so the same functions serve a (D, V) head, several feature axes
 and stacked tables.
@@ -20,7 +20,7 @@ from .mesh import all_over, as_varying, spec_of, varying_axes
 
 
 class Moments(NamedTuple):
-    """Ember's state for one table: `count` and `total_notfinite` have the shape of the batch axes, () for a plain table."""
+    """Ember's state for one table. `count` and `total_notfinite` have the shape of the batch axes, () for a plain table."""
 
     count: Any  # steps taken, int32  # pyright: ignore[reportIncompatibleMethodOverride]
     nu_token: Any  # (V,) float32
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
     total_notfinite: Any  # batches skipped, int32
 
 
-# Everything that depends on which axes of the table a field keeps follows from this: shapes, boxes, shardings, conversion.
+# The axes of the table that each field keeps. Shapes, boxes, shardings and conversions are derived from this.
 _KEPT = Moments(
     count=("batch",),
     nu_token=("batch", "token"),
@@ -39,14 +39,14 @@ DTYPES = Moments(count=jnp.int32, nu_token=jnp.float32, nu_feature=jnp.float32, 
 
 
 class DecayRate(NamedTuple):
-    """`b2` in the two forms that the arithmetic needs, both float32 scalars and both accurate near `b2 = 1`."""
+    """`b2` in the two forms that the arithmetic needs. Both are float32 scalars, and both are accurate near `b2 = 1`."""
 
     complement: jax.Array  # 1 - b2
     log: jax.Array  # log(b2)
 
 
 def decay_rate(b2) -> DecayRate:
-    """Splits `b2`; a Python number is handled in float64, since `1 - float32(b2)` is off by 1e-5 at b2 = 0.999."""
+    """The two forms of `b2`, computed in float64 from a Python number: `1 - float32(b2)` has an error of 1e-5 at b2 = 0.999."""
     if isinstance(b2, jax.Array):
         complement = 1.0 - b2.astype(jnp.float32)
         return DecayRate(complement, jnp.log1p(-complement))
@@ -71,10 +71,10 @@ def moment_shapes(shape: tuple[int, ...], axes: TableAxes) -> Moments:
 
 
 def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
-    """All-zero state of a table, given as an array or a `jax.ShapeDtypeStruct`.
+    """The state of a table before the first step: all zeros. The table is an array or a `jax.ShapeDtypeStruct`.
 
-    Strongly typed, and sharded like the table's own axes: a state whose type or sharding changes in the first step makes the
-    second one compile again, and `lax.scan` cannot carry it.
+    The state is strongly typed, and sharded like the axes of the table. If the type or sharding of a state changed in the first
+    step, then the second step would compile again, and `lax.scan` could not carry the state.
     """
     shapes, dropped = moment_shapes(table_VxD.shape, axes), dropped_axes(axes)
     varying = varying_axes(table_VxD) if isinstance(table_VxD, Tracer) else frozenset()
@@ -90,14 +90,14 @@ def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
     return Moments(*map(zeros, shapes, DTYPES, dropped, _KEPT))
 
 
-# Compiled, so that a model of many tables is one dispatch for each and not one for each field.
+# Compiled, so that each table is one dispatch instead of one for each field.
 @functools.partial(jax.jit, static_argnums=0)
 def _zeros(shapes: Moments) -> Moments:
     return Moments(*map(jnp.zeros, shapes, DTYPES))
 
 
 def _sharding_of(table: Any) -> jax.sharding.Sharding | None:
-    """Where a state has to lie beside its table; None where that is left to JAX."""
+    """The sharding that a table's state is derived from. None if JAX chooses the devices."""
     of_type = jax.typeof(table).sharding
     explicit = AxisType.Explicit in of_type.mesh.axis_types
     if isinstance(table, Tracer) or not isinstance(table, jax.Array):
@@ -109,11 +109,11 @@ def _sharding_of(table: Any) -> jax.sharding.Sharding | None:
 
 
 def _without_axes(dropped: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> jax.sharding.Sharding | None:
-    """The sharding of a table's reduction over axes."""
+    """The sharding of a reduction of the table over the dropped axes."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     entries = [entry for axis, entry in enumerate(sharding.spec) if axis not in dropped]
-    # The type of an array on explicit axes names each of its axes, and to the cache of `jax.jit` P() is not P(None).
+    # On explicit axes the type of an array has an entry for each axis, and `jax.jit` caches P() and P(None) separately.
     explicit = AxisType.Explicit in sharding.mesh.axis_types
     return NamedSharding(sharding.mesh, PartitionSpec(*entries) if explicit else spec_of(entries))
 
@@ -131,13 +131,13 @@ def next_moments(
         nu_token[i]   <- b2 * nu_token[i]   + (1 - b2) * token[i]
         nu_feature[j] <- b2 * nu_feature[j] + (1 - b2) * feature[j]
 
-    A batch that is not finite changes nothing, bit for bit, but `total_notfinite`. `add_token` adds what a batch knows of some
-    tokens only.
+    A batch that is not finite changes only `total_notfinite`; other fields stay bit for bit. `add_token` adds `token` to the
+    decayed average. A row-sparse step passes a scatter, because its `token` has an entry for some tokens only.
     """
     complement_11 = jnp.where(finite_11, rate.complement, 0.0)
 
     def average(moment: jax.Array, statistic: jax.Array, add: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-        # Decayed by subtraction, because 1 - b2 is the accurate constant.
+        # The decay is a subtraction, because 1 - b2 is the accurate constant.
         return add(moment - complement_11 * moment, complement_11 * jnp.where(finite_11, statistic, 0.0))
 
     return Moments(
@@ -149,10 +149,10 @@ def next_moments(
 
 
 def all_finite(read: Moments, token: jax.Array, feature: jax.Array, axes: TableAxes) -> jax.Array:
-    """Whether a batch counts: its statistics and the averages that its step reads are finite.
+    """Whether a batch counts: whether its statistics and the averages that its step reads are finite.
 
-    The two statistics tell of every element of the gradient, without another pass. An average that is not finite, from a damaged
-    checkpoint say, would make every later update zero or NaN; so every batch that meets it is counted as skipped.
+    The two statistics cover every element of the gradient, without another pass over it. An average that is not finite, for
+    example from a damaged checkpoint, would make every later update zero or NaN. So every batch that reads it is skipped.
     """
 
     of_features = jnp.all(jnp.isfinite(feature) & jnp.isfinite(read.nu_feature), axes.feature, keepdims=True)
@@ -161,15 +161,16 @@ def all_finite(read: Moments, token: jax.Array, feature: jax.Array, axes: TableA
 
 
 def bias_correction(count: jax.Array, rate: DecayRate) -> jax.Array:
-    """`1 - b2^count` as `-expm1(count * log(b2))`: the literal form is 1.3e-5 off at count = 1, zero at b2 = 1 - 1e-8.
+    """`1 - b2^count`, computed as `-expm1(count * log(b2))`.
 
-    One before the first step, where all averages are zero and only a skipped batch looks: 0 / 0 would stop `jax_debug_nans`.
+    The literal form has an error of 1.3e-5 at count = 1, and is zero at b2 = 1 - 1e-8. The result is one at count = 0, which
+    only a skipped batch reads. All averages are zero then, and 0 / 0 would stop `jax_debug_nans`.
     """
     return jnp.where(count > 0, -jnp.expm1(count.astype(jnp.float32) * rate.log), 1.0)
 
 
 def expand_moments(moments: Moments, axes: TableAxes) -> Moments:
-    """Gives every field the table's rank, with axes of length one."""
+    """The fields with the table's rank: the axes that a field does not keep have length one."""
     return Moments(*map(jnp.expand_dims, moments, dropped_axes(axes)))
 
 

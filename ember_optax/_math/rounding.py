@@ -1,7 +1,7 @@
-"""Stochastic rounding to 16 bits, with bits from a counter in the place of a stream: arrays only.
+"""Stochastic rounding to 16 bits, with counter-based random bits instead of a stream. Arrays only.
 
-The bits of an element are a hash of a key and of its place in the whole array. So they are the same in whatever part of an array
-an element is seen (rows of a batch, one device's part, a chunk), and nothing is stored or drawn in an order.
+The bits of an element are a hash of a key and of its index in the whole array. So they are the same for every part of the array
+(rows of a batch, one device's shard, a chunk). Nothing is stored, and the order of the draws does not matter.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# NumPy's, because arrays of JAX would start a backend on import.
+# NumPy scalars, because JAX arrays would start a backend on import.
 _EXPONENT = np.uint32(0x7F800000)
 _UPPER = np.uint32(0xFFFF0000)
 
 
 def mixed(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which each bit of the argument changes each bit of the result with a probability near 1/2.
+    """A bijection of uint32. Each bit of the argument changes each bit of the result with a probability near 1/2.
 
-    The multipliers of "lowbias32", found by search: C. Wellons, "Prospecting for Hash Functions", 2018.
+    The multipliers are those of "lowbias32", found by search: C. Wellons, "Prospecting for Hash Functions", 2018.
     """
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
@@ -26,7 +26,7 @@ def mixed(x: jax.Array) -> jax.Array:
 
 
 def key_of(*words: jax.Array | int) -> jax.Array:
-    """One word of uint32 from several, in their order."""
+    """One uint32 word that depends on all words and on their order."""
     key = jnp.uint32(0x9E3779B9)
     for word in words:
         key = mixed(key ^ mixed(jnp.asarray(word, jnp.uint32)) + jnp.uint32(0x85EBCA6B))
@@ -38,63 +38,65 @@ def bits_at(key: jax.Array, places: Sequence[tuple[int, jax.Array]]) -> jax.Arra
 
     Args:
       key: uint32.
-      places: for each axis of the whole array its number and the places of the elements along it, integers in a shape that
-        broadcasts to the result's.
+      places: for each axis of the whole array its number and the indices of the elements along it. The indices are integers in a
+        shape that broadcasts to the result's.
 
     Returns:
-      uint32, of the shape to which the places broadcast.
+      uint32, of the shape to which the indices broadcast.
     """
-    # One hash for each place along an axis, and one for each element, of their sum.
+    # One hash for each index along an axis, and for each element a hash of the sum of these.
     hashes = [mixed(places_along.astype(jnp.uint32) ^ key_of(key, axis)) for axis, places_along in places]
     return mixed(sum((_apart(h) if h.ndim > 1 and h.size == h.shape[-1] else h for h in hashes), key))
 
 
 def _apart(hashes: jax.Array) -> jax.Array:
-    """The same, as an array of its own: XLA does not join a reduction with what follows, as it does whatever is behind a barrier.
+    """The same hashes, as the result of a reduction that adds zeros, which XLA does not fuse with its consumers.
 
-    The innermost loop would hash its place again for every element: on a CPU 2.5 times the time of an update to the nearest, and
-    so 1.6 times (65536 x 640 in bfloat16). The hashes of other axes are hoisted out of it.
+    A barrier is not enough, because XLA fuses what is behind it. If it fuses the hashes of the last axis, the innermost loop
+    computes them again for every element. On a CPU that takes 2.5 times as long as an update that rounds to nearest, and this
+    form takes 1.6 times as long (65536 x 640 in bfloat16). XLA hoists the hashes of the other axes out of the loop.
     """
     return jnp.sum(jnp.stack([hashes, jnp.zeros_like(hashes)]), 0, dtype=jnp.uint32)
 
 
 def places_of(shape: tuple[int, ...], rank: int | None = None) -> list[tuple[int, jax.Array]]:
-    """The places of all elements of an array, for `bits_at`."""
+    """The indices of all elements of an array, in the form that `bits_at` takes."""
     rank = len(shape) if rank is None else rank
     return [(axis, places_along(axis, size, rank)) for axis, size in enumerate(shape)]
 
 
 def places_along(axis: int, size: int, rank: int) -> jax.Array:
-    """0 to size - 1 along one axis of `rank`, with length one along all others."""
+    """0 to size - 1 along one axis of an array of rank `rank`, whose other axes have length one."""
     return jax.lax.broadcasted_iota(jnp.int32, tuple(size if a == axis else 1 for a in range(rank)), axis)
 
 
 def can_round_to(dtype: jnp.dtype) -> bool:
-    """Whether `rounded` knows a dtype."""
+    """Whether `rounded` supports a dtype."""
     return dtype in (jnp.bfloat16, jnp.float16)
 
 
 def rounded(x: jax.Array, bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """One of the two neighbours of each number that have this dtype, the nearer one with the higher probability.
+    """One of the two neighbours of each number in a dtype. The nearer neighbour has the higher probability.
 
         P(upper) = (x - lower) / (upper - lower)
 
-    So a number of this dtype stays, and the mean over `bits` is `x`. A number beyond the largest of the dtype, but below the
-    power of two that would follow it, becomes the largest. From there on it is what a cast makes of it, infinite.
+    So a number that the dtype represents does not change, and the mean over `bits` is `x`. A number above the largest number of
+    the dtype, but below the next power of two, becomes the largest number. From that power of two on, the result is infinite, as
+    for a cast.
 
     Args:
-      x: float32, finite (of others the result is not defined).
+      x: float32, finite. The result is not defined for other values.
       bits: uint32, of the same shape.
       dtype: bfloat16 or float16.
 
     Returns:
-      Numbers of this dtype, in float32.
+      float32 numbers that the dtype represents.
     """
     return _to_bfloat16(x, bits) if dtype == jnp.bfloat16 else _to_float16(x, bits)
 
 
 def _to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    """Adds 16 random bits below the 16 that remain: a carry is the step to the next number, whatever the exponent or the sign."""
+    """Adds 16 random bits to the 16 bits that are cut off. A carry is a step to the next number, for any exponent and sign."""
     word = jax.lax.bitcast_convert_type(x, jnp.uint32)
     up = (word + (bits >> 16)) & _UPPER
     up = jnp.where((up & _EXPONENT) == _EXPONENT, word & _UPPER, up)
@@ -102,7 +104,7 @@ def _to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def _to_float16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    """In units of the last place, which below the smallest normal number, 2^-14, remains the same."""
+    """Rounds in units of the last place. The unit is constant below the smallest normal number, 2^-14."""
     size = jnp.abs(x)
     power = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, jnp.uint32) & _EXPONENT, jnp.float32)
     unit = jnp.maximum(power, jnp.float32(2.0**-14)) * jnp.float32(2.0**-10)
@@ -114,12 +116,12 @@ def _to_float16(x: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def rounded_update(update: jax.Array, param: jax.Array, bits: jax.Array) -> jax.Array:
-    """The update, in float32, with which `(param + update).astype(param.dtype)` is the sum rounded stochastically.
+    """The float32 update for which `(param + update).astype(param.dtype)` is the stochastically rounded sum.
 
-    It lands exactly. Where the result is not 2^16 times smaller than the parameter, the difference of both is a float32, or is
-    rounded far below the last place of the result. Where it is, the sum of a float32 and the parameter has no digits left to be
-    rounded, and the update is the one that was given. An update of zero stays what it is, also -0, and so does one whose sum is
-    infinite or NaN, for then the difference is.
+    This sum is exact. If the result is not 2^16 times smaller than the parameter, then their difference is a float32 number, or
+    its rounding error is far below the last place of the result. If the result is that much smaller, then the float32 sum has no
+    digits to round, and the returned update is the given one. An update of zero does not change, also -0. An update whose sum is
+    infinite or NaN does not change either, because the difference is not finite then.
     """
     update, wide = update.astype(jnp.float32), param.astype(jnp.float32)
     landing = rounded(wide + update, bits, param.dtype) - wide

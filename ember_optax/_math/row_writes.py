@@ -1,4 +1,4 @@
-"""Rows written into a table, in place where it is donated: arrays only."""
+"""Writes of rows into a table, in place if the table is donated. Arrays only."""
 
 import functools
 from typing import Any
@@ -10,13 +10,13 @@ from .rows import distinct_ids, flat_ids, is_narrow, rows_first, sum_duplicates,
 
 
 def add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: int) -> jax.Array:
-    """Adds compact updates to rows of a table, in place where it is donated.
+    """The table with compact updates added to its rows, in place if the table is donated.
 
-    The rows of equal ids are added up before they meet a table of 16 bits, so that their sum is rounded once.
+    For a table of 16 bits, the updates of equal ids are added up first, so that their sum is rounded once.
 
-    Scatters into 16 bits copy nothing on TPU and GPU, where those of the bits as integers would copy the table. On a CPU XLA (jax
-    0.10.2) scatters bfloat16 by way of two float32 copies of the whole table, and the bits by way of one copy in 16 bits.
-    docs/speed.md has the figures.
+    On TPU and GPU, a scatter into a table of 16 bits copies nothing, while a scatter of the bits as integers would copy the
+    table. On CPU, XLA (jax 0.10.2) makes two float32 copies of the whole table to scatter bfloat16, and one copy in 16 bits to
+    scatter the bits. docs/speed.md has the figures.
     """
     size = table.shape[token_axis]
     ids_N, rows_NxF = flat_ids(ids, size), rows_first(compact, token_axis, ids.ndim)
@@ -29,24 +29,27 @@ def add_rows(table: jax.Array, compact: jax.Array, ids: jax.Array, token_axis: i
 
 
 def scatter_add(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """For tables of 32 bits and more: the updates of equal ids are added one after the other."""
+    """The table with the updates of equal ids added one after the other, for tables of 32 bits and more."""
     return table.at[_at(ids_N, token_axis)].add(jnp.moveaxis(rows_NxF.astype(table.dtype), 0, token_axis), mode="drop")
 
 
 def add_once(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """The updates of equal ids are added up and rounded to their own dtype. Then they are added as in `optax.apply_updates`."""
+    """The table with the updates added once for each id.
+
+    The updates of equal ids are added up and rounded to their own dtype. The sum is then added as in `optax.apply_updates`.
+    """
     once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
     return _set(table, new, once_N, token_axis)
 
 
 def add_once_as_bits(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """`add_once` by a scatter of integers, for a CPU."""
+    """`add_once` by a scatter of integers, for CPU."""
     once_N, new = _new_rows(table, rows_NxF, ids_N, token_axis)
     return _set_as_bits(table, new, once_N, token_axis)
 
 
 def set_rows(table: jax.Array, rows: jax.Array, ids_N: jax.Array, token_axis: int) -> jax.Array:
-    """The table with other rows, (N, ...) and of its dtype, at distinct ids; those of padding, `size`, are dropped."""
+    """The table with other rows, (N, ...) and of its dtype, at distinct ids. Rows with the id of padding, V, are dropped."""
     once_N = distinct_ids(ids_N, jnp.ones(ids_N.shape, bool), table.shape[token_axis])
     new = jnp.moveaxis(rows, 0, token_axis)
     put, put_bits = (functools.partial(form, ids_N=once_N, token_axis=token_axis) for form in (_set, _set_as_bits))
@@ -67,7 +70,7 @@ def _set_as_bits(table: jax.Array, new: jax.Array, ids_N: jax.Array, token_axis:
 
 
 def _new_rows(table: jax.Array, rows_NxF: jax.Array, ids_N: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
-    """The rows with their updates, and their ids, each once: the places of an id that occurs again have one beyond the table."""
+    """The ids, each once, and the rows with their updates. An id that occurs again is replaced by one beyond the table."""
     size = table.shape[token_axis]
     summed_NxF, first_N = sum_duplicates(rows_NxF, ids_N, size)
     new_NxF = (take_rows(table, ids_N, token_axis) + summed_NxF.astype(rows_NxF.dtype)).astype(table.dtype)

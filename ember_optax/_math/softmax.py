@@ -1,7 +1,7 @@
-"""Cross entropy of a softmax head in chunks of its vocabulary, forward and backward: no array has N x V elements. Arrays only.
+"""Cross entropy of a softmax head in chunks of its vocabulary, forward and backward. No array has N x V elements. Arrays only.
 
-Shapes are written for a (V, D) head. The backward pass computes the logits of each chunk again; of the forward pass it
-needs the logsumexp. Products take the operands as they are and add up in float32: operands in float32 would be slower.
+Shapes are written for a (V, D) head. The backward pass computes the logits of each chunk again, and keeps only the logsumexp of
+the forward pass. Products keep the dtype of their operands and add up in float32, because float32 operands would be slower.
 """
 
 import functools
@@ -17,15 +17,15 @@ from .mesh import as_varying, varying_axes
 
 
 class HeadLoss(NamedTuple):
-    """What a loss makes of the logits of a head, and how it goes over the vocabulary; all static."""
+    """The options of the loss of a head. All of them are static."""
 
     token_axis: int
-    num_tokens: int  # of the softmax: the rows of the head from here on are padding
+    num_tokens: int  # the tokens of the softmax; the rows of the head from here on are padding
     chunk: int
     soft_cap: float | None
     z_loss: float
     label_smoothing: float
-    dtype: Any = None  # to which rows of the head are cast before they are multiplied; None for none
+    dtype: Any = None  # rows of the head are cast to it before they are multiplied; None for no cast
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -37,13 +37,14 @@ def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Arra
         loss[n] = lse[n] - (1 - s) * x[n,label[n]] - s * mean_i x[n,i] + z * lse[n]^2
 
     for the tokens i in 0 to `loss.num_tokens` - 1. A token whose loss has a cotangent of exactly zero adds exactly zero to every
-    gradient, whatever its label and its hidden state.
+    gradient, for any label and hidden state.
 
     Args:
       hidden_NxD: hidden states.
-      table_VxD: the head, of the same dtype or not: products are of the wider one.
-      labels_N: int32; one that is not in 0 to `loss.num_tokens` - 1 makes the loss NaN, and its gradient if that counts.
-      loss: everything else.
+      table_VxD: the head. Its dtype may differ: products use the wider one.
+      labels_N: int32. A label outside 0 to `loss.num_tokens` - 1 makes the loss NaN, and the gradient too if its cotangent is
+        not zero.
+      loss: the options.
     """
     return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
 
@@ -51,7 +52,7 @@ def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Arra
 def losses_and_lse(
     hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: HeadLoss
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss of each token, and its logsumexp, which is all that the backward pass needs to know besides the arguments."""
+    """The loss of each token and its logsumexp, which is all that the backward pass needs in addition to the arguments."""
     dtype, lowest = _sum_dtype(hidden_NxD, table_VxD), _lowest(labels_N)
 
     def add(start, count, carry):
@@ -65,7 +66,7 @@ def losses_and_lse(
         return hidden_NxD, table_VxD, new_N, sum_N, picked_N, total_N
 
     zeros_N = as_varying(jnp.zeros(labels_N.shape, dtype), varying_axes(hidden_NxD))
-    # A finite start: exp(-inf - -inf) would be NaN for a first chunk of logits that overflowed to -inf.
+    # The start is finite, because exp(-inf - -inf) would be NaN if the logits of the first chunk overflow to -inf.
     carry = hidden_NxD, table_VxD, zeros_N + jnp.finfo(dtype).min, zeros_N, zeros_N, zeros_N
     *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, loss.num_tokens, loss.chunk)
     lse_N = highest_N + jnp.log(sum_N)
@@ -89,7 +90,7 @@ def logit_gradients(
 ) -> jax.Array:
     """The gradient with respect to the logits of one chunk (before the cap), in the dtype of the products.
 
-    Exactly zero for a token whose cotangent is zero, also where its logits are not finite.
+    It is exactly zero for a token whose cotangent is zero, also if its logits are not finite.
 
     Args:
       hidden_NxD: hidden states.
@@ -97,11 +98,11 @@ def logit_gradients(
       labels_N: labels.
       lse_N: logsumexp.
       cotangents_N: the gradient with respect to the loss of each token.
-      tokens_C: which they are, int32, below `loss.num_tokens`.
-      loss: everything else.
+      tokens_C: the tokens of the rows, int32, below `loss.num_tokens`.
+      loss: the options.
     """
-    x_NxC = _logits(hidden_NxD, chunk_CxD, loss)
-    counts_N1 = _counts(cotangents_N)[:, None]
+    # Zero times what is not finite would be NaN.
+    x_NxC = jnp.where(_counts(cotangents_N)[:, None], _logits(hidden_NxD, chunk_CxD, loss), 0.0)
     cotangents_N = jnp.where(_in_vocabulary(labels_N, loss), cotangents_N, jnp.nan)
     factor_N = cotangents_N * (1.0 + 2.0 * loss.z_loss * lse_N) if loss.z_loss else cotangents_N
     is_label_NxC = _is_label(labels_N, tokens_C)
@@ -111,13 +112,13 @@ def logit_gradients(
         g_NxC = g_NxC - (cotangents_N * (loss.label_smoothing / loss.num_tokens))[:, None]
     if loss.soft_cap is not None:
         g_NxC = g_NxC * (1.0 - jnp.square(x_NxC / loss.soft_cap))
-    return jnp.where(counts_N1, g_NxC, 0.0).astype(_product_dtype(hidden_NxD, chunk_CxD))
+    return g_NxC.astype(_product_dtype(hidden_NxD, chunk_CxD))
 
 
 def where_it_counts(residuals: Any, cotangents_N: jax.Array) -> Any:
-    """What a backward pass knows, `(hidden_NxD, table_VxD, labels_N, lse_N)`, with zeros for tokens whose cotangent is zero.
+    """The residuals `(hidden_NxD, table_VxD, labels_N, lse_N)`, with zeros for tokens whose cotangent is zero.
 
-    Zero times a hidden state or a logsumexp that is not finite would be NaN.
+    Otherwise zero times a hidden state or a logsumexp that is not finite would be NaN.
     """
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
     counts_N = _counts(cotangents_N)
@@ -126,18 +127,18 @@ def where_it_counts(residuals: Any, cotangents_N: jax.Array) -> Any:
 
 
 def table_gradient(g_NxC: jax.Array, hidden_NxD: jax.Array, loss: HeadLoss) -> jax.Array:
-    """The gradient of one chunk of the head from that of its logits: (C, D), or (D, C) as the head has it, in float32."""
+    """The gradient of one chunk of the head from the gradient of its logits, in the layout of the head and in float32."""
     pair = (g_NxC, hidden_NxD) if loss.token_axis == 0 else (hidden_NxD, g_NxC)
     return _product(*pair, 0, 0)
 
 
 def hidden_gradient(g_NxC: jax.Array, chunk_CxD: jax.Array, loss: HeadLoss) -> jax.Array:
-    """What one chunk adds to the gradient of the hidden states: (N, D) in float32."""
+    """The part of the hidden states' gradient that one chunk adds, (N, D) in float32."""
     return _product(g_NxC, chunk_CxD, 1, loss.token_axis)
 
 
 def chunk_of(table_VxD: jax.Array, start: Any, count: int, loss: HeadLoss, lowest: jax.Array) -> jax.Array:
-    """`count` rows of a head from `start` on, as they are multiplied; `lowest` is that of the labels."""
+    """The `count` rows of a head that begin with `start`, in the dtype of the products. `lowest` is the lowest label."""
     chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
     if chunk_CxD.dtype == jnp.float32:
         chunk_CxD = jax.lax.platform_dependent(chunk_CxD, start, lowest, tpu=_times_one, default=_itself)
@@ -145,11 +146,11 @@ def chunk_of(table_VxD: jax.Array, start: Any, count: int, loss: HeadLoss, lowes
 
 
 def _times_one(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
-    """The chunk, times a number that is one because no label is negative.
+    """The chunk times a factor that is always one, because no label is negative.
 
-    A TPU multiplies float32 in bfloat16, and its compiler casts the whole table before the loop where it sees that each turn
-    casts a part: 576 MiB for 262144 x 1152 (libtpu 0.0.42), barriers or not. A factor that depends on data and on the turn cannot
-    be moved out, nor a cast past it.
+    A TPU multiplies float32 in bfloat16. Its compiler sees that each iteration casts a part of the table, and casts the whole
+    table before the loop: 576 MiB for 262144 x 1152 (libtpu 0.0.42), with or without barriers. The compiler cannot move a factor
+    that depends on data and on the iteration out of the loop, nor move the cast past the factor.
     """
     return chunk_CxD * jnp.where(lowest == -1 - start, 0.0, 1.0).astype(chunk_CxD.dtype)
 
@@ -171,10 +172,10 @@ def _forward(hidden_NxD, table_VxD, labels_N, loss: HeadLoss):
 def gradients_over_chunks(
     loss: HeadLoss, residuals: Any, cotangents_N: jax.Array, total: Any, add: Callable[[Any, jax.Array, Any, int], Any]
 ) -> tuple[jax.Array, Any]:
-    """The gradient of the hidden states, and what becomes of `total` by `add(total, of_chunk_CxD, start, count)` for every chunk.
+    """The gradient of the hidden states, and `total` after `total = add(total, of_chunk_CxD, start, count)` for every chunk.
 
-    `residuals` are those of `where_it_counts`. `of_chunk_CxD` is the gradient of these rows of the head, in float32. There are no
-    chunks of padding.
+    `residuals` come from `where_it_counts`. `of_chunk_CxD` is the gradient of these rows of the head in float32. Rows of padding
+    are in no chunk.
     """
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
     lowest = _lowest(labels_N)
@@ -190,7 +191,7 @@ def gradients_over_chunks(
 
     zeros_NxD = jnp.zeros_like(hidden_NxD, _sum_dtype(hidden_NxD, table_VxD))
     *_, of_hidden_NxD, total = over_chunks(step, (hidden_NxD, table_VxD, zeros_NxD, total), loss.num_tokens, loss.chunk)
-    # Zero times a row of the head that is not finite is NaN, too.
+    # Zero times a row of the head that is not finite is NaN as well.
     of_hidden_NxD = jnp.where(_counts(cotangents_N)[:, None], of_hidden_NxD, 0.0)
     return of_hidden_NxD.astype(hidden_NxD.dtype), total
 
@@ -236,5 +237,5 @@ def _in_vocabulary(labels_N: jax.Array, loss: HeadLoss) -> jax.Array:
 
 
 def _counts(cotangents_N: jax.Array) -> jax.Array:
-    """False for tokens whose loss was masked away; True for NaN."""
+    """A mask of the tokens whose loss counts. It is False for masked tokens, and True where the cotangent is NaN."""
     return cotangents_N != 0

@@ -1,1 +1,1 @@
-"""The transformation and its alias, their hyperparameters, and what applies updates to parameters."""
+"""`scale_by_ember`, its alias `ember`, `stochastic_rounding`, and the checks of their arguments."""

@@ -1,4 +1,4 @@
-"""`ember`: token tables to Ember, everything else to a body optimizer."""
+"""`ember`: trains token tables with Ember, and everything else with a body optimizer."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -23,20 +23,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NO_BODY = (
-    "ember() needs a body, the optimizer of everything that is no token table, with its own learning rate: "
+    "ember() needs a body, the optimizer of everything that is not a token table, with its own learning rate: "
     "ember(1e-2, optax.adamw(1e-3)). Tables usually want about ten times the rate of the body."
 )
 
 
 class _Rates(NamedTuple):
-    """Of the tables; `head` is None where heads have the rate of the others."""
+    """The learning rates of the tables. `head` is None if heads have the same rate as the others."""
 
     others: Any
     head: Any
 
 
 def _shows_the_call(make: Callable[P, T]) -> Callable[P, T]:
-    """Says what to write where `body` is missing; Python would name the argument alone."""
+    """`make` with an error that shows the call if `body` is missing. Python's own error only names the argument."""
 
     @functools.wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -59,44 +59,45 @@ def ember(
     feature_mean: FeatureMean = "all_rows",
     tables: DimensionNumbersLike = AUTO,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains token tables with Ember and everything else with `body`, the optimizer that you had.
+    r"""Trains token tables with Ember and everything else with `body`, the optimizer that you used before.
 
     .. math:: p \leftarrow p - \eta\, (u + \lambda p)
 
     where :math:`u` is the update of `scale_by_ember`, :math:`\eta` the learning rate and :math:`\lambda` the decoupled
     weight decay. The optimizer state of a (V, D) table is 4 (V + D) bytes and two counters, against 8 V D for Adam.
 
-    A table whose batch is not finite does not move at all in that step, weight decay included. A learning-rate schedule
-    counts that step all the same.
+    A table whose batch is not finite does not move in that step, not even by weight decay. A learning-rate schedule counts that
+    step too.
 
     Args:
-      learning_rate: step size for input tables and tied tables; a number or an `optax` schedule. Tables usually want about ten
+      learning_rate: step size for input tables and tied tables, a number or an `optax` schedule. Tables usually want about ten
         times the rate of the body (docs/choose.md).
-      body: transformation for all other parameters, complete with its own learning rate, for example `optax.adamw(1e-3)` or
+      body: transformation for all other parameters, with its own learning rate, for example `optax.adamw(1e-3)` or
         `optax.contrib.muon(2e-2)`.
       head_learning_rate: step size for heads that are not tied; a number or a schedule. None: `learning_rate`.
         `describe_token_tables` shows which table has which rate.
       b2: decay rate of Ember's averages, in [0, 1).
       eps: added to Ember's denominator after the root.
-      weight_decay: decoupled weight decay of the tables, in units of the learning rate as in `optax.adamw`; zero unless you say
-        otherwise, and the body has its own (that of `optax.adamw` is 1e-4).
-      feature_mean: "all_rows", or "active_rows" for the code that the paper came with, as in `scale_by_ember`.
-      tables: which parameters are tables, and their axes: a function from parameters to a tree of
-        `EmberDimensionNumbers` (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for
-        every leaf. "auto" means `token_tables`: what its rules find. Its patterns go in as
-        `TokenTables(include=[r"head/kernel"])`. More than two learning rates: docs/recipes.md.
+      weight_decay: decoupled weight decay of the tables, in units of the learning rate as in `optax.adamw`. The default is zero.
+        The body has its own weight decay (1e-4 in `optax.adamw`).
+      feature_mean: "all_rows", or "active_rows" for the form of the paper's code, as in `scale_by_ember`.
+      tables: which parameters are tables, and their axes. It is a function from parameters to a tree of `EmberDimensionNumbers`
+        (table) and None (body), such a tree or a prefix of it, or one `EmberDimensionNumbers` for every leaf. "auto" means the
+        tables that `token_tables` finds. Pass patterns for its search as `TokenTables(include=[r"head/kernel"])`. For more than
+        two learning rates see docs/recipes.md.
 
     Returns:
-      A `GradientTransformationExtraArgs`; an `optax.partition` of "ember" and "body". Extra arguments reach both.
+      A `GradientTransformationExtraArgs`, which is an `optax.partition` of "ember" and "body". Both get the extra arguments.
 
     Raises:
-      TypeError: a hyperparameter is not a real number, or lost its digits in less than float32; `body` is no transformation.
-      ValueError: a hyperparameter is out of range; at `init`, no table is found, two leaves have the same path, or there is a
-        `head_learning_rate` but no head, or a table of which nothing tells whether it is one.
+      TypeError: a hyperparameter is not a real number, or lost its digits in a dtype below float32; `body` is not a
+        transformation.
+      ValueError: a hyperparameter is out of range; at `init`, no table is found, or two leaves have the same path; at `init` with
+        a `head_learning_rate`, there is no head, or nothing shows whether a table is a head.
 
     Warns:
-      UserWarning: at `init`, a matrix of the body has the vocabulary of a table; a stack of tables has more tables than tokens;
-        or nothing tells the token axis of a table that was included. One warning says what to write in each case.
+      UserWarning: at `init`, a matrix of the body has the vocabulary of a table, a stack of tables has more tables than tokens,
+        or nothing shows the token axis of an included table. One warning says what to write in each case.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,7 +141,7 @@ def _routed(
     rates: _Rates,
     body: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """An `optax.partition` of the tables that `find` makes of a tree, and of the rest."""
+    """The `optax.partition` of the tables that `find` finds in a tree, and of the rest."""
 
     partition = functools.partial(_partition, scaling=scaling, rates=rates, body=body)
 
@@ -166,7 +167,7 @@ def _routed(
         _check_arrays(found, "the gradient of")
         _check_ids_of_body(found, state.inner_states["body"])
         if params is not None:
-            # Only what has a gradient: an Equinox model has functions besides.
+            # Only leaves that have a gradient, because an Equinox model also has functions as leaves.
             leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
             check_params(found, leaves)
             params = found.treedef.unflatten(leaves)
@@ -179,12 +180,12 @@ def _routed(
 def _partition(found: TableTree, *, scaling, rates: _Rates, body) -> optax.GradientTransformationExtraArgs:
     labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
     of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), _by_kind(found, rates))
-    # As a function, because a tree that is callable, an Equinox model, would be called.
+    # A function, because `optax.partition` calls labels that are callable, such as an Equinox model.
     return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
 
 
 def _by_kind(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
-    """The learning rates of input tables and heads, on the tree of the tables alone."""
+    """A transformation that multiplies the updates of the tables by the learning rate of their kind."""
     others = optax.scale_by_learning_rate(rates.others)
     if rates.head is None:
         return others
@@ -211,7 +212,7 @@ def _check_state(state: Any) -> None:
 
 
 def _check_ids_of_body(found: TableTree, body_state: Any) -> None:
-    """Ids for a parameter of the body would be ignored there, unless an Ember in the body trains it."""
+    """Raises if ids are given for a parameter of the body. The body ignores them, unless an Ember in it trains the parameter."""
     of_body = [table for table in found.tables if table.ids is not None and table.axes is None]
     if not of_body:
         return

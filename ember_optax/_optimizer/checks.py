@@ -1,4 +1,4 @@
-"""What the transformations refuse of parameters, gradients, state, mesh axes and other transformations."""
+"""The checks of parameters, gradients, state, mesh axes and other transformations."""
 
 import numbers
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .._tree.token_ids import check_compact
 
 
 def check_transformation(tx: Any, argument: str, fix: str) -> optax.GradientTransformation:
-    """The transformation, if it is one that was made and not the function that makes it."""
+    """The transformation. Raises if `tx` is anything else, such as the function that makes a transformation."""
     if isinstance(tx, type) or not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
         raise TypeError(f"{argument} must be an optax.GradientTransformation, got {shown(tx)}: {fix}.")
     return tx
@@ -36,7 +36,7 @@ def mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
 
 
 def check_leaf(table: Table) -> TableAxes:
-    """The axes of a leaf that is a real floating array with at least one element, and is declared to be a table."""
+    """The axes of a leaf. Raises unless it is a real floating array with at least one element, and is declared to be a table."""
     leaf = table.array
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         number = " Write it as an array: jnp.asarray(...)." if isinstance(leaf, numbers.Number) else ""
@@ -54,14 +54,14 @@ def check_leaf(table: Table) -> TableAxes:
     if table.axes is None:
         raise ValueError(
             f"dimension_numbers says None, no table, of {table.name!r} with shape {leaf.shape}, but scale_by_ember treats "
-            f"every leaf as one: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
+            f"every leaf as a table: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
         )
     return table.axes
 
 
 def check_found(found: TableTree, *, complete: bool) -> None:
-    """Raises where nothing was found or a pattern was in vain."""
-    # In an incomplete tree, of an `optax.partition` say, the tables may be elsewhere.
+    """Raises if no table was found, or if a pattern matched nothing."""
+    # In an incomplete tree, for example inside an `optax.partition`, the tables may be in another part.
     if complete and (message := unused_patterns_message(found)):
         raise ValueError(message)
     if complete and all(table.axes is None for table in found.tables):
@@ -69,7 +69,7 @@ def check_found(found: TableTree, *, complete: bool) -> None:
 
 
 def check_kinds(found: TableTree, *, complete: bool) -> None:
-    """Raises where a learning rate for heads is given and a table may be one, or none is: it would be ignored in silence."""
+    """Raises if `head_learning_rate` would be silently ignored: a table may or may not be a head, or no table is a head."""
     tables = [table for table in found.tables if table.axes is not None]
     if unknown := [table for table in tables if table.kind is None]:
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in unknown])
@@ -86,7 +86,7 @@ def check_kinds(found: TableTree, *, complete: bool) -> None:
 
 
 def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
-    """Raises where a parameter has another shape than its gradient: its decay would be broadcast, in silence."""
+    """Raises if a parameter and its gradient have different shapes. Otherwise the decay would be broadcast silently."""
     for table, leaf in zip(found.tables, leaves, strict=True):
         check_array(leaf, f"parameter {table.name!r}")
         if np.shape(unbox(leaf)) != table.shape:
@@ -107,11 +107,11 @@ def check_state(state: Any) -> None:
 
 
 def check_given(params: Any, *, with_ids: bool, decays: bool = False) -> None:
-    """Raises where an update cannot do without the parameters."""
+    """Raises if an update needs the parameters and they are missing."""
     if params is None and with_ids:
         raise ValueError(
             "token_ids need the parameters: call update(updates, state, params, token_ids=token_ids). A compact update does "
-            "not tell the shape of its table."
+            "not show the shape of its table."
         )
     if params is None and decays:
         raise ValueError(
@@ -121,7 +121,7 @@ def check_given(params: Any, *, with_ids: bool, decays: bool = False) -> None:
 
 
 def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
-    """Whether the caller is inside a `jax.shard_map` (or a `jax.vmap` with `axis_name`) over these axes."""
+    """Raises unless the caller is inside a `jax.shard_map` (or a `jax.vmap` with `axis_name`) over these axes."""
     for argument, names in mesh_axes.items():
         for name in names:
             try:
@@ -134,7 +134,7 @@ def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
 
 
 def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes) -> None:
-    """Raises where a gradient and its state do not belong together."""
+    """Raises if a gradient does not fit its state."""
     _check_split(table, g, axes)
     for field, moment in moments._asdict().items():
         check_array(moment, f"the state's {field} of {table.name!r}")
@@ -166,7 +166,7 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
 
 
 def check_head(table: Table, gradient: Any, axes: TableAxes) -> None:
-    """Raises where the gradient of a fused head meets a transformation that is not for it."""
+    """Raises if a transformation cannot take the gradient of a fused head."""
     if not isinstance(gradient, HeadGradient):
         raise TypeError(f"the gradient of {table.name!r} is an update already: put one scale_by_ember into the chain.")
     if axes.token != (gradient.loss.token_axis,) or axes.batch:
@@ -176,13 +176,16 @@ def check_head(table: Table, gradient: Any, axes: TableAxes) -> None:
         )
     if axes.token_mesh or axes.feature_mesh:
         raise ValueError(
-            f"the fused head {table.name!r} cannot be split by jax.shard_map, which token_mesh_axes or feature_mesh_axes say: "
+            f"the fused head {table.name!r} cannot be split by jax.shard_map, but token_mesh_axes or feature_mesh_axes say so: "
             f"use jax.jit with automatic mesh axes, or leave it out of `heads`."
         )
 
 
 def _check_split(table: Table, g: jax.Array, axes: TableAxes) -> None:
-    """Inside `jax.shard_map`: the rows of a compact gradient may be the same on all devices where their ids differ."""
+    """Raises if the gradient is the same along a mesh axis that should split the table.
+
+    A compact gradient may have the same rows on all devices if its ids differ.
+    """
     split_over = varying_axes(g) | (frozenset() if table.ids is None else varying_axes(table.ids))
     whole = [axis for axis in axes.token_mesh + axes.feature_mesh if split_over and axis not in split_over]
     if whole:

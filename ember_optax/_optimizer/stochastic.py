@@ -1,4 +1,4 @@
-"""`stochastic_rounding`: the last transformation of a chain, for parameters of 16 bits without a copy in float32."""
+"""`stochastic_rounding`: the last transformation of a chain, which trains 16-bit parameters without a float32 copy."""
 
 import functools
 import zlib
@@ -23,7 +23,20 @@ from .checks import check_params
 
 
 class StochasticRoundingState(NamedTuple):
-    """State of `stochastic_rounding`: the step, int32, of shape ()."""
+    """State of `stochastic_rounding`.
+
+    Attributes:
+      count: the step, int32, of shape (); it decides, with the seed, how each number is rounded.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ember_optax import stochastic_rounding
+      >>> print(stochastic_rounding(0).init({"embedding": jnp.ones((8, 4), jnp.bfloat16)}).count)
+      0
+
+    References:
+      docs/fused_head.md
+    """
 
     count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -31,38 +44,39 @@ class StochasticRoundingState(NamedTuple):
 def stochastic_rounding(
     seed: jax.typing.ArrayLike, *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Rounds parameters of 16 bits stochastically as they are updated, so that no copy in float32 is needed.
+    r"""Rounds the new value of 16-bit parameters stochastically, so that training needs no float32 copy of them.
 
     .. math::
         u' = SR(p + u) - p, \qquad P(SR(x) = upper) = \frac{x - lower}{upper - lower}
 
-    where lower and upper are the neighbours of x in the parameter's dtype. To the nearest, an update below half of the last place
-    is lost, every time; stochastically it is made with the probability that makes it right on average.
+    where lower and upper are the neighbours of x in the parameter's dtype. Rounding to nearest loses every update below half a
+    unit in the last place. Stochastic rounding is right on average.
 
-    The last transformation of a chain: the update that it returns, in float32, lands exactly on the rounded sum under
-    `optax.apply_updates`, `nnx.Optimizer` and `row_sparse.apply_updates`. (`eqx.apply_updates` leaves the sum in float32; casting
-    it to the parameter's dtype lands there too.)
+    Put it last in the chain. It returns float32 updates for which `optax.apply_updates`, `nnx.Optimizer` and
+    `row_sparse.apply_updates` give exactly the rounded sum. (`eqx.apply_updates` leaves the sum in float32. A cast to the
+    parameter's dtype then gives the rounded sum too.)
 
-    The random bits are a hash of the seed, the step, the parameter's path and the place in the array: no random array exists, and
-    nothing but the step is stored. The same numbers are rounded alike in dense and in row-sparse steps, on any number of devices
-    under `jax.jit`, and after a restart. (Inside `jax.shard_map` places are those in a device's part.)
+    The random bits are a hash of the seed, the step, the parameter's path and the index in the array. So there is no random
+    array, and only the step is stored. The rounding is the same in dense and in row-sparse steps, on any number of devices under
+    `jax.jit`, and after a restart. (Inside `jax.shard_map` the index is the one in a device's shard.)
 
-    Edges: a number that the dtype has stays, so an update of zero moves nothing. A finite sum in the range of the dtype, or less
-    than one unit beyond it, stays finite; a sum that is infinite or NaN is passed on. Numbers below the smallest normal float32
-    are zero to XLA, as everywhere; subnormal numbers of float16 are rounded as all others.
+    Edge cases: a number that the dtype represents does not change, so an update of zero moves nothing. A finite sum in the range
+    of the dtype, or less than one unit beyond it, stays finite. A sum that is infinite or NaN stays so. XLA takes numbers below
+    the smallest normal float32 for zero. Subnormal numbers of float16 are rounded like all others.
 
     Args:
       seed: an integer in 0 to 2^32 - 1.
       tables: which axis of a compact update's table is the vocabulary, as in `ember`.
 
     Returns:
-      A `GradientTransformationExtraArgs`; its state is the number of steps, which counts skipped ones too, as a schedule does.
-      Parameters of 32 bits and more, and those of integers, pass through untouched. `update` needs the parameters, and takes
-      `token_ids`; the updates of equal ids are added up, as by `row_sparse.apply_updates`.
+      A `GradientTransformationExtraArgs`. Its state is the number of steps, including skipped ones, as in a schedule. Updates of
+      integer parameters and of parameters of 32 bits and more do not change. `update` needs the parameters, and takes
+      `token_ids`. The updates of equal ids are added up, as in `row_sparse.apply_updates`.
 
     Raises:
-      TypeError: `seed` is no integer; at update, a parameter has 8 bits or fewer.
-      ValueError: `seed` is out of range; at update, without the parameters, or a parameter has another shape than its update.
+      TypeError: `seed` is not an integer; at update, a parameter has 8 bits or fewer.
+      ValueError: `seed` is out of range; at update, the parameters are missing, or a parameter and its update have different
+        shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,8 +91,8 @@ def stochastic_rounding(
       bfloat16 0.9990
 
     References:
-      docs/fused_head.md. Ember, https://arxiv.org/abs/2607.01455; Gupta et al., "Deep Learning with Limited Numerical Precision",
-      https://arxiv.org/abs/1502.02551; Zamirai et al., "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
+      Gupta et al., "Deep Learning with Limited Numerical Precision", https://arxiv.org/abs/1502.02551; Zamirai et al.,
+      "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192; docs/fused_head.md
     """
     check_declaration(tables, "tables")
     word = _checked_seed(seed)
@@ -114,7 +128,7 @@ def stochastic_rounding(
 
 
 def _checked_seed(seed: Any) -> Any:
-    """A seed as an integer or, under `optax.inject_hyperparams`, an array of one."""
+    """The seed as a uint32 scalar, or a traced integer under `optax.inject_hyperparams`. Raises for anything else."""
     if isinstance(seed, jax.Array):
         if seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
             raise TypeError(f"seed must be one integer, got an array of shape {seed.shape} and dtype {seed.dtype}; pass seed=0.")
@@ -158,7 +172,10 @@ def _round_all(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array
 
 
 def _round_rows(compact: jax.Array, table: jax.Array, ids: jax.Array, key: jax.Array, *, token_axis: int) -> jax.Array:
-    """Rows as in the whole table. Their sums stand where an id stands first, zeros everywhere else."""
+    """The rounded updates of some rows, with the bits that these rows have in the whole table.
+
+    The first occurrence of an id has the sum of its updates. Later occurrences and padding have zeros.
+    """
     size = table.shape[token_axis]
     ids_N = flat_ids(ids, size)
     summed_NxF, first_N = sum_duplicates(rows_first(compact, token_axis, ids.ndim), ids_N, size)

@@ -1,4 +1,4 @@
-"""`scale_by_ember`: the mathematics of one table mapped over a tree of them."""
+"""`scale_by_ember`: the step of one table, mapped over a tree of tables."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from .._math.axes import TableAxes
 from .._math.head_step import ember_head_step
 from .._math.mesh import in_auto_mode, spec_like
 from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_axes
-from .._math.row_step import ember_row_step
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
@@ -24,6 +23,7 @@ from .._tree.tables import Table, TableTree, tables_of
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import tables_at_init
 from .checks import check_bound, check_given, check_gradient, check_head, check_leaf, check_state, mesh_names
+from .row_step import ember_row_step
 
 FeatureMean = Literal["all_rows", "active_rows"]
 
@@ -37,7 +37,7 @@ def scale_by_ember(
     token_mesh_axes: str | tuple[str, ...] = (),
     feature_mesh_axes: str | tuple[str, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Rescales updates by Ember's factored second moment; every leaf is treated as a token table.
+    r"""Rescales updates by Ember's factored second moment. Every leaf is treated as a token table.
 
     For a table's gradient :math:`g` of shape (V, D) at step t:
 
@@ -48,17 +48,17 @@ def scale_by_ember(
         u_{ij} &= g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
 
     A leaf of rank 0 or 1 has no feature axes, so its :math:`\hat v` is :math:`\nu^{token}` itself. Several feature axes
-    count as one. State is float32 whatever the parameters' dtype; updates come back in the gradients' dtype.
+    count as one. The state is float32 for every dtype of the parameters, and updates have the dtype of the gradients.
 
-    A table whose mean squared gradient is not finite in float32 (an inf, a NaN, an element above 1.8e19, a row or
-    column whose squares sum to more than 3.4e38) skips the step: its update is zero, `count`, `nu_token` and `nu_feature` stay,
-    `total_notfinite` goes up by one, and everything afterwards is bit-identical to a run that never saw that batch. Other
-    tables go on. A table whose averages are not finite (from a damaged checkpoint) skips every step, and counts them.
+    A table skips the step if its mean squared gradient is not finite in float32. (The gradient has an inf, a NaN, an element
+    above 1.8e19, or a row or column whose squares sum to more than 3.4e38.) Then its update is zero, `count`, `nu_token` and
+    `nu_feature` stay, `total_notfinite` goes up by one, and everything afterwards is bit-identical to a run without that batch.
+    Other tables take the step. A table whose averages are not finite (from a damaged checkpoint) skips and counts every step.
 
     Range: with the default `eps` the update is within 1e-6 of float64 for gradients from 1e-22 to 1e17. Squares below
-    1.2e-38 are zero in float32, so for gradients below about 3e-18, where only a smaller `eps` would matter, the root counts as
-    :math:`\sqrt{1.2 \cdot 10^{-38} / (1 - b_2^t)}`, 3.4e-18 in the first step with `b2=0.999`: their steps become smaller than
-    the formula's, never larger.
+    1.2e-38 are zero in float32. For gradients below about 3e-18 the root is therefore at least
+    :math:`\sqrt{1.2 \cdot 10^{-38} / (1 - b_2^t)}`, which is 3.4e-18 in the first step with `b2=0.999`. Their steps are smaller
+    than those of the formula, never larger. This matters only for an `eps` below the default.
 
     With constant `b2`, bias correction and `eps -> 0` this is Adafactor's factored second moment
     (`optax.scale_by_factored_rms`) without its clipping, relative step size and decay schedule.
@@ -66,29 +66,30 @@ def scale_by_ember(
     Args:
       b2: decay rate of both averages, in [0, 1).
       eps: added to the denominator after the root, in units of the gradient.
-      feature_mean: over which rows of a batch the feature statistic is averaged. "all_rows" is the equation above and the
-        authors' code since 2026-07-20. "active_rows", the code that the paper of 2026-07-01 came with, divides by the number of
-        rows with a gradient instead of by V, and by :math:`\mathrm{mean}_i\, \nu^{token}_i` in the profile; on an input table
-        whose batches touch a share s of the rows its steps are :math:`\sqrt{s}` times as large, and rows of padding change
-        them. Use it to reproduce published runs and their learning rates.
-      dimension_numbers: which axis is the vocabulary: "auto" is what `token_tables` finds, and axis 0 for a leaf that it does not
-        know; one `EmberDimensionNumbers` for all leaves, a tree of them with the parameters' structure or a prefix of it, or a
-        function from parameters to such a tree.
-      token_mesh_axes: only inside `jax.shard_map`, where the code sees one device's part of a table: the mesh axes over which
-        the token axes are split. Without it each part would silently take its own rows for the whole vocabulary. Under
-        `jax.jit` with automatic or explicit mesh axes leave it empty: the arrays are whole there.
-      feature_mesh_axes: likewise, the mesh axes over which the feature axes are split.
+      feature_mean: the rows of a batch over which the feature statistic is averaged. "all_rows" is the equation above and the
+        authors' code since 2026-07-20. "active_rows" is the code published with the paper of 2026-07-01. It divides the feature
+        statistic by the number of rows with a gradient instead of V, and the profile by
+        :math:`\mathrm{mean}_i\, \nu^{token}_i`. On an input table whose batches touch a share s of the rows, its steps are
+        :math:`\sqrt{s}` times as large, and rows of padding change them. Use it to reproduce published runs and their learning
+        rates.
+      dimension_numbers: which axis is the vocabulary. It is one `EmberDimensionNumbers` for all leaves, a tree of them with the
+        parameters' structure or a prefix of it, or a function from parameters to such a tree. "auto" is what `token_tables`
+        finds, and axis 0 for all other leaves.
+      token_mesh_axes: the mesh axes that shard the token axes. Set it only inside `jax.shard_map`, where an array is one device's
+        shard. Without it, each shard would silently take its own rows for the whole vocabulary. Leave it empty under `jax.jit`
+        with automatic or explicit mesh axes, where arrays are whole.
+      feature_mesh_axes: the mesh axes that shard the feature axes. Set it only inside `jax.shard_map`.
 
     Returns:
       A `GradientTransformationExtraArgs` with state `ScaleByEmberState`. `update` takes `token_ids` for compact updates (see
-      `row_sparse`); other extra arguments are accepted and ignored.
+      `row_sparse`). It ignores other extra arguments.
 
     Raises:
-      TypeError: `b2` or `eps` is not a real number, or lost its digits in less than float32; at init or update, a leaf is
+      TypeError: `b2` or `eps` is not a real number, or lost its digits in a dtype below float32; at init or update, a leaf is
         integer or complex.
-      ValueError: `b2` or `eps` out of range; a mesh axis named twice, or at update one that is not in use; at init or update, a
-        leaf is empty, an axis does not fit it, a gradient has another shape than its table, two leaves have the same path, or a
-        tree of dimension numbers does not match or says None of a leaf.
+      ValueError: `b2` or `eps` is out of range; a mesh axis is named twice; at update, a mesh axis is not in use; at init or
+        update, a leaf is empty, an axis does not fit a leaf, a gradient and its table have different shapes, two leaves have the
+        same path, or a tree of dimension numbers does not match or has None for a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,14 +131,14 @@ def scale_tables(
     weight_decay: Any = 0.0,
     mesh_axes: dict[str, tuple[str, ...]] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`scale_by_ember` on the tables that `find` makes of a tree, with `weight_decay * param` added to its update.
+    """`scale_by_ember` on the tables that `find` finds in a tree, with `weight_decay * param` added to the update.
 
-    `optax.add_decayed_weights` behind `scale_by_ember` cannot know that a table skipped its batch and would decay it all
-    the same. Here a skipped table does not move, and the state's structure does not depend on the decay.
+    `optax.add_decayed_weights` after `scale_by_ember` does not know that a table skipped its batch, and decays it anyway. Here a
+    table that skips does not move, and the state's structure does not depend on the decay.
     """
     b2, eps, weight_decay = checked_b2(b2), checked_eps(eps), checked_weight_decay(weight_decay)
     active_rows = checked_feature_mean(feature_mean) == "active_rows"
-    # A traced decay may become non-zero later, a Python zero may not: only the latter does without parameters.
+    # A traced decay may become non-zero later, so it needs the parameters. Only a Python zero does not.
     decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
 
     def axes_of(table: Table) -> TableAxes:
@@ -171,7 +172,7 @@ def scale_tables(
 def _step_table(
     table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
 ) -> tuple[Any, Moments]:
-    """The update of one table, dense or compact, and its state in the boxes that it came in."""
+    """The update of one table, dense or compact, and its next state in the boxes of the old state."""
     check_array(table.box, f"the gradient of {table.name!r}")
     if isinstance(table.array, HeadLeaf):
         return _step_head(table, boxes, axes=axes, rate=rate, eps=eps, weight_decay=weight_decay, active_rows=active_rows)
@@ -192,7 +193,7 @@ def _step_table(
 def _step_head(
     table: Table, boxes: Moments, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
 ) -> tuple[HeadUpdate, Moments]:
-    """The same for the gradient of a fused head; the decay reads the table where the update is applied."""
+    """`_step_table` for the gradient of a fused head. Weight decay is added later, where the update is applied to the table."""
     gradient, moments = table.array, Moments(*map(unbox, boxes))
     check_head(table, gradient, axes)
     check_gradient(table, gradient.table, moments, axes)
@@ -203,7 +204,7 @@ def _step_head(
 
 
 def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:
-    """One tree per field from one `Moments` per table; without leaves (a placeholder tree) the tree itself, four times."""
+    """The state, with one tree per field, from one `Moments` per table. For a tree without leaves, every field is that tree."""
     fields = {field: [getattr(one, field) for one in moments] for field in Moments._fields}
     return ScaleByEmberState(**{field: found.treedef.unflatten(values) for field, values in fields.items()})
 
@@ -215,6 +216,6 @@ def _from_state(state: ScaleByEmberState, found: TableTree) -> list[Moments]:
 
 
 def _boxed(moments: Moments, table: Table) -> Moments:
-    """Puts each field into the parameter's box, if it has one, with the names of the axes that the field has."""
+    """The fields in boxes like the parameter's, if it has one, with the names of the axes that each field keeps."""
     assert table.axes is not None
     return Moments(*(rebox_axes(table.box, field, kept) for field, kept in zip(moments, kept_axes(table.axes), strict=True)))

@@ -13,10 +13,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._math.checksum import partial_checksums
 from .._math.mesh import named_sharding
 from .._tree.inputs import check_array, listed, shown
 from .._tree.paths import check_distinct, full_path_name
+from .array_checksum import partial_checksums
 
 
 def checksums(tree: Any) -> dict[str, int]:

@@ -16,8 +16,8 @@ from ._gradients import Autocorrelation, FactorizationError, active_rows, factor
 from ._isotropy import iso_score, mean_cosine_similarity, partition_isotropy
 from ._norms import mean_row_norm, row_norms
 from ._report import report
-from ._row_step import cold_row_ratio, row_step, table_states
 from ._spectrum import effective_rank, spectrum, stable_rank
+from ._step_sizes import cold_row_ratio, row_step, table_states
 from ._streaming import Streaming
 from ._trajectories import Rays, random_walk, ray
 from ._under_trained import UnderTrainedTokens, under_trained_tokens

@@ -77,7 +77,9 @@ def by_frequency(
         raise TypeError("token_counts must be an array of one count for each token, got None; pass jnp.bincount(ids, length=V).")
     edges = _checked_buckets(buckets, table.shape[token])
 
-    mask_BxV, lower_B, upper_B, size_B = _buckets_of(_wide(counts), edges) if isinstance(edges, int) else _between(_wide(counts), edges)
+    mask_BxV, lower_B, upper_B, size_B = (
+        _buckets_of(_wide(counts), edges) if isinstance(edges, int) else _between(_wide(counts), edges)
+    )
 
     def of_bucket(mask_V: jax.Array) -> jax.Array:
         return metric(table, token_axis=token, weights=mask_V)

@@ -18,8 +18,8 @@ from .._tree.state import ember_moments
 from .._tree.suspects import warn_of_suspects
 from .._tree.tables import Table, read_tree, tables_of
 from ._measured import checked_table, checked_weights
-from ._row_step import StepRule, TableState, checked_state, step_rule, table_states
-from ._table_report import table_report
+from ._step_sizes import StepRule, TableState, checked_state, step_rule, table_states
+from ._table_metrics import table_report
 
 # In the place of a gradient that is None, which a tree of leaves would not have.
 _LEFT_OUT = object()

@@ -13,7 +13,7 @@ from .._math.mesh import in_auto_mode
 from .._math.rows import flat_ids
 from .._math.weighted_rows import Rows, centered_rows, rows_of, unit
 from .._tree.hyperparameters import checked_flag
-from .._tree.inputs import check_array, shown
+from .._tree.inputs import shown
 from ._measured import checked_table, to_vector
 from ._norms import norms_of
 from ._spectrum import principal
@@ -124,7 +124,6 @@ def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
         ids = known_unused if isinstance(known_unused, Tracer) else np.asarray(known_unused)
     except (TypeError, ValueError):
         raise TypeError(f"known_unused must be integers, got {shown(known_unused)}; {fix}") from None
-    check_array(ids, "known_unused")
     if ids.size and not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"known_unused must be integers, got {ids.dtype} of shape {ids.shape}; {fix}")
     if not ids.size:

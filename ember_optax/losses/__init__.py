@@ -1,4 +1,4 @@
-"""Losses of heads with large vocabularies, in chunks: no N x V logits, forward or backward, whatever the optimizer.
+"""Losses of heads with large vocabularies, in chunks. There are no N x V logits, forward or backward, with any optimizer.
 
 >>> from ember_optax import losses  # `losses.linear_softmax_cross_entropy` has an example that runs
 

@@ -1,4 +1,4 @@
-"""What the losses refuse of their arguments."""
+"""The checks of the arguments of the losses."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from .._tree.hyperparameters import checked_number
 from .._tree.inputs import check_array, checked_axis, checked_integer, shown
 from ..row_sparse._slice import head_of
 
-# Rows that are multiplied at once; 1,024 to 4,096 were equally fast within the noise (131072 x 640, 512 tokens, two cores).
+# Rows of one chunk. 1,024 to 4,096 were equally fast within the noise (131072 x 640, 512 tokens, two cores).
 _CHUNK = 2048
-# Logits at once, at most, as long as a chunk has _SMALLEST rows: 128 MiB in float32.
+# The most logits of one chunk, 128 MiB in float32. A chunk has at least _SMALLEST rows anyway.
 _LOGITS = 1 << 25
 _SMALLEST = 128
 
 
 def checked_head(table: Any, token_axis: Any) -> tuple[jax.Array, int, Any]:
-    """A head, its token axis counted from the front, and the fused head that it is; None for an array."""
+    """The array of a head, its token axis counted from the front, and its fused head. The last is None for an array."""
     table = unbox(table)
     head = head_of(table)
     array = _floating(table if head is None else head.table, "table", "the head's matrix")
@@ -29,7 +29,7 @@ def checked_head(table: Any, token_axis: Any) -> tuple[jax.Array, int, Any]:
 
 
 def check_hidden(hidden: Any, table_shape: tuple[int, ...], token_axis: int) -> jax.Array:
-    """Hidden states whose last axis has the head's features."""
+    """The hidden states as an array. Raises unless their last axis has the features of the head."""
     array = _floating(hidden, "hidden", "the hidden states before the head")
     width = table_shape[1 - token_axis]
     if array.ndim == 0 or array.shape[-1] != width:
@@ -42,7 +42,7 @@ def check_hidden(hidden: Any, table_shape: tuple[int, ...], token_axis: int) -> 
 
 
 def checked_labels(labels: Any, hidden_shape: tuple[int, ...]) -> jax.Array:
-    """One label for each hidden state."""
+    """The labels as an array. Raises unless they are integers, one for each hidden state."""
     dtype = getattr(labels, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         what = shown(labels) if dtype is None else f"{dtype} of shape {jnp.shape(labels)}"
@@ -56,7 +56,7 @@ def checked_labels(labels: Any, hidden_shape: tuple[int, ...]) -> jax.Array:
 
 
 def checked_where(where: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """A mask of the shape of the labels."""
+    """The mask in the shape of the labels, or None."""
     if where is None:
         return None
     if getattr(where, "dtype", None) != jnp.bool_:
@@ -71,7 +71,7 @@ def checked_where(where: Any, shape: tuple[int, ...]) -> jax.Array | None:
 
 
 def checked_num_tokens(num_tokens: Any, size: int) -> int:
-    """How many rows of a head are tokens; the others are padding."""
+    """The number of rows of a head that are tokens. The other rows are padding."""
     if num_tokens is None:
         return size
     if not 1 <= (number := checked_integer(num_tokens, "num_tokens", size)) <= size:
@@ -85,7 +85,7 @@ def checked_num_tokens(num_tokens: Any, size: int) -> int:
 def checked_loss(
     token_axis: int, num_tokens: int, chunk: Any, soft_cap: Any, z_loss: Any, label_smoothing: Any, hidden_states: int
 ) -> HeadLoss:
-    """The numbers of a loss, for this number of hidden states."""
+    """The options of a loss, with a chunk size that fits this number of hidden states."""
     if soft_cap is not None:
         soft_cap = checked_number(soft_cap, "soft_cap", "a number above 0 or None, for example soft_cap=30.0")
         if not soft_cap > 0.0:
@@ -93,7 +93,7 @@ def checked_loss(
     z_loss = checked_number(z_loss, "z_loss", "a number >= 0, for example z_loss=1e-4")
     label_smoothing = checked_number(label_smoothing, "label_smoothing", "a number in [0, 1], for example label_smoothing=0.1")
     if label_smoothing > 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share that is spread, say 0.1.")
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share to spread, such as 0.1.")
     return HeadLoss(token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing)
 
 

@@ -1,4 +1,4 @@
-"""Softmax cross entropy of a head, from hidden states and not from logits."""
+"""Softmax cross entropy of a head, computed from hidden states instead of logits."""
 
 import functools
 
@@ -25,46 +25,48 @@ def linear_softmax_cross_entropy(
     label_smoothing: float = 0.0,
     chunk: int | None = None,
 ) -> jax.Array:
-    r"""Softmax cross entropy of each token, without its logits: the head is multiplied chunk by chunk, and again in the gradient.
+    r"""Softmax cross entropy of each token, in chunks of the vocabulary. The gradient computes the logits of each chunk again.
 
     .. math::
         x_i &= h \cdot table_i, \quad \text{with a soft cap } x_i \leftarrow c \tanh(x_i / c) \\
         z &= \log \sum_i e^{x_i} \\
         loss &= z - (1 - s) \, x_{label} - s \, \mathrm{mean}_i\, x_i + w z^2
 
-    For N hidden states the largest temporary has N x `chunk` elements, where the usual loss has several of N x V. The gradient of
-    the table is V x D, as that of any loss. Forward and backward are four products of N x V x D where the usual loss has three.
-    It works under `jax.jit`, `jax.grad`, `jax.vmap`, `jax.checkpoint` and `jax.shard_map`, with any optimizer. It does not work
-    in forward mode (`jax.jvp`).
+    For N hidden states the largest temporary has N x `chunk` elements. The usual loss has several temporaries of N x V. The
+    gradient of the table is V x D, as for any loss. Forward and backward take four products of N x V x D, and the usual loss
+    takes three. The loss works under `jax.jit`, `jax.grad`, `jax.vmap`, `jax.checkpoint` and `jax.shard_map`, with any optimizer.
+    It does not work in forward mode (`jax.jvp`).
 
-    Products have the wider dtype of `hidden` and `table`, and add up in float32. With both in bfloat16 they run at bfloat16's
-    speed. For a float32 table in mixed precision pass `table.astype(jnp.bfloat16)`.
+    Products have the wider dtype of `hidden` and `table`, and add up in float32. If both are bfloat16, products run at the speed
+    of bfloat16. For a float32 table in mixed precision pass `table.astype(jnp.bfloat16)`.
 
-    A loss may be masked afterwards, as by `jnp.where(labels != -100, losses, 0.0)`, instead of by `where`. A token whose loss
-    does not count adds exactly zero to every gradient, also if its loss is NaN or its hidden state is not finite.
-    (`losses * mask` is not enough: NaN times zero is NaN.)
+    Instead of `where`, a loss may be masked afterwards, for example by `jnp.where(labels != -100, losses, 0.0)`. A token whose
+    loss does not count adds exactly zero to every gradient, also if its loss is NaN or its hidden state is not finite.
+    (`losses * mask` is not enough, because NaN times zero is NaN.)
 
     Args:
       hidden: hidden states, (..., D), floating.
-      table: the head, (V, D), or (D, V) with `token_axis=1`, floating; without a bias.
-      labels: integers, (...). One that is no token, such as -100, makes its loss NaN, and the gradients too unless it is masked.
+      table: the head, (V, D), or (D, V) with `token_axis=1`, floating, without a bias.
+      labels: integers, (...). A label that is not a token, such as -100, makes its loss NaN. It makes the gradients NaN too,
+        unless it is masked.
       token_axis: the axis of `table` that is the vocabulary.
-      where: booleans that broadcast to `labels`. Tokens with False have the loss zero and no gradient, whatever their label and
-        hidden state. None counts all.
-      num_tokens: the number of tokens in a table that has rows of padding after them; None for a table without. Rows from here on
-        have no probability and exactly no gradient, whatever they hold; labels of them are no tokens.
+      where: booleans that broadcast to `labels`. Tokens with False have a loss of zero and no gradient, for any label and hidden
+        state. None counts all tokens.
+      num_tokens: the number of tokens in a table that has rows of padding after them. None for a table without padding. Rows of
+        padding have no probability and a gradient of exactly zero, for any content. Their ids are not valid labels.
       soft_cap: the largest absolute logit c, as in Gemma 2; None for no cap.
       z_loss: w, the weight of the squared logsumexp.
-      label_smoothing: s, the share of each label that is spread over all tokens, as by `optax.losses.smooth_labels`.
-      chunk: rows of the table that are multiplied at once. None is 2,048, and less for more than 16,384 tokens.
+      label_smoothing: s, the share of each label that is spread over all tokens, as in `optax.losses.smooth_labels`.
+      chunk: the number of rows of the table in one product. None is 2,048, and less for more than 16,384 hidden states.
 
     Returns:
       The losses in float32 (float64 for float64), of the shape of `labels`. Average them over the tokens that count:
       `losses.sum() / where.sum()`.
 
     Raises:
-      TypeError: `hidden` or `table` is no floating array, `labels` has no integers, `where` has no booleans, or a number is none.
-      ValueError: shapes do not fit; a number is out of range.
+      TypeError: `hidden` or `table` is not a floating array, `labels` are not integers, `where` is not boolean, or an option is
+        not a number.
+      ValueError: shapes do not fit, or a number is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,8 +77,8 @@ def linear_softmax_cross_entropy(
       (2, 3) 6.9078 0.0
 
     References:
-      docs/fused_head.md. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009;
-      soft cap: Gemma 2, https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311.
+      Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009; soft cap: Gemma 2,
+      https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311; docs/fused_head.md
     """
     array, token_axis, head = checked_head(table, token_axis)
     if head is not None and jnp.ndim(hidden):
@@ -95,7 +97,7 @@ def linear_softmax_cross_entropy(
 
 def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
     hidden_NxD, labels_N = _flat(hidden, labels, where, loss)
-    # Inside `jax.shard_map` a loop carries what differs from device to device; the gradient is then summed over them.
+    # Inside `jax.shard_map` the carry of a loop needs a varying type from the start. The gradient is summed over devices later.
     axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
     hidden_NxD, table, labels_N = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table, labels_N))
     return _shaped(token_losses(hidden_NxD, table, labels_N, loss), labels, where)
@@ -103,7 +105,7 @@ def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
 
 def _flat(hidden, labels, where, loss: HeadLoss) -> tuple[jax.Array, jax.Array]:
     if where is not None:
-        # The gradient does not need it, but `jax_debug_nans` looks at losses that are thrown away, too.
+        # The gradient does not need this, but `jax_debug_nans` also checks losses that are masked later.
         hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
     return hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from .._math.energy_distance import energy_coefficient
 from .._math.frequency import halves_by_count
 from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode
 from .._tree.inputs import checked_axis, checked_integer, checked_key, shown
 from ..geometry._measured import checked_table
 from ..row_sparse import RowSlice, lookup
+from ._energy_distance import energy_coefficient
 from ._frequency import checked_counts
 from ._terms import times
 

@@ -10,12 +10,12 @@ from jax.sharding import PartitionSpec
 from .._math.axes import TableAxes
 from .._math.mean_square import compute_dtype
 from .._math.mesh import in_auto_mode, spec_entries, spec_of
-from .._math.singular import norm_along, power_iteration, square_along
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_positive
 from .._tree.inputs import check_array, checked_integer
 from .._tree.tables import Table
-from ._tables import Rule, on_tables
+from ._over_updates import Rule, on_tables
+from ._singular import norm_along, power_iteration, square_along
 from ._terms import checked_whole_table, times
 
 _REASON = "its spectral norm was asked for"

@@ -1,8 +1,8 @@
 """Row-sparse steps: gradients and updates of the rows of a batch instead of whole token tables.
 
-A batch of 2,048 tokens touches at most 2,048 rows of an input table of 262,144. With Ember a row without gradient does not move,
-so the step on the touched rows is the dense step, at a cost that follows the batch. Dense and row-sparse steps share one
-state and may be mixed. One line of a train step changes:
+A batch of 2,048 tokens touches at most 2,048 rows of an input table of 262,144. With Ember a row without gradient does not move.
+So a step on the touched rows equals the dense step, and its cost depends on the batch and not on the table. Dense and row-sparse
+steps use the same state and may be mixed. One line of a train step changes:
 
     loss, grads = row_sparse.value_and_grad(loss_fn)(params, {"embed/embedding": ids}, ids)
     updates, opt_state = tx.update(grads, opt_state, params)
@@ -18,11 +18,11 @@ from .._tree.compact_rows import CompactRows
 from ._apply import apply_updates
 from ._clip import clip_by_global_norm
 from ._gradients import value_and_grad
-from ._mask import train_only_rows
 from ._shards import local_token_ids
 from ._slice import RowSlice, lookup
 from ._split import split
 from ._sums import mean_over_micro_batches, sum_over_duplicates
+from ._train_only_rows import train_only_rows
 
 __all__ = [
     "CompactRows",

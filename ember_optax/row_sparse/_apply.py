@@ -1,4 +1,4 @@
-"""From compact updates whose ids travel beside them to parameters."""
+"""`apply_updates`: adds compact updates, whose ids are a separate argument, to parameters."""
 
 import functools
 from typing import Any
@@ -16,26 +16,27 @@ from .._tree.token_ids import check_compact, token_ids_by_name
 
 
 def apply_updates(params: Any, updates: Any, token_ids: Any, *, tables: DimensionNumbersLike = AUTO) -> Any:
-    """`optax.apply_updates` for compact updates that are plain arrays, whose ids travel beside them.
+    """`optax.apply_updates` for compact updates that are plain arrays, with their ids as a separate argument.
 
     .. math:: p_{ids_n} \\leftarrow p_{ids_n} + u_n
 
-    Only the rows that have ids are read and written, in place where the parameters are donated. The updates of
-    `row_sparse.value_and_grad` know their ids: for them `optax.apply_updates` does the same.
+    Only the rows with ids are read and written, in place if the parameters are donated. The updates of
+    `row_sparse.value_and_grad` hold their ids, and `optax.apply_updates` does the same for them.
 
     Args:
       params: the parameters.
-      updates: of their structure; where there are ids, of the table's shape with the axes of the ids in place of the token axis.
-      token_ids: a tree like `params` or a dictionary from paths: those that `tx.update` got. The updates of equal ids are added
-        up, padding is ignored.
+      updates: a tree with the structure of `params`. An update with ids has the shape of its table, with the axes of the ids
+        instead of the token axis.
+      token_ids: the ids that `tx.update` got, as a tree like `params` or a dictionary from paths. The updates of equal ids are
+        added up, and padding is ignored.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       The parameters after the step, in their dtypes.
 
     Raises:
-      TypeError: ids are not integers; a leaf is no array.
-      ValueError: ids for a path that is no parameter; an update of another shape than its ids ask for.
+      TypeError: ids are not integers, or a leaf is not an array.
+      ValueError: ids are given for a path that is not a parameter, or an update does not have the shape that its ids imply.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,7 +74,7 @@ def _apply(table: Table, update: Any) -> Any:
     if isinstance(update, LinearLeaf):
         if table.ids is not None:
             raise ValueError(
-                f"token_ids are given for {table.name!r}, but its update knows its rows: leave them out. It is {update!r}"
+                f"token_ids are given for {table.name!r}, but its update holds its ids: leave them out. It is {update!r}"
             )
         return p + update
     check_array(update, f"the update of {table.name!r}")

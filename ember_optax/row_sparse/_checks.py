@@ -1,4 +1,4 @@
-"""What `RowSlice` and `lookup` refuse of their arguments."""
+"""The checks of the arguments of `RowSlice` and `lookup`."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .._tree.token_ids import ids_array
 
 
 def checked_ids(ids: Any) -> jax.Array:
-    """Ids as an array of integers."""
+    """The ids as an array of integers. Raises if they are anything else."""
     try:
         array = ids_array(ids)
     except (TypeError, ValueError):
@@ -24,7 +24,7 @@ def checked_ids(ids: Any) -> jax.Array:
 
 
 def checked_table(table: Any) -> jax.Array:
-    """A table as an array with at least one row."""
+    """The table as an array. Raises unless it is an array with at least one row."""
     table = unbox(table)
     if not hasattr(table, "shape") or not hasattr(table, "dtype"):
         raise TypeError(f"table must be an array or a RowSlice, got {shown(table)}; pass one leaf of the parameters.")
@@ -35,7 +35,7 @@ def checked_table(table: Any) -> jax.Array:
 
 
 def check_tap(tap: Any, shape: tuple[int, ...]) -> None:
-    """Raises unless a tap can be added to rows of this shape and differentiated."""
+    """Raises unless a tap is a floating array of this shape."""
     real = jnp.issubdtype(getattr(tap, "dtype", None) or np.dtype(object), jnp.floating)
     if not hasattr(tap, "shape") or not real:
         raise TypeError(f"tap must be a floating array, got {shown(tap)}; pass jnp.zeros({shape}).")
@@ -46,7 +46,7 @@ def check_tap(tap: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_slice(rows: Any, ids: Any, num_rows: Any, token_axis: Any) -> None:
-    """Raises unless rows and ids are some rows of one table."""
+    """Raises unless the rows and their ids describe some rows of one table."""
     if not hasattr(rows, "ndim") or not hasattr(rows, "dtype"):
         raise TypeError(f"rows must be an array, got {shown(rows)}; pass the rows of the table.")
     check_array(rows, "the array of rows", floating=True)
@@ -68,7 +68,7 @@ def check_slice(rows: Any, ids: Any, num_rows: Any, token_axis: Any) -> None:
 
 
 def _check_increasing(ids_N: np.ndarray, num_rows: int) -> None:
-    """Lookups search the ids, so that others would be found wrongly or not at all."""
+    """Raises unless the ids increase. A lookup is a binary search, which fails in ids that do not increase."""
     outside = ids_N[(ids_N < 0) | (ids_N > num_rows)]
     if outside.size:
         raise ValueError(f"ids must be in 0 to num_rows, {num_rows} (padding), got {shown(outside.tolist())}; correct the ids.")

@@ -1,4 +1,4 @@
-"""Clipping by the norm of all gradients, also where some are compact or those of fused heads."""
+"""Clipping by the norm of all gradients, including compact gradients and those of fused heads."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ from ._vocabularies import Vocabulary, vocabularies
 def clip_by_global_norm(
     max_norm: jax.typing.ArrayLike, *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
-    r"""`optax.clip_by_global_norm` that knows the gradients of fused heads, and adds the rows of equal ids up before it squares.
+    r"""`optax.clip_by_global_norm` for compact gradients, whose rows of equal ids it sums before it squares, and for fused heads.
 
     .. math:: g \leftarrow g \, \min(1, max\_norm / \lVert g \rVert), \qquad \lVert g \rVert^2 = \sum_{leaves} \sum_i g_i^2
 
-    The norm is that of the dense gradients, whatever rows of padding hold. That of a fused head is known from its backward pass.
+    The norm is that of the dense gradients. Rows of padding do not count. The backward pass of a fused head computes its norm.
 
     Args:
       max_norm: the largest norm that is allowed.
-      tables: which axis of the tables is the vocabulary, as in `ember`. It is asked only where `update` gets `token_ids`.
+      tables: which axis of the tables is the vocabulary, as in `ember`. It is used only if `update` gets `token_ids`.
 
     Returns:
       A `GradientTransformationExtraArgs` without a state. Its `update` takes `token_ids`, and then needs the parameters.
 
     Raises:
-      TypeError: `max_norm` is no real number; at update, a leaf is no array.
-      ValueError: `max_norm` is not positive or not finite; at update, ids do not fit, or come without the parameters.
+      TypeError: `max_norm` is not a real number; at update, a leaf is not an array.
+      ValueError: `max_norm` is not positive or not finite; at update, ids do not fit, or are given without the parameters.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""From a loss to compact gradients."""
+"""`value_and_grad`: differentiates a loss, with compact gradients for token tables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import token_ids_by_name
-from ._heads import Head, calls_of, check_head_table, checked_heads, head_gradient, tap_of
+from ._fused_heads import Head, calls_of, check_head_table, checked_heads, head_gradient, tap_of
 from ._slice import RowSlice, slice_rows
 
 
@@ -24,34 +24,35 @@ def value_and_grad(
     heads: str | Sequence[str] = (),
     tables: DimensionNumbersLike = AUTO,
 ) -> Callable[..., tuple[Any, Any]]:
-    """`jax.value_and_grad` whose gradients of token tables are compact: the V x D gradient of a table never exists.
+    """`jax.value_and_grad` with compact gradients for token tables. The V x D gradient of a table never exists.
 
-    The loss gets the parameters with a `RowSlice` instead of each table that has ids. It reads rows with `table[ids]` or
-    `row_sparse.lookup(table, ids)`, as often as it likes, also inside `jax.checkpoint`, `jax.lax.scan` and `jax.vmap`. A cast to
-    a compute dtype may come before. All other gradients are dense as usual.
+    The loss gets the parameters with a `RowSlice` instead of each table that has ids. It may read rows any number of times with
+    `table[ids]` or `row_sparse.lookup(table, ids)`, also inside `jax.checkpoint`, `jax.lax.scan` and `jax.vmap`, and it may cast
+    the table to a compute dtype first. All other gradients are dense.
 
     Args:
-      loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, with `has_aux` a pair of it and anything else.
+      loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, or with `has_aux` a pair of a scalar and anything else.
       has_aux: as in `jax.value_and_grad`.
-      heads: paths of heads whose gradient is never an array either. The loss calls `losses.linear_softmax_cross_entropy` once
-        with each of them. Tied tables with ids besides are both. See docs/fused_head.md.
+      heads: paths of fused heads, whose gradients are not stored as arrays either. The loss calls
+        `losses.linear_softmax_cross_entropy` once with each of them. A tied table may be a head and have ids. See
+        docs/fused_head.md.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       A function `(params, token_ids, *args, **kwargs) -> (value, grads)`.
 
-      `token_ids` says which rows each table's lookups may read: a tree like `params`, or a dictionary from paths such as
-      `"embed/embedding"`, to arrays of integers of any shape; None, or nothing, for dense leaves.
+      `token_ids` holds the ids that the lookups of each table may read. It is a tree like `params`, or a dictionary from paths
+      such as `"embed/embedding"`, with arrays of integers of any shape. Dense leaves have None or no entry.
 
       The gradient of a table with ids is a `CompactRows`: the N distinct rows and their ids in increasing order, padded with V.
-      N is the number of ids, at most V. That of a fused head holds what its gradient is computed from. Pass the gradients to
-      `tx.update(grads, opt_state, params)` and the updates to `optax.apply_updates`, or to what calls these two, within the same
-      `jax.jit`.
+      N is the number of ids, at most V. The gradient of a fused head holds the arrays that it is computed from. Pass the
+      gradients to `tx.update(grads, opt_state, params)` and the updates to `optax.apply_updates`, or to a function that calls
+      these two, within the same `jax.jit`.
 
     Raises:
-      TypeError: ids are not integers, a parameter is not floating; the loss is no function, returns no floating scalar, or needs
-        a whole table, as a tied head does.
-      ValueError: ids for a path that is no parameter, or for stacked tables.
+      TypeError: ids are not integers; a parameter is not floating; the loss is not a function, does not return a floating scalar,
+        or needs a whole table, as a tied head does.
+      ValueError: ids are given for a path that is not a parameter, or for stacked tables.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,7 +109,7 @@ def value_and_grad(
 
 
 def _calls(loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], compact: Any, args: Any, kwargs: Any) -> Any:
-    """For each head the call of the loss, learnt by tracing the loss once; without heads nothing is traced."""
+    """The call of the fused loss for each head, found by tracing the loss function once. Without heads nothing is traced."""
 
     def trace(heads_by_name):
         def value(compact_params):
@@ -121,12 +122,12 @@ def _calls(loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], 
 
 
 def _links(of_heads: list[Table]) -> dict[str, jax.Array]:
-    """One for each head, at which its gradient shows whether it gets to the parameters."""
+    """The number one for each head. Its gradient shows whether the head's gradient reaches the parameters (see `as_linked`)."""
     return {table.name: jnp.ones((), jnp.float32) for table in of_heads}
 
 
 def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNumbersLike) -> TableTree:
-    """The tables, with axes where there are ids or where they are heads; a head without a lookup has no ids, an array of none."""
+    """The parameters, with axes for tables that have ids or are heads. A head without a lookup has an empty array of ids."""
     leaves = read_tree(params)
     names = checked_heads(heads, leaves.names)
     for table in leaves.tables:
@@ -140,7 +141,7 @@ def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNu
 
 
 def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, Head], links: dict[str, Any]) -> Any:
-    """What the loss gets instead of the parameters, from what is differentiated."""
+    """The tree that the loss function gets instead of the parameters: a `RowSlice` for each table with ids."""
 
     def part(table: Table, leaf: Any) -> Any:
         if table.axes is None:
@@ -153,7 +154,7 @@ def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads:
 
 
 def _with_ids(found: TableTree, leaves: dict[str, Any], ids: dict[str, jax.Array]) -> list[Any]:
-    """The gradients, those of some rows with their ids."""
+    """The leaves of the gradient, with a `CompactRows` for each table with ids."""
 
     def leaf(table: Table) -> Any:
         if table.name not in ids or table.axes is None:
@@ -165,7 +166,7 @@ def _with_ids(found: TableTree, leaves: dict[str, Any], ids: dict[str, jax.Array
 
 
 def _check_loss(loss: Any, has_aux: bool) -> None:
-    """Raises unless a loss function returned a real floating scalar, with `has_aux` before something else."""
+    """Raises unless a loss function returned a real floating scalar, or with `has_aux` a pair that begins with one."""
     if has_aux and not (isinstance(loss, tuple) and len(loss) == 2):
         raise TypeError(
             f"loss_fn must return a pair (loss, aux) with has_aux=True, got {shown(loss)}; return both, or leave it out."

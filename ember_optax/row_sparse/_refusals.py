@@ -1,25 +1,25 @@
-"""What a `RowSlice` refuses: everything that would need every row of its table."""
+"""The operations that a `RowSlice` refuses because they need every row of its table."""
 
 from typing import Any
 
 
 class WholeTableError(TypeError, AttributeError):
-    """A `RowSlice` was used as the whole table. An `AttributeError` too, so that `hasattr` is False for what it lacks."""
+    """A `RowSlice` was used as the whole table. An `AttributeError` too, so that `hasattr` is False for array methods."""
 
 
 def whole_table_error(table: Any, reason: str) -> WholeTableError:
-    """The error of a table of which only some rows exist, with the reason why more were needed."""
+    """The error for a table that has only some rows. `reason` says which operation needs more rows."""
     if (head := getattr(table, "_head", None)) is not None:
         return WholeTableError(
-            f"{head.name!r} of shape {table.shape} is named in heads, so that losses.linear_softmax_cross_entropy(hidden, table, "
-            f"labels) alone may use it as a head, and table[ids] look rows up that are declared in token_ids; but {reason}. Call "
-            f"that loss (num_tokens=... keeps rows of padding out of it), or leave {head.name!r} out of heads."
+            f"{head.name!r} of shape {table.shape} is named in heads. Only losses.linear_softmax_cross_entropy(hidden, table, "
+            f"labels) may use it as a head, and only table[ids] may look up rows, those declared in token_ids; but {reason}. "
+            f"Call that loss (num_tokens=... keeps rows of padding out of it), or leave {head.name!r} out of heads."
         )
     return WholeTableError(
         f"only the rows of the declared ids exist of this table ({table!r}), but {reason}. Look rows up with table[ids] or "
-        f"row_sparse.lookup(table, ids), or by ember_optax.integrations.nnx.Embed or linen.Embed in the place of Flax's. A table "
-        f"that is tied to the head, or a head of all tokens, has a gradient in every row and cannot be row-sparse: leave its ids "
-        f"None, or train an input table next to a head of its own."
+        f"row_sparse.lookup(table, ids), or use ember_optax.integrations.nnx.Embed or linen.Embed instead of Flax's. A table "
+        f"that is tied to the head, or a head of all tokens, has a gradient in every row and cannot be row-sparse: leave its "
+        f"ids None, or train an input table next to a separate head."
     )
 
 
@@ -50,7 +50,7 @@ class RefusesWholeTable:
     __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = __round__ = __mul__
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __mul__
 
-    # Without these Python would compare identities, and take any object for true.
+    # Without these methods Python would compare identities, and any object would be true.
     def __eq__(self, _):
         raise whole_table_error(self, "it was compared")
 

@@ -1,4 +1,4 @@
-"""Token ids as the parts of a row-sharded table count them."""
+"""`local_token_ids`: token ids relative to the shards of a row-sharded table."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ from .._tree.token_ids import token_ids_by_name
 def local_token_ids(
     token_ids: Any, params: Any, mesh_axes: str | tuple[str, ...], *, tables: DimensionNumbersLike = AUTO
 ) -> dict[str, jax.Array]:
-    """Inside `jax.shard_map`, the ids as each device counts the rows of its part of a table, -1 for those of other parts.
+    """Inside `jax.shard_map`, the ids relative to this device's shard of each table. Ids of other shards become -1.
 
-    With them `row_sparse.lookup` returns zeros for the rows of other parts, so that the sum over the devices is the lookup, and
-    `tx.update` (of `scale_by_ember` with `token_mesh_axes`) and `row_sparse.apply_updates` leave them alone. Under `jax.jit`,
-    with automatic or explicit mesh axes, arrays are whole and nobody needs this.
+    With these ids `row_sparse.lookup` returns zeros for the rows of other shards, so that the sum over the devices is the lookup.
+    `tx.update` (of `scale_by_ember` with `token_mesh_axes`) and `row_sparse.apply_updates` ignore the rows of other shards. Under
+    `jax.jit`, with automatic or explicit mesh axes, arrays are whole and this is not needed.
 
     Args:
-      token_ids: ids of the whole table, the same on all devices along `mesh_axes`; a tree like `params` or a dictionary from
+      token_ids: ids of the whole table, the same on all devices along `mesh_axes`, as a tree like `params` or a dictionary from
         paths.
-      params: the parameters, with this device's part of each table.
-      mesh_axes: the mesh axes over which the token axes are split, major to minor.
+      params: the parameters, with this device's shard of each table.
+      mesh_axes: the mesh axes that shard the token axes, major to minor.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       A dictionary from paths to ids, of the same shapes.
 
     Raises:
-      TypeError: ids are not integers; `mesh_axes` are no names.
-      ValueError: ids for a path that is no parameter; a mesh axis that is not in use here, or none.
+      TypeError: ids are not integers, or `mesh_axes` are not names.
+      ValueError: ids are given for a path that is not a parameter, a mesh axis is not in use here, or none is named.
 
     Example:
       >>> import jax

@@ -1,4 +1,4 @@
-"""`RowSlice`: what stands in a table's place while a loss is differentiated, and the lookup that reads both."""
+"""`RowSlice`, which replaces a table while a loss is differentiated, and `lookup`, which reads rows of either."""
 
 from typing import Any
 
@@ -14,26 +14,28 @@ from ._refusals import RefusesWholeTable, whole_table_error
 
 @jax.tree_util.register_pytree_node_class
 class RowSlice(RefusesWholeTable):
-    """Some rows of a token table, in its place in the parameters: `row_sparse.value_and_grad` gives it to the loss.
+    """Some rows of a token table. `row_sparse.value_and_grad` passes it to the loss instead of the table.
 
-    `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the ids that were declared; but negative ids
-    are padding, whose rows are zeros, and do not count from the end. Everything that would need every row (`table.T`, a product
-    with it) raises. A pytree of `rows`, of `ids` in a form that refuses arithmetic, and of an empty array with the dtype of what
-    is looked up: `value_and_grad` keeps rows of 16 bits in float32, so that the gradients of all lookups are added up in float32.
+    `table[ids]` and `row_sparse.lookup(table, ids)` work as on the whole table, for the declared ids. Negative ids are padding,
+    whose rows are zeros. They do not count from the end. Every operation that needs all rows (`table.T`, a product with the
+    table) raises. A `RowSlice` is a pytree of `rows`, of `ids` in a form that refuses arithmetic, and of an empty array with the
+    dtype of lookups. `value_and_grad` keeps rows of 16 bits in float32, so that the gradients of all lookups are added up in
+    float32.
 
     Args:
-      rows: the rows, of the table's shape with N in the place of V; differentiated.
-      ids: which rows they are, (N,) int32, increasing; V stands for padding.
+      rows: the rows, which are differentiated, of the table's shape with N instead of V.
+      ids: the ids of the rows, (N,) int32, increasing, V for padding.
       num_rows: V, the number of rows of the whole table.
-      token_axis: the axis of `rows` that counts them.
+      token_axis: the token axis of `rows`.
 
     Attributes:
       shape: the shape of the whole table.
-      dtype: of what is looked up.
+      dtype: the dtype of lookups.
 
     Raises:
-      TypeError: the whole table is asked for, compared or used as a truth value; `ids` are not integers, `rows` are not floating.
-      ValueError: there is not one id for each row; ids do not increase, or are beyond V.
+      TypeError: an operation needs the whole table, compares it or uses it as a truth value; `ids` are not integers, or `rows`
+        are not floating.
+      ValueError: the numbers of ids and rows differ, the ids do not increase, or an id is above V.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,6 +51,7 @@ class RowSlice(RefusesWholeTable):
     def __init__(self, rows: jax.Array, ids: jax.Array, num_rows: int, token_axis: int = 0):
         check_slice(rows, ids, num_rows, token_axis)
         self.rows, self._guarded_ids, self.num_rows, self.token_axis = rows, _guard(ids), num_rows, token_axis
+        # The dtype of lookups, as an empty array: a cast of all leaves of the parameters reaches it too.
         self._of_dtype = jnp.zeros(0, rows.dtype)
         self._head: Any = None
         self._link: Any = None
@@ -72,12 +75,14 @@ class RowSlice(RefusesWholeTable):
         return self._of_dtype.dtype
 
     def astype(self, dtype) -> "RowSlice":
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{self!r} was cast to {jnp.dtype(dtype)}, but its rows must be floats: cast what is looked up.")
         if self._head is not None and self.dtype not in (self._head.table.dtype, jnp.dtype(dtype)):
             raise TypeError(
-                f"the fused head {self._head.name!r} was cast to {self.dtype} and then to {jnp.dtype(dtype)}, of which only the "
-                f"last would count: cast it once, or leave it out of heads."
+                f"the fused head {self._head.name!r} was cast to {self.dtype} and then to {jnp.dtype(dtype)}, but only the last "
+                f"cast would count: cast it once, or leave it out of heads."
             )
-        # Rows of 16 bits that are kept in float32 stay there, so that gradients are added up in it.
+        # 16-bit rows that are kept in float32 stay in float32, so that gradients are added up in float32.
         is_wider = self.rows.dtype == jnp.float32 != self.dtype
         new = self.read_as(dtype)
         if not is_wider or jnp.dtype(dtype) not in (jnp.float32, self.dtype):
@@ -85,15 +90,16 @@ class RowSlice(RefusesWholeTable):
         return new
 
     def read_as(self, dtype: Any) -> "RowSlice":
-        """The same rows, whose lookups have another dtype."""
+        """The same rows with another dtype for lookups."""
         new = RowSlice(self.rows, self.ids, self.num_rows, self.token_axis)
         new._of_dtype, new._head, new._link = jnp.zeros(0, dtype), self._head, self._link
         return new
 
     def with_head(self, head: Any, link: Any) -> "RowSlice":
-        """The same rows, of a table that is a fused head besides (`value_and_grad(heads=...)` makes them).
+        """The same rows of a table that is a fused head too. `value_and_grad(heads=...)` calls this.
 
-        `link` is a number that goes wherever the rows go, so that its gradient tells whether that of the head gets to them.
+        `link` is a number that passes through the loss function along with the rows. Its gradient shows whether the head's
+        gradient reaches the parameters.
         """
         new = self.read_as(self.dtype)
         new._head, new._link = head, link
@@ -109,7 +115,7 @@ class RowSlice(RefusesWholeTable):
         return lookup(self, ids)
 
     def tree_flatten(self):
-        # The head is no child: what is done to all leaves, a cast say, does not reach its table.
+        # The head is not a child, so that a map over all leaves, for example a cast, does not change its table.
         return (self.rows, self._guarded_ids, self._of_dtype, self._link), (self.num_rows, self.token_axis, self._head)
 
     @classmethod
@@ -124,27 +130,28 @@ class RowSlice(RefusesWholeTable):
 
 
 def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_axis: int = 0) -> jax.Array:
-    """The rows of a table for token ids; zeros for padding (ids below zero or from V on).
+    """The rows of a table for token ids, with zeros for padding (ids below zero, or V and above).
 
     .. math:: x_n = table_{ids_n} + tap_n
 
-    The gradient with respect to `table` has the size of the table. Two ways around it: in the loss of
+    The gradient with respect to `table` has the size of the table. There are two ways to avoid it. In the loss of
     `row_sparse.value_and_grad` the table is a `RowSlice`, whose gradient is compact. Or pass a `tap` of zeros and differentiate
-    with respect to it: the table then gets no gradient, and that of the tap is the compact gradient of `ids`. Apply it with
-    `row_sparse.apply_updates`: `optax.apply_updates` would add that of a single id to every row.
+    with respect to it: the table then gets no gradient, and the gradient of the tap is the compact gradient of `ids`. Apply it
+    with `row_sparse.apply_updates`, because `optax.apply_updates` would add the gradient of a single id to every row.
 
     Args:
       table: (V, D), any floating dtype, or a `RowSlice`.
       ids: integers of any shape.
-      tap: added to the rows, of the result's shape; or None.
-      token_axis: which axis of an array is the vocabulary; a `RowSlice` knows its own.
+      tap: an array of the result's shape that is added to the rows, or None.
+      token_axis: the axis of an array that is the vocabulary. A `RowSlice` has its own.
 
     Returns:
-      Of shape `ids.shape + (D,)`, in the table's dtype. NaN for an id that is none of a `RowSlice`'s: it was not declared.
+      An array of shape `ids.shape + (D,)` in the table's dtype. The row of an id that a `RowSlice` does not have is NaN: it was
+      not declared.
 
     Raises:
-      TypeError: `ids` are not integers; `table` is no array; `tap` is not floating.
-      ValueError: `token_axis` is out of range; `table` has no rows; `tap` has another shape than the result.
+      TypeError: `ids` are not integers, `table` is not an array, or `tap` is not floating.
+      ValueError: `token_axis` is out of range, `table` has no rows, or `tap` and the result have different shapes.
 
     Example:
       >>> import jax
@@ -183,17 +190,16 @@ def lookup(table: Any, ids: jax.Array, tap: jax.Array | None = None, *, token_ax
 
 
 def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.Array, jax.Array]:
-    """The distinct ids in increasing order, V after them, and their rows; all V of them where there are V ids or more.
+    """The distinct ids in increasing order, padded with V, and their rows. For V ids or more, all V ids and rows.
 
-    Rows of 16 bits are returned in float32, so that the gradients of all lookups are added up in float32.
-
-    Two places for a single id: `optax.apply_updates` would add a gradient of one row to all rows, in silence.
+    Rows of 16 bits are returned in float32, so that the gradients of all lookups are added up in float32. A single id gets a
+    second row of padding, because `optax.apply_updates` would silently broadcast a gradient of one row to all rows.
     """
     size = table.shape[token_axis]
     places = 2 if ids.size == 1 else ids.size
 
     def slice_automatically(table, ids):
-        # As many ids as rows: all rows in their order, so that the compact gradient is the dense one.
+        # With at least V ids, take all rows in their order, so that the compact gradient equals the dense one.
         many = places >= size
         ids_N = jnp.arange(size, dtype=jnp.int32) if many else jnp.unique(flat_ids(ids, size), size=places, fill_value=size)
         rows = jnp.take(table, ids_N, token_axis, mode="fill", fill_value=0)
@@ -210,7 +216,7 @@ def slice_rows(table: jax.Array, ids: jax.Array, token_axis: int) -> tuple[jax.A
 def _guard(ids: jax.Array) -> jax.Array:
     """The ids as random keys, on which JAX refuses arithmetic.
 
-    Losses map over all leaves of the parameters, for a cast or an L2 term. Integers would silently take part in that.
+    Losses map over all leaves of the parameters, for example for a cast or an L2 term. Integer ids would silently take part.
     """
     words = jnp.stack([ids.astype(jnp.uint32), jnp.zeros_like(ids, jnp.uint32)], -1)
     return jax.random.wrap_key_data(words, impl="threefry2x32")
@@ -220,7 +226,7 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
     rows_NxF = rows_first(table.rows, table.token_axis, 1)
     count = table.ids.size
     if not count:
-        rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # there is nothing to take, and no id is known
+        rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # `take` needs one row, which no id reads
     place_M = jnp.searchsorted(table.ids, ids_M).astype(jnp.int32)
     known_M = (jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M) if count else jnp.zeros(ids_M.shape, bool)
     found = take_rows(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, jnp.nan).astype(table.dtype)
@@ -229,7 +235,7 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
 
 
 def head_of(table: Any) -> Any:
-    """What a loss uses of a fused head; None for an array. Raises for a `RowSlice` that is no head."""
+    """The fused head of a `RowSlice`, or None for an array. Raises for a `RowSlice` that is not a head."""
     if not isinstance(table, RowSlice):
         return None
     if table._head is None:
@@ -238,6 +244,6 @@ def head_of(table: Any) -> Any:
 
 
 def refuse_attend(table: Any) -> None:
-    """Raises where a layer of a library would use a `RowSlice` as a head."""
+    """Raises if the table is a `RowSlice`, which the `attend` method of a layer cannot use as a head."""
     if isinstance(table, RowSlice):
         raise whole_table_error(table, "it was used as a head")

@@ -1,4 +1,4 @@
-"""Compact gradients as plain arrays, which may leave a trace."""
+"""`split`: compact gradients as plain arrays, which a jitted function may return."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from .._tree.tables import read_tree
 def split(grads: Any) -> tuple[Any, dict[str, jax.Array]]:
     """The rows of compact gradients, and their ids, as arrays.
 
-    A `CompactRows` lives within one `jax.jit`. Its arrays can be returned, or stacked by `jax.lax.scan` over micro-batches.
-    `tx.update(..., token_ids=token_ids)` and `row_sparse.apply_updates(params, updates, token_ids)` take them.
+    A `CompactRows` cannot leave the `jax.jit` that made it. Its arrays can be returned, or stacked by `jax.lax.scan` over
+    micro-batches. Pass them to `tx.update(..., token_ids=token_ids)` and `row_sparse.apply_updates(params, updates, token_ids)`.
 
     Args:
-      grads: gradients, or updates, of `row_sparse.value_and_grad`.
+      grads: gradients of `row_sparse.value_and_grad`, or their updates.
 
     Returns:
-      The same tree with the rows alone, (N, D), instead of each `CompactRows`; and a dictionary from paths to ids, (N,).
+      The same tree with an array of rows, (N, D), instead of each `CompactRows`, and a dictionary from paths to ids, (N,).
 
     Raises:
       TypeError: a gradient is that of a fused head, which has no array.

@@ -1,4 +1,4 @@
-"""Sums of compact gradients: of micro-batches, and of the rows of equal ids."""
+"""Sums of compact gradients: over micro-batches, and over the rows of equal ids."""
 
 from typing import Any
 
@@ -18,22 +18,24 @@ from ._vocabularies import Vocabulary, vocabularies
 def mean_over_micro_batches(
     grads: Any, token_ids: Any, params: Any = None, *, tables: DimensionNumbersLike = AUTO
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """The gradient of the mean loss of A micro-batches whose gradients are stacked along a new first axis, as by `jax.lax.scan`.
+    """The gradient of the mean loss of A micro-batches, from gradients that `jax.lax.scan` stacked along a new first axis.
 
-    Compact gradients are concatenated and divided by A, dense ones are averaged. So they are averaged before they are squared.
+    Compact gradients are concatenated and divided by A, and dense gradients are averaged. So they are averaged before they are
+    squared.
 
     Args:
-      grads: stacked gradients, (A, ...): arrays, as from `row_sparse.split`.
+      grads: stacked gradients, (A, ...), as arrays, for example from `row_sparse.split`.
       token_ids: their stacked ids, (A, ...).
-      params: the parameters, which tell the token axes; None only without ids.
+      params: the parameters, which show the token axes. They may be None if there are no ids.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
-      The gradients, compact ones with the axes of the stacked ids instead of the token axis; and the ids by path.
+      The gradients and the ids by path. Compact gradients have the axes of the stacked ids instead of the token axis.
 
     Raises:
       TypeError: a gradient is not floating.
-      ValueError: ids for a path that is no gradient, or ids without the parameters; gradients are not stacked, or do not fit.
+      ValueError: ids are given for a path that is not a gradient, or without the parameters; gradients are not stacked, or do
+        not fit.
 
     Example:
       >>> import jax
@@ -57,7 +59,7 @@ def mean_over_micro_batches(
     for table in found.tables:
         check_array(table.box, f"the gradient of {table.name!r}", floating=True)
         if isinstance(unbox(table.box), LinearLeaf):
-            raise TypeError(f"the gradient of {table.name!r} is no array: pass what row_sparse.split makes of the gradients.")
+            raise TypeError(f"the gradient of {table.name!r} is no array: pass the arrays that row_sparse.split returns.")
     counts = {table.shape[:1] for table in found.tables}
     counts |= {table.ids.shape[:1] for table in found.tables if table.ids is not None}
     if len(counts) > 1 or () in counts or (0,) in counts:
@@ -77,23 +79,24 @@ def mean_over_micro_batches(
 
 
 def sum_over_duplicates(updates: Any, token_ids: Any = None, params: Any = None, *, tables: DimensionNumbersLike = AUTO) -> Any:
-    """Adds the rows of equal ids up: each sum is where its id occurs first, with zeros elsewhere and in padding.
+    """Adds up the rows of equal ids. The first occurrence of an id has the sum, later occurrences and padding have zeros.
 
-    `scale_by_ember` does that itself. For what comes before it and depends on the gradient's norm, such as
-    `optax.clip_by_global_norm`, the norm is the dense gradient's only after this. The gradients of `row_sparse.value_and_grad`
-    have distinct ids and do not need it. Sums are made in float32 and rounded once. Dense leaves are returned as they are.
+    `scale_by_ember` does this itself. A transformation before it that needs the gradient's norm, such as
+    `optax.clip_by_global_norm`, sees the norm of the dense gradient only after this. The gradients of
+    `row_sparse.value_and_grad` have distinct ids and do not need it. Sums are computed in float32 and rounded once. Dense leaves
+    do not change.
 
     Args:
       updates: gradients.
-      token_ids: as in `row_sparse.apply_updates`, for the arrays among them that are compact.
-      params: the parameters, which tell the token axes and V; None only without `token_ids`.
+      token_ids: the ids of the compact arrays, as in `row_sparse.apply_updates`.
+      params: the parameters, which show the token axes and V. They may be None without `token_ids`.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
     Returns:
       The updates, of the same shapes and dtypes.
 
     Raises:
-      ValueError: ids for a path that is no update, or ids without the parameters; an update that does not fit its ids.
+      ValueError: ids are given for a path that is not an update, or without the parameters; an update does not fit its ids.
 
     Example:
       >>> import jax.numpy as jnp

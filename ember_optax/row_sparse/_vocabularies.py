@@ -1,4 +1,4 @@
-"""The vocabularies of compact gradients: of how many rows their tables are, and along which axis."""
+"""The vocabularies of compact gradients: the number of rows of their tables, and the token axis."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .._tree.token_ids import check_compact
 
 
 class Vocabulary(NamedTuple):
-    """Of a table with ids."""
+    """The token axis and the number of rows of a table with ids."""
 
     token_axis: int
     num_rows: int
@@ -26,18 +26,18 @@ def vocabularies(
 ) -> dict[str, Vocabulary]:
     """The vocabulary of each gradient that has ids, by path.
 
-    `CompactRows` know theirs. Of arrays with `token_ids` only the parameters tell it: a compact array has neither the size of its
-    table, nor a shape that shows the axis.
+    A `CompactRows` holds its own. The vocabulary of an array with `token_ids` comes from the parameters, because a compact array
+    shows neither the size of its table nor the token axis.
 
     Args:
       found: gradients, with their ids.
-      token_ids: the ids of the arrays among them.
-      params: the parameters; None where no array has ids.
+      token_ids: the ids of the gradients that are arrays.
+      params: the parameters. They may be None if no array has ids.
       tables: which axis of the tables is the vocabulary, as in `ember`.
       stacked: the number of axes that gradients and ids have before those of one gradient.
 
     Raises:
-      ValueError: no parameters where they are needed; a gradient of another shape than its ids and its table ask for.
+      ValueError: the parameters are needed and missing, or a gradient does not have the shape that its ids and its table imply.
     """
     known = {
         table.name: Vocabulary(inside.token_axis, inside.shape[inside.token_axis])

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from .._math.mesh import named_sharding
-from .._math.row_moves import filled_rows, mean_row, moved_rows
 from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
 from .._state.sharding import check_divisible
 from .._tree.boxes import is_box, rebox, resized, unbox
@@ -19,7 +18,8 @@ from .._tree.paths import path_name
 from .._tree.state import holds_state
 from .._tree.tables import read_tree
 from .._tree.watching import check_same_axes, watched_tables
-from ._tables import Vocabulary
+from ._row_moves import filled_rows, mean_row, moved_rows
+from ._vocabulary import Vocabulary
 
 # From a table, its token axis and its number among the parameters: its new rows, as an array of the new table's shape or one that
 # broadcasts to it.

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from .._math.axes import TableAxes
-from .._math.gaussian_rows import gaussian_rows
 from .._math.mesh import in_auto_mode, spec_without
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_number
 from .._tree.inputs import checked_integer, checked_key, shown
 from ._change import Changed, NewRows, change, check_model, mean_rows
-from ._tables import Vocabulary, vocabulary_of
+from ._gaussian_rows import gaussian_rows
+from ._vocabulary import Vocabulary, vocabulary_of
 
 Initializer = Literal["zeros", "mean", "gaussian"]
 INITIALIZERS = ("zeros", "mean", "gaussian")

@@ -16,7 +16,7 @@ from .._tree.hyperparameters import checked_number
 from .._tree.inputs import shown
 from .._tree.state import ember_moments
 from ._change import Changed, change, check_model
-from ._tables import vocabulary_of
+from ._vocabulary import vocabulary_of
 
 
 def take(

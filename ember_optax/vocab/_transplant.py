@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import optax
 
-from .._math.row_moves import mean_of_rows, mean_row
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import shown
 from ._change import Changed, NewRows, change, check_model, mean_rows
 from ._resize import padded_size
-from ._tables import vocabulary_of
+from ._row_moves import mean_of_rows, mean_row
 from ._take import checked_ids
+from ._vocabulary import vocabulary_of
 
 Texts = Sequence[str] | Sequence[bytes] | Mapping[str, int] | Mapping[bytes, int]
 

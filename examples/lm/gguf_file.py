@@ -160,7 +160,7 @@ class _CheckedReader(gguf.GGUFReader):
             _, name, _, dims, kind, offset = field.parts
             shape, offset = [int(size) for size in dims], int(offset[0])
             name = bytes(name).decode()
-            if int(kind[0]) not in list(gguf.GGMLQuantizationType):
+            if int(kind[0]) not in set(gguf.GGMLQuantizationType):
                 self.unknown[name] = int(kind[0])
                 continue
             known.append(field)

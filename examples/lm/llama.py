@@ -3,6 +3,7 @@
 The parameters of all blocks are stacked, and the blocks are a loop: thirty of them compile as fast as one.
 """
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,13 +157,13 @@ def _check_known(path: Path, file: GgufFile) -> None:
             raise UsageError(
                 f"{path}: {name} is {value!r}; only {' and '.join(map(repr, values))} are known here, use another model"
             )
+    tokens = file.strings("tokenizer.ggml.tokens")
+    if twice := [token for token, count in Counter(tokens).items() if count > 1]:
+        raise UsageError(f"{path}: {listed(twice)} are in the vocabulary more than once, and text has one id; use another model")
 
 
 def _tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
     tokens, types = file.strings("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
-    if len(set(tokens)) < len(tokens):
-        twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise ValueError(f"two tokens are {twice!r}, number {tokens.index(twice)} and a later one")
     if not isinstance(types, list) or len(types) != len(tokens):
         raise ValueError(f"tokenizer.ggml.token_type does not hold one number for each of the {len(tokens)} tokens")
     merges = [tuple(merge.split(" ")) for merge in file.strings("tokenizer.ggml.merges")]

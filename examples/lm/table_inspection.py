@@ -50,7 +50,7 @@ class Inspection(NamedTuple):
       spectra: singular values, as they are and centred.
       tokens: scores of all tokens.
       tied: whether the table was taken for a head, or for a table that is also the head.
-      standing_out: how many of the `top` first tokens differ from what random numbers show.
+      standing_out: how many of the lowest scores differ from what random numbers show.
       by_frequency: rows of a table, rarest bucket first; empty without counts.
     """
 
@@ -90,7 +90,7 @@ def inspect(named: NamedTable, config: InspectionConfig) -> Inspection:
     report = geometry.report({named.name: named.table}, token_counts=counts, tables=EmberDimensionNumbers())
     tied = not (named.has_own_head if config.untied is None else config.untied)
     tokens = jax.device_get(geometry.under_trained_tokens(named.table, known_unused=config.known_unused, tied=tied))
-    standing_out = number_standing_out(tokens.score, named.table.shape[1], config.known_unused, tied, config.top)
+    standing_out = number_standing_out(tokens.score, named.table.shape[1], config.known_unused, tied)
     spectra = {"raw": geometry.spectrum(named.table), "centred": geometry.spectrum(named.table, centered=True)}
     by_frequency = [] if counts is None else _by_frequency(named.table, counts)
     prefix = f"geometry/{named.name}/"
@@ -135,11 +135,12 @@ def suspicious(found: Inspection, texts: Sequence[str] | None, top: int) -> list
 
 def caveat(standing_out: int, shown: int) -> str:
     """What the order of tokens is worth, one sentence."""
-    random = "in a table of random numbers of this size"
+    random = "the lowest in a table of random numbers of this size"
     if not standing_out:
-        return f"Nothing stands out: a low score here is as likely chance, since the lowest are like those {random}."
-    which = f"The first {standing_out} stand out, the others do not" if standing_out < shown else "All of them stand out"
-    return f"{which}: what stands out is further below the bulk of the scores than the lowest {random}."
+        return f"Nothing stands out: the lowest scores are like {random}."
+    more = f"All of these and {standing_out - shown:,} more" if standing_out > shown else "All of these"
+    which = f"The first {standing_out}" if standing_out < shown else more
+    return f"{which} stand out: their scores are further below the bulk than {random}."
 
 
 def suspicious_table(tokens: list[dict[str, Any]]) -> str:

@@ -114,7 +114,13 @@ GGUF: dict[str, tuple[bytes, str]] = {
     "name longer than the file": (gguf(tensors=[struct.pack("<Q", 2**63) + b"name"]), _OUTSIDE),
     "name that is no UTF-8": (gguf(tensors=[tensor(b"\xff\xfe")]), "utf-8"),
     "key that is no UTF-8": (gguf([entry(b"\xc3(", UINT32, bytes(4))], _ONE), "utf-8"),
-    "token that is no UTF-8": (gguf([entry(b"tokenizer.ggml.tokens", ARRAY, array(STRING, 1, text(b"\xff")))], _ONE), "utf-8"),
+    "model that is no UTF-8": (
+        gguf(
+            [entry(b"tokenizer.ggml.model", STRING, text(b"\xff")), entry(b"tokenizer.ggml.tokens", ARRAY, array(STRING, 0))],
+            _ONE,
+        ),
+        "utf-8",
+    ),
     "tokens that are numbers": (
         gguf([entry(b"tokenizer.ggml.tokens", ARRAY, array(UINT32, 1, bytes(4)))], _ONE),
         "not a list of texts",
@@ -134,13 +140,19 @@ GGUF: dict[str, tuple[bytes, str]] = {
     "data cut off": (gguf(tensors=_ONE, data=bytes(31)), _OUTSIDE),
     "offset that is not aligned": (gguf(tensors=[tensor(offset=8)], data=bytes(64)), "byte 8 .* multiple of 32"),
     "arrays that overlap": (gguf(tensors=[tensor(), tensor(b"other")]), "overlap"),
-    "type of numbers": (gguf(tensors=[tensor(kind=200)]), r"200\)? is not a valid"),
-    "type that was removed": (gguf(tensors=[tensor(kind=4)]), r"\b4\)? is not a valid"),
+    "type of numbers": (
+        gguf(tensors=[tensor(kind=200)]),
+        "token_embd.weight is of the number type 200, which gguf .* does not know",
+    ),
+    "type that was removed": (
+        gguf(tensors=[tensor(kind=4)]),
+        "token_embd.weight is of the number type 4, which gguf .* does not know",
+    ),
     "rows that are no whole blocks": (gguf(tensors=[tensor(dims=(33, 2), kind=Q8_0)], data=bytes(96)), "multiple"),
     "alignment of zero": (gguf([entry(b"general.alignment", UINT32, bytes(4))], _ONE), "alignment"),
     "alignment beyond the file": (gguf([entry(b"general.alignment", UINT32, struct.pack("<I", 2**31))], _ONE), _OUTSIDE),
     "alignment that is a text": (gguf([entry(b"general.alignment", STRING, text(b"32"))], _ONE), "alignment"),
-    "integers": (gguf(tensors=[tensor(kind=26)]), "NotImplemented|not yet implemented"),
+    "integers": (gguf(tensors=[tensor(kind=26)]), r"int32 of shape \(2, 4\)"),
 }
 
 SAFETENSORS: dict[str, tuple[bytes, str]] = {
@@ -163,7 +175,10 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "sizes that are not the data's": (safetensors(of_table(shape=[2, 5])), _DAMAGED),
     "negative dimension": (safetensors(of_table(shape=[-2, -4])), _DAMAGED),
     "dimension that is no number": (safetensors(of_table(shape=["2", 4])), _DAMAGED),
-    "unknown dtype": (safetensors(of_table(dtype="F31")), _DAMAGED),
+    "unknown dtype": (
+        safetensors(of_table(dtype="F31")),
+        "numbers of the type F31, which the installed safetensors does not know",
+    ),
     "dtype of integers": (safetensors(of_table(dtype="I32")), "int32 of shape"),
     "dimension of zero": (safetensors(of_table(shape=[0, 4], data_offsets=[0, 0]), b""), "of shape"),
     "arrays that overlap": (safetensors(of_table() | {"b": of_table()["embed.weight"]}), _DAMAGED),
@@ -187,7 +202,7 @@ NPY: dict[str, tuple[bytes, str]] = {
     "pickle": (pickle.dumps(Touch()), _DAMAGED),
     "objects": (npy_of("(1,)", "'|O'", pickle.dumps([Touch()])), "Python objects"),
     "objects in a record": (npy_of("(1,)", "[('a', '|O')]", pickle.dumps([Touch()])), "Python objects"),
-    "unknown dtype": (npy_of("(2, 4)", "'<f3'"), _DAMAGED),
+    "unknown dtype": (npy_of("(2, 4)", "'<f3'"), "numbers of the type '<f3', which NumPy does not know"),
     "record": (npy_of("(2, 2)", "[('a', '<f4'), ('b', '<f4')]"), "of shape"),
     "complex numbers": (npy_of("(2, 2)", "'<c8'"), "complex64 of shape"),
     "texts": (npy_of("(2, 4)", "'<U1'"), "of shape"),
@@ -217,7 +232,11 @@ for _suffix in ("gguf", "safetensors", "npy"):
     HOSTILE[f"{_suffix}: folder"] = (f"model.{_suffix}", Path.mkdir, "a folder, not a file")
     HOSTILE[f"{_suffix}: pipe"] = (f"model.{_suffix}", os.mkfifo, "not a regular file")
     HOSTILE[f"{_suffix}: link to nothing"] = (f"model.{_suffix}", lambda path: path.symlink_to("nothing"), "no such file")
-HOSTILE["npz: archive"] = ("model.npz", _write(archive({"embed.npy": npy_of("(2, 4)")})), "ends in .gguf, .safetensors, .npy")
+HOSTILE["pickle: a checkpoint"] = (
+    "model.pt",
+    _write(pickle.dumps(Touch())),
+    "ends in .gguf, .safetensors, .safetensors.index.json",
+)
 
 
 def _claim(raw: bytearray, size: int) -> None:
@@ -256,3 +275,37 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     "negative dimensions": (archive({"training.npy": npy_of("(-2, -4)", "'<u4'")}, stored=True), "claims to have"),
     "version of the future": (archive({"training.npy": _IDS.replace(b"\x01\x00", b"\x09\x00", 1)}, stored=True), "version"),
 }
+
+HOSTILE |= {f"npz: {name}": ("model.npz", _write(content), message) for name, (content, message) in ARCHIVES.items()}
+
+
+def _index(weight_map: object) -> Callable[[Path], object]:
+    return _write(json.dumps({"weight_map": weight_map}).encode())
+
+
+_INDEX = "model.safetensors.index.json"
+HOSTILE |= {
+    "index: another folder": (_INDEX, _index({"wte": "../model.safetensors"}), "not a .safetensors file next to it"),
+    "index: any file": (_INDEX, _index({"wte": "/etc/passwd"}), "not a .safetensors file next to it"),
+    "index: a number": (_INDEX, _index({"wte": 1}), "not a .safetensors file next to it"),
+    "index: a list": (_INDEX, _index(["model.safetensors"]), _DAMAGED),
+    "index: nothing": (_INDEX, _index({}), "its weight_map is empty"),
+    "index: no JSON": (_INDEX, _write(b'{"weight_map":'), _DAMAGED),
+    "index: nested without end": (_INDEX, _write(b'{"a":' * 50_000), _DAMAGED),
+}
+for _name, _mapping in {"beyond": [0, 2], "negative": [0, -1]}.items():
+    _header = {
+        "embeddings": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]},
+        "mapping": {"dtype": "I64", "shape": [2], "data_offsets": [32, 48]},
+    }
+    _content = safetensors(_header, bytes(32) + struct.pack("<2q", *_mapping))
+    HOSTILE[f"safetensors: mapping {_name}"] = ("model.safetensors", _write(_content), "but embeddings has 2; get it again")
+_header = {
+    "embeddings": {"dtype": "F32", "shape": [1, 2**16], "data_offsets": [0, 2**18]},
+    "mapping": {"dtype": "I8", "shape": [2**17], "data_offsets": [2**18, 2**18 + 2**17]},
+}
+HOSTILE["safetensors: mapping without end"] = (
+    "model.safetensors",
+    _write(safetensors(_header, bytes(2**18 + 2**17))),
+    "131,072 x 65,536 numbers, too large",
+)

@@ -123,6 +123,25 @@ def test_rows_of_padding_under_stochastic_rounding():
     assert (after["head"][:33] != model.params()["head"][:33]).any()
 
 
+@pytest.mark.parametrize("label, state", [(-100, 1.0), (3, np.nan), (40, np.inf)])
+def test_behind_a_stopped_gradient(label, state):
+    """The head's gradient is exactly zero, whatever the loss: no batch is skipped."""
+    model = Masked()
+
+    def loss(params, ids, labels, counts):
+        del ids
+        hidden = jnp.where(counts[:, None], jnp.ones((12, 8)), state)
+        losses = linear_softmax_cross_entropy(hidden, jax.lax.stop_gradient(params["head"]), labels, chunk=8)
+        return losses.sum() + params["body"].sum()
+
+    ids, labels, counts = model.batch(0)
+    labels = jnp.where(counts, labels, label)
+    gradient = row_sparse.value_and_grad(loss, heads="head", tables=model.numbers)
+    tap = jax.jit(lambda *batch: gradient(model.params(), {}, *batch)[1]["head"].tap)(ids, labels, counts)
+    for array in tap:
+        np.testing.assert_array_equal(array, 0.0)
+
+
 def test_a_slice_of_a_fused_head_names_the_argument():
     model = Masked(num_tokens=33)
 

@@ -13,7 +13,7 @@ from ember_optax import row_sparse, state_shardings
 _SENT = re.compile(r"= \w+(\[[\d,]*\])\S* (all-\w+|reduce-scatter|collective-permute)\(")
 V, D, N, CHUNK = 128, 16, 24, 32
 MODEL = Model(V, D, N, options=(("chunk", CHUNK),))
-REFUSAL = r"heads names 'head', which lies on a mesh with explicit axes or inside of jax.shard_map: .* leave it out of heads"
+REFUSAL = r"heads names 'head', which is on a mesh with explicit axes or inside jax.shard_map: .* leave it out of heads"
 
 
 def mesh_with(axis_type):

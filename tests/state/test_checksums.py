@@ -13,7 +13,7 @@ from x64 import enable_x64
 from benchmarks.drills import bit_flips
 from benchmarks.harness.compiled import collectives
 from ember_optax import checksums, ember, verify_checksums
-from ember_optax._math.checksum import checksum, partial_checksums
+from ember_optax._state.array_checksum import checksum, partial_checksums
 
 STRICT = pytest.mark.usefixtures("strict_promotion")
 DTYPES = ["bool", "int8", "uint4", "int32", "bfloat16", "float16", "float8_e4m3fn", "float32", "complex64"]

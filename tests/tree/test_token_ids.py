@@ -9,6 +9,7 @@ from x64 import enable_x64
 
 from ember_optax import row_sparse, scale_by_ember
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 10, 4
 PARAMS = {"wte": jnp.ones((V, D))}
 IDS = {
@@ -43,9 +44,10 @@ def of_lookup(ids):
 
 
 USES = {"gradient": of_gradient, "update": of_update, "lookup": of_lookup}
+EACH = pytest.mark.parametrize("use", [use if use == "lookup" else pytest.param(use, marks=pytest.mark.slow) for use in USES])
 
 
-@pytest.mark.parametrize("use", USES)
+@EACH
 @pytest.mark.parametrize("ids", IDS)
 def test_closed_over(use, ids):
     """As a constant of the compiled step, and outside of one."""
@@ -53,7 +55,7 @@ def test_closed_over(use, ids):
         assert np.flatnonzero(call(IDS[ids]).any(1)).tolist() == [3]
 
 
-@pytest.mark.parametrize("use", USES)
+@EACH
 @pytest.mark.parametrize("ids", IDS)
 def test_traced(use, ids):
     """Under x64 all of their digits arrive in a compiled step; without, JAX itself cuts 64-bit arguments before."""

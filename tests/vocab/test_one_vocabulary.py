@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, token_tables, vocab
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, scale_by_ember, vocab
 from ember_optax._tree.paths import flatten_named, path_name
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -33,7 +33,7 @@ SEVERAL = {
     "declared without a kind": ({"rows": TABLE, "columns": HEAD, "mlp": jnp.ones((D, D))}, DECLARED, ["rows"]),
     "declared by a function": (
         {"a": TABLE, "b": TABLE},
-        functools.partial(token_tables, include={"[ab]": EmberDimensionNumbers()}),
+        TokenTables(include={"[ab]": EmberDimensionNumbers()}),
         ["b"],
     ),
 }

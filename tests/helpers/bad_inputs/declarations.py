@@ -44,10 +44,22 @@ def of_finder(find, **options):
 
 NO_DECLARATIONS = {
     "None": (None, TypeError, r" is None. Leave it out to use the finder"),
-    "a path": ("embed/embedding", TypeError, r" is the text 'embed/embedding'.* include=\['embed/embedding'\]"),
-    "a list of paths": (["embed/embedding"], TypeError, r" holds the text 'embed/embedding'.* include=\['embed/embedding'\]"),
-    "a path beside a table": (["embed/embedding", ALL], TypeError, r" must have Ember.* for '0', got 'embed/emb.* include="),
-    "a set of paths": ({"embed/embedding"}, TypeError, r" holds the text 'embed/embedding'.* include=\['embed/embedding'\]"),
+    "a path": ("embed/embedding", TypeError, r" is the text 'embed/embedding'.*TokenTables\(include=\['embed/embedding'\]"),
+    "a list of paths": (
+        ["embed/embedding"],
+        TypeError,
+        r" holds the text 'embed/embedding'.*TokenTables\(include=\['embed/embedding'\]",
+    ),
+    "a path beside a table": (
+        ["embed/embedding", ALL],
+        TypeError,
+        r" must have Ember.* for '0', got 'embed/emb.*TokenTables\(include=",
+    ),
+    "a set of paths": (
+        {"embed/embedding"},
+        TypeError,
+        r" holds the text 'embed/embedding'.*TokenTables\(include=\['embed/embedding'\]",
+    ),
     "a number": (3, TypeError, r" must declare tables by Ember.*, got 3 of type int.* static_args="),
     "an array": (jnp.ones(3), TypeError, r" must declare tables by Ember.*, got Array\(\[1.* static_args="),
     "an iterator": (iter([ALL]), TypeError, r" must declare tables by Ember.*, got <list_iter.* static_args="),

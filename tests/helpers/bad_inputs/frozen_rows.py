@@ -89,7 +89,7 @@ BAD |= {
     "rows of a head that no rule finds": (
         frozen(WITH_HEAD, {"head/kernel": IDS}, UNNAMED),
         ValueError,
-        r"rows of 'head/kernel' of shape \(4, 6\) .*its 6 tokens are in axis 1 \(that has the vocabulary.*include=\{'head/ker",
+        r"rows of 'head/kernel' of shape \(4, 6\) .*its 6 tokens are in axis 1 \(which has the vocabulary.*include=\{'head/ker",
     ),
 }
 GOOD = {

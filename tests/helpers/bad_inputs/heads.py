@@ -152,7 +152,7 @@ BAD = {
         grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)))),
         ValueError,
         r"axis 1 by the tables of .* axis 1 by .* 6 features: if it is in axis 0, with 4 tokens, pass token_axis=0 to the loss, "
-        r"tables=functools.partial\(token_tables, include=\{'lm_head/kernel': EmberDimensionNumbers\(0\)\}\)",
+        r"tables=TokenTables\(include=\{'lm_head/kernel': EmberDimensionNumbers\(0\)\}\)",
     ),
     "a square head": (
         grad(
@@ -172,7 +172,7 @@ BAD = {
             gradients(), ember(1e-3, optax.adamw(1e-3)).init(PARAMS), PARAMS
         ),
         TypeError,
-        r"rows of 'lm_head/kernel' are named, but its update is that of a fused head.*: leave 'lm_head/kernel' out of the heads",
+        r"token_ids names rows of 'lm_head/kernel', but its update is that of a fused head.*: leave 'lm_head/kernel' out of the heads",
     ),
     "logits of a head": (of_kernel(lambda table: (HIDDEN @ table).sum()), TypeError, of_head("it was used as an array")),
     "the transpose of a head": (
@@ -241,7 +241,7 @@ BAD = {
     "ids of a fused head": (
         apply(token_ids={HEAD: IDS}),
         ValueError,
-        r"token_ids are given for 'lm_head/kernel', but its update .*knows its rows: leave them out",
+        r"token_ids are given for 'lm_head/kernel', but its update .*holds its ids: leave them out",
     ),
     # The oldest JAX means to say the same, and fails while it spells the path of the result.
     "a result of jit": (jax.jit(grad()), (TypeError, AttributeError), r"HeadGradient.*not a valid JAX type|'removeprefix'"),

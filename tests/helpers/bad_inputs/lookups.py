@@ -87,7 +87,11 @@ BAD |= {
         "rows of None": (built(None), TypeError, r"rows must be an array, got None of type NoneType; pass the rows"),
         "rows of a type": (built(jnp.float32), TypeError, r"rows must be an array, got .*float32.*; pass the rows"),
         "rows of lists": (built([[1.0]]), TypeError, r"rows must be an array, got \[\[1.0\]\] of type list; pass the rows"),
-        "rows of integers": (built(jnp.ones((2, D), int)), TypeError, r"rows of shape \(2, 4\) has dtype int32.*floats: convert"),
+        "rows of integers": (
+            built(jnp.ones((2, D), int)),
+            TypeError,
+            r"rows of shape \(2, 4\) has dtype int32.*floats: convert",
+        ),
         "rows of text": (built(np.full((2, D), "a")), TypeError, r"rows of shape \(2, 4\) has dtype <U1.*floats: convert"),
         "a scalar for rows": (
             built(jnp.float32(1)),
@@ -171,7 +175,7 @@ BAD |= {
     "RowSlice of integers": (
         lambda: row_slice().astype(int),
         TypeError,
-        r"rows of shape \(2, 4\) has dtype int32.*floats: convert",
+        r"RowSlice.* was cast to int.*must be floats: cast what is looked up",
     ),
 }
 GOOD = {

@@ -42,7 +42,7 @@ BAD = {
     "micro-batches of leaves": (
         lambda: row_sparse.mean_over_micro_batches(row_sparse.value_and_grad(total)(WTE, {"wte": IDS})[1], {}),
         TypeError,
-        r"gradient of 'wte' is no array: pass what row_sparse.split makes of the gradients",
+        r"gradient of 'wte' is no array: pass the arrays that row_sparse.split returns",
     ),
     "no micro-batches": (micro({"b": jnp.ones((0, 4))}, None), ValueError, r"shapes .*'b': \(0, 4\).*stack them"),
     "micro-batches that differ": (micro({**STACKED, "b": TABLE}, STACKED_IDS), ValueError, r"shapes .*'b': \(6, 4\).*stack them"),

@@ -1,4 +1,4 @@
-"""Training some rows of a table only: new special tokens in fine-tuning, say."""
+"""`train_only_rows`: trains some rows of a table only, for example new special tokens in fine-tuning."""
 
 from typing import Any
 
@@ -23,23 +23,23 @@ from .._tree.watching import check_same_axes, watched_tables
 def train_only_rows(
     inner: optax.GradientTransformation, token_ids: Any, *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, with all rows of some tables frozen but those named: the frozen ones stay bit-identical, weight decay included.
+    """Applies `inner`, but freezes all rows of the named tables that `token_ids` does not name.
 
-    The gradients of frozen rows count as zero, so they do not enter the statistics either. Works for dense and for row-sparse
-    steps. Parameters that `token_ids` does not name are trained as usual.
+    Frozen rows stay bit-identical, also under weight decay. Their gradients count as zero, so they do not change the statistics.
+    This works for dense and for row-sparse steps. Parameters that `token_ids` does not name are trained as usual.
 
     Args:
-      inner: the transformation of all parameters, complete with its learning rate; its gradients and updates are masked.
-      token_ids: the ids of the rows that are trained, integers of any shape: a tree like the parameters, or a dictionary from
-        paths such as `"embed/embedding"`.
-      tables: which axis of the tables is the vocabulary, as in `ember`: what `inner` was given as `tables`.
+      inner: the transformation of all parameters, with its learning rate. Its gradients and updates are masked.
+      token_ids: the ids of the rows to train, integers of any shape, as a tree like the parameters or a dictionary from paths
+        such as `"embed/embedding"`.
+      tables: which axis of the tables is the vocabulary, as in `ember`. Pass the same value as to `inner`.
 
     Returns:
       A `GradientTransformationExtraArgs` with the state of `inner`.
 
     Raises:
-      TypeError: `inner` is no transformation, or `token_ids` are not integers.
-      ValueError: `token_ids` names nothing; at init or update, it names a path that is no parameter, or a row that does not
+      TypeError: `inner` is not a transformation, or `token_ids` are not integers.
+      ValueError: `token_ids` names no row; at init or update, it names a path that is not a parameter, or a row that does not
         exist; at init, an Ember in `inner` takes another axis for the vocabulary.
 
     Example:
@@ -84,14 +84,14 @@ def train_only_rows(
         masks = {table.name: _mask(table, kept.get(table.name), of_params[table.name]) for table in masked}
         beside = {"token_ids": {name: kept[name] for name in given}} if given else {}
         updates, state = inner.update(_masked(found, masks, kept, updates, 0.0), state, params, **beside, **extra_args)
-        # x + -0.0 is x bit for bit, also where x is -0.0.
+        # Frozen rows get the update -0.0, because x + -0.0 is x bit for bit, also for x = -0.0.
         return _masked(found, masks, kept, updates, -0.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree) -> Any:
-    """The state of `inner`. Raises where a row does not exist, or an Ember in `inner` counts them along another axis."""
+    """The state of `inner`. Raises if a row does not exist, or if an Ember in `inner` takes another axis for the vocabulary."""
     for table in with_rows.tables:
         _check_rows(table)
     with watched_tables(is_quiet=False) as seen:
@@ -102,7 +102,7 @@ def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree
 
 
 def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The ids of compact updates, in which a frozen row is padding as well."""
+    """The ids of the compact updates by path, with padding instead of the ids of frozen rows."""
     return {
         table.name: table.ids if (rows := trained.get(table.name)) is None else _keep(table.ids, rows)
         for table in found.tables
@@ -111,7 +111,7 @@ def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.
 
 
 def _masked(found: TableTree, masks: dict[str, jax.Array], kept: dict[str, jax.Array], tree: Any, value: float) -> Any:
-    """The tree with a value instead of what its mask leaves out; rows that know their ids have the ids that are left."""
+    """The tree with `value` where the mask of a leaf is False. A `CompactRows` gets the kept ids too."""
 
     def masked(table: Table, leaf: Any) -> Any:
         inside = unbox(leaf)
@@ -125,7 +125,7 @@ def _masked(found: TableTree, masks: dict[str, jax.Array], kept: dict[str, jax.A
 
 
 def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
-    """True in the rows that are trained, with axes of length one for the features; `kept` are the ids of a compact update."""
+    """A mask of the rows to train, with feature axes of length one. `kept` are the ids of a compact update, or None."""
     assert of_params.axes is not None
     assert of_params.ids is not None
     (token_axis,) = of_params.axes.token
@@ -139,8 +139,8 @@ def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
 
 
 def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
-    """The ids that are among `rows`, and padding."""
-    size = jnp.iinfo(jnp.int32).max  # of the table: no matter, no row is beyond it
+    """The ids, with padding instead of those that are not in `rows`."""
+    size = jnp.iinfo(jnp.int32).max  # the table's size does not matter here, because no id in `rows` is beyond it
     flat = flat_ids(ids, size).reshape(ids.shape)
     return jnp.where(jnp.isin(flat, flat_ids(rows, size)), flat, -1)
 
@@ -155,8 +155,8 @@ def _check_update(table: Table, of_params: dict[str, Table]) -> None:
         return
     if isinstance(table.array, HeadLeaf):
         raise TypeError(
-            f"rows of {table.name!r} are named, but its update is that of a fused head, of which no array exists that could be "
-            f"masked: leave {table.name!r} out of the heads of value_and_grad, or out of token_ids."
+            f"token_ids names rows of {table.name!r}, but its update is that of a fused head, which has no array to mask: leave "
+            f"{table.name!r} out of the heads of value_and_grad, or out of token_ids."
         )
     if table.ids is not None:
         check_compact(table.name, jnp.shape(table.array), table.ids, whole.shape, whole.axes)

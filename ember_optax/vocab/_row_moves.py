@@ -1,4 +1,4 @@
-"""Rows of a table moved to other places of another one, also where devices share its rows."""
+"""Rows of a table moved to other positions of a new table, also if the rows are sharded over devices."""
 
 import functools
 import math
@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .mean_square import compute_dtype
-from .mesh import entry_names, in_auto_mode, named_sharding, spec_like, spec_without
+from .._math.mean_square import compute_dtype
+from .._math.mesh import entry_names, in_auto_mode, named_sharding, spec_like, spec_without
 
 
 def moved_rows(array: jax.Array, ids_W: np.ndarray, axis: int) -> jax.Array:
-    """An array whose row i along `axis` is the row `ids_W[i]` of the given one, bit for bit; zeros where that is -1.
+    """An array whose row i along `axis` is the row `ids_W[i]` of the given array, bit for bit. Rows with the id -1 are zeros.
 
-    It lies on the devices as the given one does. Where they share the rows, the parts go round once, each device picks its own
-    rows from them, and no device ever holds more than a few parts: by the compiler for eight TPU v5e, three besides its own and
-    its result.
+    The result has the sharding of the given array. If the rows are sharded, every shard visits every device once, and each device
+    picks its own rows from it. No device holds more than a few shards at a time: three in addition to its own shard and its
+    result, according to the compiler for eight TPU v5e.
 
     Args:
       array: (..., V, ...).
       ids_W: (W,) of int32, -1 or in [0, V).
-      axis: where the rows are counted.
+      axis: the axis of the rows.
 
     Returns:
       (..., W, ...), of the given array's dtype.
@@ -52,7 +52,7 @@ def _taken(array: jax.Array, ids_W: Any, axis: int) -> jax.Array:
 
 
 def _taken_around(part: jax.Array, ids: jax.Array, *, axis: int, mesh_axes: tuple[str, ...], devices: Any) -> jax.Array:
-    """On each device: the rows `ids` of the whole, from the parts that come by, one after the other."""
+    """On each device, the rows `ids` of the whole array, picked from the shards that visit the device one after the other."""
     count = math.prod(devices.shape[name] for name in mesh_axes)
     size = part.shape[axis]
     onward = [(i, (i - 1) % count) for i in range(count)]
@@ -63,7 +63,7 @@ def _taken_around(part: jax.Array, ids: jax.Array, *, axis: int, mesh_axes: tupl
         local = jnp.where(ids < 0, -1, ids - owner * size)
         here = (local >= 0) & (local < size)
         rows = _taken(visiting, jnp.where(here, local, -1), axis)
-        # The owner travels with its part: the order in which several mesh axes count is JAX's affair.
+        # The owner's index travels with its shard, so that the order in which JAX counts several mesh axes does not matter.
         visiting, owner = jax.lax.ppermute((visiting, owner), mesh_axes, onward)
         return visiting, owner, jnp.where(here.reshape(like_rows), rows, found)
 
@@ -72,13 +72,14 @@ def _taken_around(part: jax.Array, ids: jax.Array, *, axis: int, mesh_axes: tupl
 
 
 def filled_rows(array: jax.Array, rows: jax.Array, is_new_W: np.ndarray, axis: int) -> jax.Array:
-    """The array with other rows in the places that are new.
+    """The array with other rows at the new positions.
 
     Args:
       array: (..., W, ...).
-      rows: as many as there are new places, in their order; or one for all of them; or W, of which those in new places count.
-      is_new_W: (W,) of bool.
-      axis: where the rows are counted.
+      rows: one row for each new position, in their order; or one row for all of them; or W rows, which are used at the new
+        positions only.
+      is_new_W: (W,) of bool, True at the new positions.
+      axis: the axis of the rows.
     """
     is_new = is_new_W.reshape(_like_rows(array, axis))
     places_W = np.cumsum(is_new_W) - 1 if rows.shape[axis] == is_new_W.sum() else None
@@ -92,15 +93,15 @@ def filled_rows(array: jax.Array, rows: jax.Array, is_new_W: np.ndarray, axis: i
 
 
 def mean_row(array: jax.Array, axis: int) -> jax.Array:
-    """The mean of the rows, with an axis of length one, in float32 (or float64)."""
+    """The mean of the rows in float32 (or float64). The axis is kept with length one."""
     mean = functools.partial(jnp.mean, axis=axis, keepdims=True, dtype=compute_dtype(array))
     return in_auto_mode(mean, lambda: spec_without(array, axis), array)
 
 
 def mean_of_rows(array: jax.Array, ids_WxP: np.ndarray, axis: int, without: jax.Array) -> jax.Array:
-    """An array whose row i is the mean of the rows `ids_WxP[i]`, -1 for none; and `without`, one row, if there is none at all.
+    """An array whose row i is the mean of the rows `ids_WxP[i]`, in float32 (or float64).
 
-    In float32 (or float64).
+    Ids of -1 are ignored. A row without any other id is `without`, which is a single row.
     """
     wide = array.astype(compute_dtype(array))
     counts = (ids_WxP >= 0).sum(1).reshape(_like_rows(array, axis))
@@ -113,7 +114,7 @@ def mean_of_rows(array: jax.Array, ids_WxP: np.ndarray, axis: int, without: jax.
 
 
 def _lying_like(array: jax.Array, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`function(*arrays)` in the place of an array of the result's shape, whatever kind of axes its mesh has."""
+    """`function(*arrays)` with the sharding of `array`, which has the result's shape, on automatic and explicit axes alike."""
     sharding = named_sharding(array)
     lying = functools.partial(in_auto_mode, function, lambda: spec_like(array))
     if sharding is not None and sharding.mesh.are_all_axes_auto:
@@ -122,5 +123,5 @@ def _lying_like(array: jax.Array, function: Callable[..., jax.Array], *arrays: j
 
 
 def _like_rows(array: jax.Array, axis: int) -> tuple[int, ...]:
-    """The shape of a vector of one number for each row."""
+    """The shape that broadcasts a vector of one number for each row over the array."""
     return tuple(-1 if a == axis else 1 for a in range(array.ndim))

@@ -6,22 +6,22 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .axes import TableAxes
-from .mean_square import compute_dtype
+from .._math.axes import TableAxes
+from .._math.mean_square import compute_dtype
 
 
 def gaussian_rows(table: jax.Array, key: jax.Array, count: int, axes: TableAxes, covariance_scale: float) -> jax.Array:
-    """`mean + sqrt(covariance_scale) * z C^(1/2)`, z of independent standard normal numbers and C the covariance of the rows.
+    """`mean + sqrt(covariance_scale) * z C^(1/2)`, where z is standard normal and C is the covariance of the rows.
 
     Args:
-      table: (V, D), or what `axes` say; stacked tables each have their own mean and covariance.
-      key: of the random numbers.
-      count: how many rows, k.
-      axes: of the table.
-      covariance_scale: of C.
+      table: (V, D), or the layout that `axes` describes. Each table of a stack has its own mean and covariance.
+      key: the key of the random numbers.
+      count: k, the number of rows to draw.
+      axes: the axes of the table.
+      covariance_scale: the factor of C.
 
     Returns:
-      An array in the table's layout with k in the place of V, float32 (or float64).
+      An array in the table's layout with k rows instead of V, float32 (or float64).
     """
     (axis,) = axes.token
     noise = jax.random.normal(key, (*table.shape[:axis], count, *table.shape[axis + 1 :]), compute_dtype(table))
@@ -36,9 +36,9 @@ def _of_one(table: jax.Array, noise: jax.Array, *, axis: int, scale: float) -> j
     mean = jnp.mean(wide, axis, keepdims=True)
     centered = wide - mean
     size = math.prod(table.shape[:axis] + table.shape[axis + 1 :])
-    # No reshape of the table, which would gather one whose features are split.
+    # The table is not reshaped: XLA would gather a table whose features are sharded.
     covariance = jnp.tensordot(centered, centered, (axis, axis), precision="highest").reshape(size, size) / table.shape[axis]
-    values, vectors = jnp.linalg.eigh(covariance)  # not Cholesky: fewer rows than features leave it singular
+    values, vectors = jnp.linalg.eigh(covariance)  # not Cholesky, because C is singular with fewer rows than features
     root = (vectors * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T
     first = jnp.moveaxis(noise, axis, 0)
     drawn = jnp.matmul(first.reshape(len(first), size), root, precision="highest").reshape(first.shape)

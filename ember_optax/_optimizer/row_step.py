@@ -1,4 +1,4 @@
-"""One step of Ember on the rows that have a gradient: the dense step, at the cost of those rows and of a vector of length V.
+"""One step of Ember on the rows that have a gradient: the dense step, at the cost of these rows and a vector of length V.
 
 A row without gradient does not move, and its `nu_token` only decays. So nothing of the size of the table is read or written.
 """
@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .axes import TableAxes
-from .mean_square import compute_dtype, mean_square
-from .mesh import all_over, mean_over
-from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
-from .rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
-from .step import decay_term, mean_moment, over_active_rows, precondition
+from .._math.axes import TableAxes
+from .._math.mean_square import compute_dtype, mean_square
+from .._math.mesh import all_over, mean_over
+from .._math.moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
+from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
+from .._math.step import decay_term, mean_moment, over_active_rows, precondition
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "active_rows"))
@@ -33,8 +33,9 @@ def ember_row_step(
     """`ember_step` for a gradient that is zero outside of the rows `ids`.
 
     Args:
-      compact: their gradients, of the table's shape with the axes of `ids` in the place of the token axis.
-      ids: integers of any shape; equal ids are summed before they are squared, padding (below zero, from V on) is ignored.
+      compact: the gradients of these rows, of the table's shape with the axes of `ids` instead of the token axis.
+      ids: integers of any shape. The rows of equal ids are summed before they are squared. Padding (ids below zero, or V and
+        above) is ignored.
       moments: the state before the step.
       rate: the decay rate.
       eps: added to the root, float32.
@@ -44,8 +45,8 @@ def ember_row_step(
       active_rows: as in `ember_step`.
 
     Returns:
-      The update in the shape and dtype of `compact`: a row's whole update where its id stands first, zeros where it stands again
-      and in padding. And the state after the step.
+      The update in the shape and dtype of `compact`, and the state after the step. The first occurrence of an id has the row's
+      whole update. Later occurrences and padding have zeros.
     """
     (token_axis,), size = axes.token, moments.nu_token.shape[0]
     ids_N = flat_ids(ids, size)
@@ -56,9 +57,9 @@ def ember_row_step(
     rows_NxF, token_N1, feature_1F = _row_statistics(rows_NxF, first_N, size, axes)
     if active_rows:
         feature_1F = over_active_rows(feature_1F, _active_share(token_N1, size), axes)
-    # Of the tokens' averages those of the rows alone, as everywhere here.
+    # Check `nu_token` only in the rows of the batch, because a row-sparse step reads no others.
     finite_11 = all_finite(old._replace(nu_token=take_rows(old.nu_token, ids_N, 0)), token_N1, feature_1F, axes)
-    if active_rows:  # whose mean over tokens reads all of them
+    if active_rows:  # the mean of nu_token reads every token
         finite_11 &= all_over(axes.token_mesh, jnp.all(jnp.isfinite(old.nu_token), axes.token, keepdims=True))
     new = next_moments(old, token_N1, feature_1F, finite_11, rate, lambda decayed, rows: decayed.at[ids_N].add(rows, mode="drop"))
 
@@ -74,9 +75,9 @@ def ember_row_step(
 def _row_statistics(
     rows_NxF: jax.Array, first_N: jax.Array, size: int, axes: TableAxes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The rows for the next pass, and what `batch_statistics` gives for the whole gradient, of its tokens those in the rows."""
+    """The rows for the next pass, the token statistic of these rows, and the feature statistic of the whole gradient."""
     token_N1 = mean_square(rows_NxF, axes.feature)
-    # As in `batch_statistics`: otherwise XLA shares the squares among both passes and writes them to memory.
+    # As in `batch_statistics`: without the barrier, XLA computes the squares once for both passes and writes them to memory.
     rows_NxF, token_N1 = jax.lax.optimization_barrier((rows_NxF, token_N1))
     token_N1 = jnp.where(like_rows(first_N, token_N1), mean_over(axes.feature_mesh, token_N1), 0.0)
     feature_1F = jnp.sum(jnp.square(rows_NxF), 0, keepdims=True, dtype=compute_dtype(rows_NxF)) / size

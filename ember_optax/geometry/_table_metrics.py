@@ -15,8 +15,8 @@ from .._tree.state import ScaleByEmberState
 from ._gradients import active_of
 from ._isotropy import iso_score_of, partition_isotropy_of
 from ._norms import mean_norm_of, norms_of
-from ._row_step import StepRule, TableState, ratio_and_median, row_steps
 from ._spectrum import effective_rank_of, principal, singular_values, stable_rank_of
+from ._step_sizes import StepRule, TableState, ratio_and_median, row_steps
 
 Metrics = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""A checksum of an array's bits, the same wherever its parts lie."""
+"""A checksum of an array's bits that does not depend on how the array is sharded."""
 
 import functools
 
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .mesh import entry_names
+from .._math.mesh import entry_names
+from .._math.rounding import mixed
 
-# Odd factors and shifts of a bijection of 32 bits that mixes well: https://github.com/skeeto/hash-prospector ("lowbias32").
-_FACTORS = (0x7FEB352D, 0x846CA68B)
-_STRIDE = 0x9E3779B9  # keeps the keys of axes and lanes apart
+_STRIDE = 0x9E3779B9  # gives each axis and each lane its own keys
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def partial_checksums(x: jax.Array, sharding: NamedSharding | None = None) -> jax.Array:
-    """The `checksum` of each part of an array with this sharding, (parts, 2), each where the part lies: nothing is sent.
+    """The `checksum` of each shard of an array with this sharding, (shards, 2).
 
-    Without naming the parts, the compiler would gather the array: it does not split a reduction of two operands.
+    Each device computes the checksum of its own shard, and nothing is communicated. `jax.shard_map` is needed: XLA does not
+    partition a reduction of two operands, and would gather the array.
     """
     if sharding is None or sharding.mesh.size == 1:
         return checksum(x)[None]
@@ -32,30 +32,31 @@ def partial_checksums(x: jax.Array, sharding: NamedSharding | None = None) -> ja
 
 
 def checksum(x: jax.Array, mesh_axes: tuple[tuple[str, ...], ...] = ()) -> jax.Array:
-    """Two sums, (2,) uint32, over all numbers of an array of any dtype and shape: of h, and of g times an odd key of the place,
+    """Two sums over all elements of an array of any dtype and shape, (2,) uint32.
 
-        h = mix(word ^ key(place)),   g = h ^ (h >> 15)
+        h = mix(word ^ key(index)),   g = h ^ (h >> 15)
 
-    Sums of uint32 are exact modulo 2^32 in any order, so those of the parts add up to that of the whole. For one place both
-    summands are bijections of the word: a change of a single number always changes both sums. Everything else, such as two
-    numbers that change places, goes unseen with probability 2^-58 at most: the keys of two places agree with 2^-32, and the
-    second sum then with 2^-26; where they do not agree, each sum with 2^-32.
+    The first sum is over h, the second over g times an odd key of the index. Sums of uint32 are exact modulo 2^32 in any order,
+    so the checksums of the shards add up to the checksum of the array. For a fixed index both summands are bijections of the
+    word: a change of a single element always changes both sums. Any other change, for example two elements swapped, is missed
+    with a probability of at most 2^-58. The keys of two indices are equal with probability 2^-32, and then the second sums are
+    equal with probability 2^-26. If the keys differ, each of the two sums is equal with probability 2^-32.
 
-    Inside `jax.shard_map`, `mesh_axes` names for each axis the mesh axes that split it: the places are those in the whole array.
+    Inside `jax.shard_map`, `mesh_axes` names for each axis the mesh axes that shard it. The indices are those in the whole array.
     """
     words = _words(x)
     names = mesh_axes + ((),) * (words.ndim - len(mesh_axes))
-    h = _mix(words ^ _keys(words.shape, 0, names))
+    h = mixed(words ^ _keys(words.shape, 0, names))
     weighted = (h ^ (h >> np.uint32(15))) * (_keys(words.shape, 1, names) | np.uint32(1))
-    # One reduction of both: XLA on a CPU fuses what it reads into it, where it writes the operand of a plain sum to memory.
+    # One reduction of both. XLA on CPU fuses the operands into it, while it writes the operand of a plain sum to memory.
     both = jax.lax.reduce((h, weighted), (np.uint32(0),) * 2, lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(words.ndim)))
     return jnp.stack(both)
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of each number as uint32, of which numbers of eight bytes and complex ones have several, on axes at the end."""
+    """The bits of each element as uint32. Elements of eight bytes and complex ones have several words, on trailing axes."""
     if x.dtype == jnp.bool_ or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize <= 4):
-        return x.astype(jnp.uint32)  # modulo 2^32: no two numbers of these dtypes have the same word
+        return x.astype(jnp.uint32)  # modulo 2^32, which maps the values of each of these dtypes one to one
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return _words(jnp.stack([x.real, x.imag], -1))
     bits = 64 if jnp.issubdtype(x.dtype, jnp.integer) else int(jnp.finfo(x.dtype).bits)
@@ -63,23 +64,17 @@ def _words(x: jax.Array) -> jax.Array:
 
 
 def _keys(shape: tuple[int, ...], lane: int, mesh_axes: tuple[tuple[str, ...], ...]) -> jax.Array:
-    """A key for each place, as a sum of one for each coordinate: vectors that take no memory, whatever the array has."""
+    """A key for each index, which is the sum of one key for each coordinate. Only vectors are stored, not an array of keys."""
     total = jnp.full((), _number((lane + 1) * _STRIDE))
     for axis, size in enumerate(shape):
         seed = _number((7 * lane + axis + 1) * _STRIDE)
         place = jnp.arange(size, dtype=jnp.uint32)
         if mesh_axes[axis]:
             place = place + size * jax.lax.axis_index(mesh_axes[axis]).astype(jnp.uint32)
-        # Behind a barrier, or the compiler makes them anew for each number of the array.
-        key = jax.lax.optimization_barrier(_mix(_mix(place ^ seed) + seed))
+        # Without the barrier XLA computes the keys again for each element of the array.
+        key = jax.lax.optimization_barrier(mixed(mixed(place ^ seed) + seed))
         total = total + jnp.expand_dims(key, [other for other in range(len(shape)) if other != axis])
     return total
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    for shift, factor in zip((16, 15), _FACTORS, strict=True):
-        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return x ^ (x >> np.uint32(16))
 
 
 def _number(value: int) -> np.uint32:

@@ -1,7 +1,7 @@
-"""Fused heads: from a loss to gradients of heads that no array holds.
+"""Fused heads: differentiates a loss without storing the gradient of a head as an array.
 
-The loss is traced once to learn of how many hidden states a head is asked. Then it is differentiated with respect to zeros of
-these sizes, whose "gradients" bring out what the head's gradient is made of.
+The loss is traced once to find the number of hidden states of each head. Then it is differentiated with respect to a tap, which
+is zeros of these sizes. The "gradient" of the tap holds the arrays that the head's gradient is computed from.
 """
 
 import copy
@@ -22,13 +22,13 @@ from .._tree.inputs import check_array, shown
 from .._tree.tables import Table
 
 _MARK = "the loss of a fused head: "
-# What calls a function once for each of its own calls. A `cond` that goes the other way leaves zeros.
+# The primitives that call a function once for each of their own calls. A `cond` that takes the other branch leaves zeros.
 _ONCE = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "cond", "custom_jvp_call", "custom_vjp_call")
 _ONCE += ("custom_vjp_call_jaxpr", "custom_lin")
 
 
 class Call(NamedTuple):
-    """One call of the loss with a head."""
+    """One call of the fused loss with a head: the number, width and dtype of the hidden states, and the options."""
 
     tokens: int
     width: int
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
 
 class Head:
-    """A head within a loss: its table, which no gradient reaches, and either a list of the calls of the loss or a tap."""
+    """A head inside a loss function: its table without a gradient, and a tap. While tracing, it has a list of calls instead."""
 
     def __init__(self, table: Table, tap: HeadTap | None = None):
         assert table.axes is not None
@@ -47,7 +47,7 @@ class Head:
         self.link: Any = None
 
     def linked_by(self, link: Any) -> "Head":
-        """The same head, with the link that came with its table to the loss."""
+        """The same head, with the link that the loss function passed along with the table."""
         new = copy.copy(self)
         new.link = link
         return new
@@ -61,10 +61,10 @@ class Head:
         return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, self.link, loss)
 
     def check_axis(self, token_axis: int, width: int) -> None:
-        """Raises where `value_and_grad`, the loss and hidden states of this width disagree about the axis of the vocabulary."""
+        """Raises if `value_and_grad`, the loss and the width of the hidden states imply different axes of the vocabulary."""
         shape, other = self.table.shape, 1 - self.token_axis
         agreed = token_axis == self.token_axis and width == shape[other]
-        if agreed or width not in shape:  # a width that fits neither axis is the loss's to refuse
+        if agreed or width not in shape:  # the loss itself refuses a width that fits neither axis
             return
         fix = f"pass token_axis={self.token_axis} to the loss"
         if width == shape[self.token_axis]:
@@ -80,7 +80,7 @@ class Head:
 
 
 def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """The paths of the heads."""
+    """The paths of the heads, each once. Raises if a path is not a parameter."""
     paths = (heads,) if isinstance(heads, str) else heads
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"heads must be a path or a sequence of paths, got {shown(heads)}; pass for example 'lm_head/kernel'.")
@@ -103,17 +103,17 @@ def check_head_table(table: Table) -> None:
     mesh = jax.typeof(table.array).sharding.mesh
     if jax.sharding.AxisType.Explicit in mesh.axis_types or varying_axes(table.array) or in_shard_map():
         raise ValueError(
-            f"heads names {table.name!r}, which lies on a mesh with explicit axes or inside of jax.shard_map: use automatic "
+            f"heads names {table.name!r}, which is on a mesh with explicit axes or inside jax.shard_map: use automatic "
             f"axes (jax.make_mesh(..., axis_types=(AxisType.Auto,))) under jax.jit, or leave it out of heads."
         )
 
 
 def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -> dict[str, Call]:
-    """For each head the one call of the loss.
+    """The one call of the fused loss for each head, by path.
 
     Args:
-      trace: makes the jaxpr of the loss with these heads.
-      tables: of the heads.
+      trace: returns the jaxpr of the loss function with these heads.
+      tables: the tables of the heads.
 
     Raises:
       ValueError: the loss does not call linear_softmax_cross_entropy with a head, calls it more than once, or calls it where
@@ -148,7 +148,7 @@ def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -
 
 
 def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
-    """Every marked loss of a jaxpr: its head, the primitives around it, and its shape."""
+    """Yields, for every marked loss of a jaxpr, the name of its head, the primitives around it, and its shape."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "name" and str(eqn.params["name"]).startswith(_MARK):
             yield eqn.params["name"].removeprefix(_MARK), inside, eqn.outvars[0].aval.shape
@@ -162,7 +162,7 @@ def _has_equations(part: Any) -> bool:
 
 
 def tap_of(call: Call, table: Table) -> HeadTap:
-    """Zeros whose gradients bring out what the head's gradient is made of."""
+    """The tap of a call: zeros, whose "gradient" holds the arrays that the head's gradient is computed from."""
     assert table.axes is not None
     return zero_tap(call.tokens, call.width, call.dtype, table.shape[table.axes.token[0]])
 
@@ -170,7 +170,7 @@ def tap_of(call: Call, table: Table) -> HeadTap:
 def head_gradient(
     table: Table, call: Call, tap: HeadTap, of_link: jax.Array, ids_M: jax.Array, of_lookup: jax.Array
 ) -> HeadGradient:
-    """The gradient of a head from what its tap brought out, and of the rows of a lookup, if there are any."""
+    """The gradient of a head from the "gradient" of its tap, plus the gradient of a lookup if there is one."""
     touched, tap = None, as_linked(tap, of_link)
     if ids_M.size:
         tap, touched = with_lookup(tap, table.array, ids_M, rows_first(of_lookup, call.loss.token_axis, 1), call.loss)
