@@ -1,1 +1,1 @@
-"""Parameter trees: the names of their leaves, the boxes around them, and which leaves are token tables with which axes."""
+"""Parameter trees: the names of their leaves, the boxes around them, which leaves are token tables, and their axes."""

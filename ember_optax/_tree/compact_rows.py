@@ -1,4 +1,4 @@
-"""`CompactRows`: a gradient or an update of some rows of a token table, which knows its ids."""
+"""`CompactRows`: a gradient or an update of some rows of a token table, with their ids."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from .linear_leaf import LinearLeaf
 class CompactRows(LinearLeaf):
     """Some rows of a (V, D) gradient or update that is zero in all other rows.
 
-    `row_sparse.value_and_grad` returns one for each table that has ids. It is a leaf of the gradients, and goes through
-    `tx.update`, `optax.apply_updates`, `TrainState.apply_gradients` and `nnx.Optimizer.update` like any other. It can be
-    multiplied by numbers, and `table + leaf` is the table with these rows added. All else is refused with the table's path,
-    because it would treat the rows as a whole table. It lives within one `jax.jit`; `row_sparse.split` gives its arrays for
-    `jax.lax.scan`.
+    `row_sparse.value_and_grad` returns one for each table that has ids. It is a leaf of the gradients, and passes through
+    `tx.update`, `optax.apply_updates`, `TrainState.apply_gradients` and `nnx.Optimizer.update` like any other leaf. It can be
+    multiplied by numbers, and `table + leaf` is the table with these rows added. Every other operation raises with the table's
+    path, because it would treat the rows as a whole table. A `CompactRows` cannot leave the `jax.jit` that made it.
+    `row_sparse.split` returns its arrays, for example for `jax.lax.scan`.
 
     Args:
-      rows: of the table's shape with the axes of `ids` instead of the token axis.
-      ids: which rows they are, integers of any shape. Equal ids add up; ids below zero and from V on are padding.
+      rows: an array of the table's shape with the axes of `ids` instead of the token axis.
+      ids: the ids of the rows, integers of any shape. Rows of equal ids add up. Ids below zero, or V and above, are padding.
       shape: the table's shape.
       token_axis: the axis of the table that is the vocabulary.
       name: the table's path, for messages.
 
     Raises:
-      TypeError: something but a product with a number, or a sum with the table, is asked for.
+      TypeError: an operation is neither a product with a number nor a sum with the table.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,7 +49,7 @@ class CompactRows(LinearLeaf):
         return self.rows.dtype
 
     def replaced(self, rows: jax.Array, ids: jax.Array | None = None) -> "CompactRows":
-        """The same table's rows with other values, and with other ids where they are given."""
+        """A `CompactRows` of the same table with other rows, and with other ids if they are given."""
         return CompactRows(rows, self.ids if ids is None else ids, self.shape, self.token_axis, self.name)
 
     def astype(self, dtype: Any) -> "CompactRows":

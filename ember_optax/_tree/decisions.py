@@ -1,4 +1,4 @@
-"""What the finder decides for each leaf: by its name, and by the sizes of the other tables."""
+"""The finder's decision for each leaf, from its name and from the sizes of the other tables."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def declared_axes(options: "TokenTables") -> dict[str, EmberDimensionNumbers | None]:
-    """The patterns of `include`, each with its dimension numbers if it has any."""
+    """The patterns of `include`, each with its dimension numbers or None."""
     return {p: options.include[p] if isinstance(options.include, Mapping) else None for p in options.include}
 
 
 def find_tables(names: Sequence[str], leaves: Sequence[Any], options: "TokenTables") -> list[TableMatch]:
-    """What the finder decides for each leaf: the rules and the sizes of the other tables, then `include`, then `exclude`."""
+    """The finder's decision for each leaf: by rules and the sizes of the other tables, then by `include`, then by `exclude`."""
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
     linear = _with_bias(dict(zip(names, shapes, strict=True)))
     first = [_by_name(*leaf, options, linear) for leaf in zip(names, shapes, strict=True)]
@@ -30,20 +30,20 @@ def find_tables(names: Sequence[str], leaves: Sequence[Any], options: "TokenTabl
     for i in sorted(range(len(names)), key=lambda i: _doubt(names[i], first[i])):
         match = matches[i] = _by_sizes(first[i], shapes[i], known)
         if match.rule == f"included, {BY_ANOTHER_TABLE}" and match.dimension_numbers != first[i].dimension_numbers:
-            # Against the layout of its name: the other table must be known by more than the layout of its own.
+            # The axis contradicts the usual layout of the name, so the other table must be known by more than its own layout.
             matches[i] = match._replace(is_guess=not certain.telling(shapes[i]))
         if not matches[i].is_guess:
             known.add(match.dimension_numbers, shapes[i])
         if match.is_head is not None or match.rule == "included" or is_embedding_name(names[i]):
             certain.add(match.dimension_numbers, shapes[i])
-    # Also with tables that are excluded, for another optimizer say: their vocabulary is known all the same.
+    # Excluded tables take part, because their vocabulary is known too. Another optimizer may train them, for example.
     matches = with_kinds(names, shapes, matches)
     excluded = [any(re.fullmatch(pattern, name) for pattern in options.exclude) for name in names]
     return [TableMatch(None, "excluded") if out else match for out, match in zip(excluded, matches, strict=True)]
 
 
 def _by_name(name: str, shape: tuple[int, ...], options: "TokenTables", linear: set[str]) -> TableMatch:
-    """What the user says of a leaf, else what the rules say of its name."""
+    """The match of a leaf by the user's patterns, or else by the rules for its name."""
     match = first_match(name, len(shape))
     for pattern, declared in declared_axes(options).items():
         if re.fullmatch(pattern, name):
@@ -64,7 +64,7 @@ def _by_sizes(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> T
 
 
 def _doubt(name: str, match: TableMatch) -> int:
-    """How little the name tells of the token axis. The tables tell each other their vocabulary in this order."""
+    """How uncertain the token axis is by the name alone. Tables add their vocabulary to the known sizes in this order."""
     if match.rule == "included" or match.is_head is False:
         return 0
     if match.is_head is None:
@@ -73,7 +73,7 @@ def _doubt(name: str, match: TableMatch) -> int:
 
 
 def _with_bias(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """The weights of linear layers: a bias beside them has a number for each output. A lookup has none."""
+    """The paths of the weights of linear layers. They have a bias with one number for each output, and a lookup has none."""
     linear = set()
     for name, shape in shapes.items():
         parent, _, last = name.rpartition("/")

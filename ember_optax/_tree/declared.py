@@ -1,4 +1,4 @@
-"""Reading a user's declaration of dimension numbers: a value, a tree, a function or the finder, matched to parameters by path."""
+"""Reads a user's declaration of dimension numbers (a value, a tree, a function or the finder) and matches it to paths."""
 
 import numbers
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -19,16 +19,16 @@ DimensionNumbersTree = Any  # a tree of EmberDimensionNumbers | None: the parame
 DimensionNumbersLike = (
     Literal["auto"] | EmberDimensionNumbers | DimensionNumbersTree | Callable[[optax.Params], DimensionNumbersTree]
 )
-# A word and not None: optax.inject_hyperparams calls functions for schedules, and what most of them then return is None.
+# A word instead of None: optax.inject_hyperparams takes a function for a schedule, and most functions then return None.
 AUTO: Literal["auto"] = "auto"
 
 
 class Declared(NamedTuple):
-    """What a declaration says.
+    """A declaration that was read.
 
     Attributes:
       dimension_numbers: one entry for each leaf of the tree.
-      options: of the finder, if it was asked about this tree, by whatever function; None for a declaration of the user's own.
+      options: the options of the finder, if the declaration called it on this tree; None for any other declaration.
     """
 
     dimension_numbers: list[EmberDimensionNumbers | None]
@@ -38,7 +38,7 @@ class Declared(NamedTuple):
 def read_declaration(
     declaration: DimensionNumbersLike, tree: Any, names: Sequence[str], leaves: Sequence[Any], argument: str
 ) -> Declared:
-    """What a declaration says of each leaf of a tree, in the order of `jax.tree.leaves` with a box as one leaf.
+    """The dimension numbers that a declaration gives each leaf of a tree, in the order of `jax.tree.leaves`. A box is one leaf.
 
     A declared tree is matched by path and not by structure: a library may show parameters inside boxes at `init` and bare at
     `update`, and `optax.partition` replaces some by `MaskedNode`.
@@ -79,10 +79,10 @@ def read_declaration(
 def check_axes_are_told(
     declared: Declared, names: Sequence[str], leaves: Sequence[Any], of: Container[str], argument: str
 ) -> None:
-    """Raises where the rows of one of these leaves would be looked for along an axis that nothing tells, or along the wrong one.
+    """Raises if the token axis of one of the leaves `of` is a guess, or if sizes of other tables contradict it.
 
     Raises:
-      ValueError: what to declare.
+      ValueError: the token axis is unknown or wrong. The message says what to declare.
     """
     if declared.options is None:
         return
@@ -108,7 +108,7 @@ def check_axes_are_told(
 
 
 def check_declaration(declaration: Any, argument: str) -> None:
-    """Raises where a declaration as a whole cannot be one."""
+    """Raises if a value cannot be a declaration."""
     if declaration is None:
         raise TypeError(
             f"{argument} is None. Leave it out to use the finder (token_tables). If you passed a function, "
@@ -159,7 +159,7 @@ def _check_value(name: str, value: Any, argument: str) -> None:
 
 
 def _owner(name: str, declared: dict[str, Any], argument: str) -> str:
-    """The entry that speaks for a leaf: its own path or the nearest declared one above it."""
+    """The path of the entry that declares a leaf: the leaf's own path, or the nearest declared path above it."""
     owner = name
     while owner not in declared:
         if not owner:

@@ -1,4 +1,4 @@
-"""Saying what the table finder found: a report for people, and the errors of a model without tables."""
+"""Reports of what the finder found: `describe_token_tables`, and the error messages for a model without tables."""
 
 import math
 import re
@@ -22,19 +22,19 @@ _LARGEST = 5
 def describe_token_tables(
     params: Any, *, include: Include = (), exclude: Sequence[str] = (), tables: DimensionNumbersLike = AUTO
 ) -> str:
-    """Tells which parameters are token tables, by which rule, and what that saves.
+    """Describes which parameters are token tables, which rule found them, and how much memory that saves.
 
     Args:
       params: any parameter tree; arrays or `jax.ShapeDtypeStruct`.
       include: as for `token_tables`.
       exclude: as for `token_tables`.
-      tables: instead of the two, what `ember` is given as `tables`.
+      tables: the `tables` argument of `ember`, instead of `include` and `exclude`.
 
     Returns:
-      Text. First a line for each table: path, shape, token and batch axes, what it is (input, head or tied), which argument of
-      `ember` is its learning rate, the rule that matched, and the bytes of optimizer state under Ember (4 (V + D) and two
-      counters) and under Adam (two moments in the parameter's dtype). Then the largest matrices that are no tables, each with
-      the rule that said so; matrices that may be heads; stacks and heads whose axes are in doubt; patterns that matched nothing.
+      Text. It begins with a line for each table: path, shape, token and batch axes, kind (input, head or tied), the argument of
+      `ember` that is its learning rate, the rule that matched, and the bytes of optimizer state under Ember (4 (V + D) and two
+      counters) and under Adam (two moments in the parameter's dtype). Then it lists the largest matrices that are not tables,
+      each with its rule, matrices that may be heads, stacks and heads whose axes are doubtful, and patterns that matched nothing.
 
     Raises:
       ValueError: a pattern is not a regular expression, or declared axes do not fit a leaf.
@@ -53,7 +53,7 @@ def describe_token_tables(
       wpe/embedding                      128x64  not tokens
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/plain_trees.md
     """
     check_tree(params, "params", may_be_empty=True)
     if (include or exclude) and tables != AUTO:
@@ -85,7 +85,7 @@ def describe_token_tables(
 
 
 def unused_patterns_message(found: TableTree) -> str | None:
-    """What to tell a user of whose patterns one matches no path; None if each does."""
+    """The error message if a pattern matches no path; None if every pattern matches one."""
     unused = unused_patterns(found.options, found.names) if found.options else []
     if not unused:
         return None
@@ -96,7 +96,7 @@ def unused_patterns_message(found: TableTree) -> str | None:
 
 
 def no_table_message(found: TableTree) -> str:
-    """What to tell a user in whose parameters no table was found."""
+    """The error message if no table was found among the parameters."""
     likely = _likeliest(found)
     message = f"no token table found among the parameters. The largest matrices are {_listed(found)}. "
     if likely:
@@ -113,7 +113,7 @@ def no_table_message(found: TableTree) -> str:
 
 
 def _likeliest(found: TableTree) -> list[Table]:
-    """The matrix with the largest ratio of sides that no rule knows, and those with its longer side as well."""
+    """The likeliest tables: the unknown matrix with the largest ratio of sides, and others with the same longer side."""
     unknown = [
         t for t in found.tables if len(t.shape) == 2 and is_unknown(first_match(t.name, 2)._replace(dimension_numbers=None))
     ]
@@ -125,7 +125,7 @@ def _likeliest(found: TableTree) -> list[Table]:
 
 
 def _written_include(tables: list[Table]) -> str:
-    """The finder with these tables, whose tokens are along the longer side; with axes where it would take the other one."""
+    """Code for a finder that includes these tables. It declares the longer axis where the finder would take the other one."""
     patterns = [re.escape(table.name) for table in tables]
     matches = find_tables([t.name for t in tables], [t.array for t in tables], TokenTables(include=patterns))
     axes = [table.shape.index(max(table.shape)) for table in tables]

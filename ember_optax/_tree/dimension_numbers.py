@@ -12,11 +12,11 @@ TableKind = Literal["input", "head", "tied"]
 
 @dataclasses.dataclass(frozen=True)
 class EmberDimensionNumbers:
-    """Names the axes of one token table, and what the table is.
+    """Names the axes of one token table, and its kind.
 
     A table has one token axis (the vocabulary), optional batch axes (several tables stacked in one
     array, for example one per layer or per codebook) and feature axes: all the axes that remain.
-    Each stacked table keeps statistics, step count and guard of its own, as if it were a separate leaf.
+    Each stacked table has its own statistics, step count and guard, as if it were a separate leaf.
 
     | table                                | dimension numbers                                |
     |--------------------------------------|--------------------------------------------------|
@@ -28,8 +28,8 @@ class EmberDimensionNumbers:
     Args:
       token_axis: the axis of length V. Negative values count from the end.
       batch_axes: axes along which independent tables are stacked. Negative values count from the end.
-      kind: "input" for an embedding beside a head of its own, "head" for a head that is not tied, "tied" for an embedding that is
-        also the head. None leaves it to the path: a name that the finder knows. `ember` trains heads with `head_learning_rate`.
+      kind: "input" for an embedding with a separate head, "head" for a head that is not tied, "tied" for an embedding that is
+        also the head. With None, the finder decides by the path. `ember` trains heads with `head_learning_rate`.
 
     Raises:
       TypeError: an axis is not an integer.
@@ -41,7 +41,7 @@ class EmberDimensionNumbers:
       EmberDimensionNumbers(token_axis=-1, batch_axes=(), kind=None)
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/plain_trees.md
     """
 
     token_axis: int = 0
@@ -64,7 +64,7 @@ class EmberDimensionNumbers:
 
 
 def table_axes(dimension_numbers: EmberDimensionNumbers, shape: tuple[int, ...], name: str) -> TableAxes:
-    """Applies dimension numbers to a parameter's shape; a scalar is a vocabulary of one token without axes.
+    """The axes of a parameter of this shape. A scalar is a vocabulary of one token without axes.
 
     Args:
       dimension_numbers: the declared axes.

@@ -23,28 +23,28 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
     It reads paths and shapes. Paths are names joined by `/`, the same for dictionaries, attributes and sequences, without a
     leading `params` and a trailing `value`.
 
-    * An embedding is known by its name, in the spelling of any JAX library. Its tokens are its first axis. Embeddings of
-      positions, times, classes, labels, patches and the like are no token tables, at any depth of the path.
-    * A head is known by a name that only language models use, such as `lm_head`; or by a name such as `logits`, if another table
-      has its vocabulary. Its tokens are the axis that has the size of another table's vocabulary, padded or not. Where no size
-      tells, they are the usual axis of its name.
-    * A table is a "head", an "input" table beside a head of its vocabulary, or "tied" if there is no such head.
+    * An embedding is recognised by its name, in the spelling of any JAX library. Its token axis is its first axis. Embeddings of
+      positions, times, classes, labels, patches and similar things are not token tables, at any depth of the path.
+    * A head is recognised by a name that only language models use, such as `lm_head`, or by a name such as `logits` if another
+      table has its vocabulary. Its token axis is the axis with the size of another table's vocabulary, padded or not. If no size
+      matches, it is the usual axis for its name.
+    * A table is a "head", an "input" table if there is a head with its vocabulary, or "tied" if there is no such head.
 
     `ember` warns of matrices that have a vocabulary's size and that no rule knows. `describe_token_tables` shows what was found
     and why.
 
     Args:
       params: any parameter tree; arrays or `jax.ShapeDtypeStruct`.
-      include: tables that no rule finds: regular expressions that must match a whole path, for example `r"head/kernel"`. The
-        tokens are the axis that has the size of another table's vocabulary, padded or not. Where no size tells, they are the last
-        axis of a leaf named `kernel`, `w` or like a head, and the first axis of any other. Or a mapping from regular expressions
-        to `EmberDimensionNumbers`.
-      exclude: regular expressions for leaves that are no tables whatever the rules say. Wins over `include`.
+      include: tables that no rule finds, as regular expressions that must match a whole path, for example `r"head/kernel"`, or as
+        a mapping from regular expressions to `EmberDimensionNumbers`. Without dimension numbers, the token axis is the axis with
+        the size of another table's vocabulary, padded or not. If no size matches, it is the last axis of a leaf with the name
+        `kernel`, `w` or that of a head, and the first axis of any other leaf.
+      exclude: regular expressions for leaves that are not tables, even if a rule or `include` matches.
 
     Returns:
-      A tree of the parameters' structure: `EmberDimensionNumbers` for a table, None for every other leaf. A box
-      of sharding metadata counts as one leaf. The result depends on paths and shapes alone, and a tree without tables is no
-      error: it may be called on updates and on masked trees.
+      A tree of the parameters' structure, with `EmberDimensionNumbers` for a table and None for every other leaf. A box of
+      sharding metadata counts as one leaf. The result depends only on paths and shapes, and a tree without tables is not an
+      error. So it may be called on updates and on masked trees.
 
     Raises:
       ValueError: a pattern is not a regular expression.
@@ -61,7 +61,7 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
       {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=(), kind='head')}
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/plain_trees.md
     """
     options = TokenTables(include, exclude)
     if getattr(params, "shape", None) == ():
@@ -103,7 +103,7 @@ def token_table_labels(params: Any, *, include: Include = (), exclude: Sequence[
       >>> opt_state = tx.init(params)
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/plain_trees.md
     """
     tables = token_tables(params, include=include, exclude=exclude)
     return jax.tree.map(lambda table: "body" if table is None else "ember", tables, is_leaf=lambda x: x is None)
@@ -111,7 +111,7 @@ def token_table_labels(params: Any, *, include: Include = (), exclude: Sequence[
 
 @dataclasses.dataclass(frozen=True)
 class TokenTables:
-    """The finder with options of its own: `TokenTables(include=[...])(params)` is `token_tables(params, include=[...])`.
+    """`token_tables` with options: `TokenTables(include=[...])(params)` is `token_tables(params, include=[...])`.
 
     Pass it as `tables` wherever a function takes that argument.
 
@@ -138,7 +138,7 @@ class TokenTables:
       >>> tx = ember(1e-2, optax.adamw(1e-3), tables=tables)
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/plain_trees.md
     """
 
     include: Include = ()
@@ -166,23 +166,23 @@ class TokenTables:
 
 
 def unused_patterns(options: TokenTables, names: Sequence[str]) -> list[str]:
-    """The patterns that match none of these paths, each with its argument."""
+    """The patterns that match none of these paths, each with the name of its argument."""
     patterns = [("include", pattern) for pattern in options.include] + [("exclude", pattern) for pattern in options.exclude]
     return [f"{argument} {p!r}" for argument, p in patterns if not any(re.fullmatch(p, name) for name in names)]
 
 
 def finder_with(name: str, axis: int) -> str:
-    """How to declare the token axis of one table, for messages."""
+    """Code that declares the token axis of one table, for messages."""
     return f"TokenTables(include={{{re.escape(name)!r}: EmberDimensionNumbers({axis})}})"
 
 
-# What the finder was called with while a declaration is read, each with the paths that it was shown.
+# The calls of the finder while a declaration is read: the paths and the options of each.
 _calls: contextvars.ContextVar[list[tuple[list[str], TokenTables]] | None] = contextvars.ContextVar("calls", default=None)
 
 
 @contextlib.contextmanager
 def finder_calls() -> Iterator[list[tuple[list[str], TokenTables]]]:
-    """While open, collects how `token_tables` is called: a user may wrap it into a function."""
+    """Collects the calls of `token_tables` while the context is open, because a user's function may call it."""
     token = _calls.set(calls := [])
     try:
         yield calls
@@ -191,7 +191,7 @@ def finder_calls() -> Iterator[list[tuple[list[str], TokenTables]]]:
 
 
 def compile_patterns(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
-    """The regular expressions of an argument, each of which is to match a whole path."""
+    """The compiled regular expressions of an argument, each of which must match a whole path."""
     if isinstance(patterns, str):
         raise TypeError(f"{argument} must be a sequence of regular expressions, got the text {patterns!r}; write [{patterns!r}].")
     if not isinstance(patterns, Sequence | Set):

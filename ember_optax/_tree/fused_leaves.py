@@ -1,4 +1,4 @@
-"""The gradient and the update of a fused head: leaves of a tree, but no arrays."""
+"""The gradient and the update of a fused head. They are leaves of a tree, but not arrays."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from .linear_leaf import LinearLeaf
 
 
 class HeadLeaf(LinearLeaf):
-    """What the gradient and the update of a fused head have in common."""
+    """The common base of the gradient and the update of a fused head."""
 
     dtype = jnp.dtype(jnp.float32)
 
     def astype(self, _: Any) -> Any:
-        """Itself: it is computed in float32, whatever the others are cast to."""
+        """The leaf itself, because it is computed in float32 in any case."""
         return self
 
     def what(self) -> str:
@@ -33,11 +33,11 @@ class HeadGradient(HeadLeaf):
 
     Attributes:
       name: the table's path.
-      table: where the gradient was taken.
-      tap: what it is made of.
-      touched: rows that a lookup of a tied table touched too; None without one.
-      loss: everything else.
-      factor: float32, by which it was scaled.
+      table: the table at which the gradient was taken.
+      tap: the arrays that the gradient is computed from.
+      touched: the rows of a tied table that a lookup touched too; None without a lookup.
+      loss: the options of the loss.
+      factor: the factor by which the gradient was scaled, float32.
     """
 
     def __init__(self, name: str, table: jax.Array, tap: HeadTap, touched: TouchedRows | None, loss: HeadLoss, factor: Any = 1.0):
@@ -54,7 +54,7 @@ class HeadGradient(HeadLeaf):
 
     @property
     def squared_norm(self) -> jax.Array:
-        """The sum of the squares of its elements."""
+        """The sum of the squares of the gradient's elements."""
         return jnp.square(self.factor) * jnp.sum(self.tap.token_squares)
 
 
@@ -71,10 +71,10 @@ class HeadUpdate(HeadLeaf):
 
     def added_to(self, param: jax.Array) -> jax.Array:
         gradient = self.gradient
-        # XLA would keep a copy of the table at which the gradient was taken while it writes over it.
+        # If source and parameter are one array, pass it once: XLA would copy the source to overwrite the parameter.
         source = None if gradient.table is param else gradient.table
         return apply_head_step(param, source, gradient.tap, gradient.touched, self.step, loss=gradient.loss)
 
     def rounded(self, key: jax.Array) -> "HeadUpdate":
-        """To be rounded stochastically where it is applied."""
+        """The same update, which is rounded stochastically with this key when it is applied."""
         return HeadUpdate(self.gradient, self.step._replace(rounding_key=key))

@@ -1,6 +1,6 @@
 """The boxes of Haliax: a `NamedArray`, which carries one `Axis` with name and size for each axis of the array inside.
 
-Haliax is not imported here: whoever has a box has it, and its module says what a box is.
+Haliax is not imported here. If a tree has a Haliax box, then Haliax is already loaded.
 
 Source: https://haliax.readthedocs.io
 """
@@ -25,24 +25,24 @@ def unbox(box: Any) -> Any:
 
 
 def rebox(box: Any, value: Any) -> Any:
-    """The names of a box around another value with the same axes; their sizes are those of the value."""
+    """A box with the axis names of `box` around another value with the same axes. The sizes are those of the value."""
     return rebox_axes(box, value, tuple(range(len(box.axes))))
 
 
 def rebox_axes(box: Any, value: jax.Array, axes: tuple[int, ...]) -> Any:
-    """The names of the axes `axes` of the boxed parameter around an array that has only these; sizes are those of the array."""
+    """A box around an array that has only the axes `axes` of the boxed parameter, with their names and the array's sizes."""
     kept, shape = [box.axes[axis] for axis in axes], np.shape(value) if hasattr(value, "shape") else ()
     if len(shape) == len(kept):
         kept = [axis if axis.size == size else axis.resize(size) for axis, size in zip(kept, shape, strict=True)]
-    # Not by the constructor, which compares shapes: a `RowSlice` or a spec may stand for the array.
+    # The constructor compares shapes, but the value may be a `RowSlice` or a spec instead of an array.
     return type(box).tree_unflatten(tuple(kept), (value,))
 
 
 def resized(tree: Any, before: list[Any], after: list[Any]) -> Any:
-    """A tree whose modules name the axes that their arrays have now, where boxes changed their sizes.
+    """The tree with new axes in the fields of modules whose boxed arrays changed their sizes.
 
-    `haliax.nn.Embedding` has its `Vocab` as a field beside the array, and looks rows up along it. The field of a module with an
-    array that still has the old axis stays.
+    `haliax.nn.Embedding` stores the axis `Vocab` as a field next to the array, and looks up rows along it. A field stays if an
+    array of the module still has the old axis.
     """
     boxes = [(old, new) for old, new in zip(before, after, strict=True) if is_box(old)]
     changes = {old: new for pair in boxes for old, new in zip(pair[0].axes, pair[1].axes, strict=True) if old != new}
@@ -50,7 +50,7 @@ def resized(tree: Any, before: list[Any], after: list[Any]) -> Any:
 
 
 def _with_axes(node: Any, changes: dict[Any, Any], ours: dict[Any, Any]) -> Any:
-    """A node with other axes: `changes` are those of the whole tree, `ours` those of the module that the node is in."""
+    """A node with other axes. `changes` are the changes in the whole tree, `ours` those in the module around the node."""
     if is_box(node) or isinstance(node, type):
         return node
     if isinstance(node, sys.modules["haliax"].Axis):

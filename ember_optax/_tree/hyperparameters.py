@@ -1,7 +1,7 @@
-"""Checks of hyperparameters: a bad value is refused where it is written, by its name and with the fix.
+"""Checks of hyperparameters. A bad value raises where it is passed, with its name and the fix.
 
-Python numbers and concrete arrays are checked by value. A traced value (under `optax.inject_hyperparams`) has no value
-yet, so only its dtype and shape are; if b2 then is one, every update is NaN.
+Python numbers and concrete arrays are checked by value. A traced array (under `optax.inject_hyperparams`) has no value yet, so
+only its dtype and shape are checked. If b2 then turns out to be one, every update is NaN.
 """
 
 import functools
@@ -28,7 +28,7 @@ def checked_b2(b2: Any, argument: str = "b2") -> Any:
     if value is not None and not 0.0 <= value < 1.0:
         raise ValueError(f"{argument} must be in [0, 1), got {b2!r}; 0.999 is the default, 0.95 follows faster.")
     if _is_low_precision(b2) and value is not None:
-        # 0.998 and 0.995 are both 0.99609 in bfloat16; what was written is not known here.
+        # 0.998 and 0.995 are both 0.99609 in bfloat16, so the number that the user wrote is not known here.
         warnings.warn(
             f"{argument} arrived as {b2.dtype}({value:.6g}), which holds only two or three digits of it; if that is not what you "
             f"wrote, pass hyperparam_dtype=jnp.float32 to optax.inject_hyperparams.",
@@ -74,7 +74,7 @@ def checked_max_norm(max_norm: Any) -> Any:
 
 
 def checked_number(value: Any, argument: str, fix: str) -> float:
-    """A number that the program is compiled for, as a float, if it is finite and not negative; `fix` says what to pass."""
+    """A static number as a float, if it is finite and not negative. `fix` says what to pass."""
     number = _check_non_negative(value, argument, fix)
     if number is None:
         raise TypeError(f"{argument} must be a number, got the traced {shown(value)}: it is compiled in; pass {fix}.")
@@ -82,7 +82,7 @@ def checked_number(value: Any, argument: str, fix: str) -> float:
 
 
 def checked_coefficient(value: Any, argument: str, fix: str) -> Any:
-    """A finite number of either sign, as a float or an array; a traced one has no value yet."""
+    """A number of either sign as a float or an array. Raises if its value is known and not finite."""
     number = _scalar(value, argument, fix)
     if number is not None and not abs(number) <= _LARGEST:
         raise ValueError(f"{argument} must be finite, got {value!r}; pass {fix}.")
@@ -90,7 +90,7 @@ def checked_coefficient(value: Any, argument: str, fix: str) -> Any:
 
 
 def checked_positive(value: Any, argument: str, fix: str) -> Any:
-    """A finite number above zero, as a float or an array; a traced one has no value yet."""
+    """A number as a float or an array. Raises if its value is known and is not finite or not above zero."""
     if (number := _check_non_negative(value, argument, fix)) is not None and not number > 0.0:
         raise ValueError(f"{argument} must be above zero, got {value!r}; pass {fix}.")
     return _plain(value)
@@ -106,14 +106,14 @@ def checked_feature_mean(feature_mean: Any) -> str:
 
 
 def checked_flag(value: Any, argument: str) -> bool:
-    """A yes or no, if it is one: any text would count as yes."""
+    """A flag, if it is True or False. Otherwise any text would count as True."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{argument} must be True or False, got {shown(value)}; pass one of them.")
     return bool(value)
 
 
 def _checked_schedule(schedule: Callable[[Any], Any], argument: str) -> Callable[[Any], Any]:
-    """A schedule whose values are real scalars: an array would be broadcast over the tables."""
+    """The schedule, with a check that its values are real scalars. An array would be broadcast over the tables."""
 
     @functools.wraps(schedule, updated=())
     def checked(step):
@@ -132,7 +132,7 @@ def _check_non_negative(value: Any, argument: str, fix: str) -> float | None:
 
 
 def _scalar(value: Any, argument: str, fix: str) -> float | None:
-    """The value as a float, None where it is traced, an error where it is no real scalar."""
+    """The value as a float, or None if it is traced. Raises if it is not a real scalar."""
     _check_kind(value, argument, fix)
     if isinstance(value, jax.core.Tracer):
         return None
@@ -155,7 +155,7 @@ def _check_kind(value: Any, argument: str, fix: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Fractions and the like as floats; arrays stay, since they may be traced."""
+    """Numbers such as fractions as floats. Arrays are returned as they are, because they may be traced."""
     return value if isinstance(value, jax.Array) else float(value)
 
 

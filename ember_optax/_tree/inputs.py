@@ -1,4 +1,4 @@
-"""What a user passed as a tree of arrays, and how an error shows a value."""
+"""Checks of trees, arrays and other arguments that users pass, and the form of a value in an error message."""
 
 import numbers
 import operator
@@ -18,23 +18,23 @@ _LISTED = 5
 
 
 def shown(value: Any) -> str:
-    """A value and its type in an error: a whole model would hide the rest of the message."""
+    """A value and its type for an error message. It is short, because a whole model would hide the rest of the message."""
     return f"{reprlib.repr(value)[:_LONGEST]} of type {type(value).__name__}"
 
 
 def listed(texts: Sequence[str], separator: str = ", ") -> str:
-    """The first few of many, and how many there are besides."""
+    """The first few of the texts, and how many more there are."""
     besides = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
     return separator.join(texts[:_LISTED]) + besides
 
 
 def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False, may_be_missing: bool = False) -> None:
-    """Raises where an argument as a whole is no tree of arrays: another argument in its place, nothing, a bare number.
+    """Raises if an argument is not a tree of arrays, for example if it is another argument, None or a bare number.
 
-    Placeholders without leaves, which Optax passes to `init`, are none of dictionaries, lists and tuples, and pass.
+    A placeholder without leaves, which Optax passes to `init`, is not a dictionary, list or tuple, and does not raise.
 
     Raises:
-      TypeError: it is None, unless it may be missing; a transformation, an optimizer state, or one leaf that is no array.
+      TypeError: it is None, unless it may be missing; it is a transformation, an optimizer state, or a leaf that is not an array.
       ValueError: it has no leaves, unless it may be empty.
     """
     if tree is None and may_be_missing:
@@ -49,10 +49,10 @@ def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False, may_be_m
 
 
 def check_array(leaf: Any, what: str, *, floating: bool = False) -> None:
-    """Raises unless a leaf is an array of numbers or a number; `floating` asks for a real or complex floating array.
+    """Raises unless a leaf is an array of numbers or a number. With `floating`, it must be real or complex floating.
 
     Raises:
-      TypeError: what it says of the leaf.
+      TypeError: the leaf is anything else. The message begins with `what`.
     """
     inside: Any = unbox(leaf)
     if not hasattr(inside, "shape") and not isinstance(inside, numbers.Number):
@@ -79,7 +79,7 @@ def checked_axis(token_axis: Any, shape: tuple[int, ...]) -> int:
 
 
 def checked_integer(value: Any, argument: str, example: int = 0) -> int:
-    """An integer argument, for example this one."""
+    """An integer argument as an int. The error message suggests `example`."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
@@ -89,7 +89,7 @@ def checked_integer(value: Any, argument: str, example: int = 0) -> int:
 
 
 def checked_key(key: Any) -> jax.Array:
-    """A key of `jax.random`, of either kind."""
+    """A key of `jax.random`, typed or raw. Raises if it is anything else."""
     is_key = hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)
     if not is_key:
         raise TypeError(f"key must be a key of jax.random, got {shown(key)}: pass jax.random.key(seed).")
@@ -101,9 +101,10 @@ def _is_leaf(tree: Any) -> bool:
 
 
 def _is_of_optax(tree: Any) -> bool:
-    """Whether a tree is a transformation or a state, or a named tuple of this library, such as the result of `vocab.resize`.
+    """Whether a tree is a transformation, a state, or a named tuple of this library, such as the result of `vocab.resize`.
 
-    Other named tuples of Optax are parameters: `split_real_and_imaginary` makes one of a complex array. It calls every state so.
+    Optax's names of states end with "State". Its other named tuples may be parameters: `split_real_and_imaginary` turns a complex
+    array into one.
     """
     if isinstance(tree, optax.GradientTransformation):
         return True

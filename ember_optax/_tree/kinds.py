@@ -1,4 +1,4 @@
-"""What a token table is: an input table, a head, or one table that is both."""
+"""The kind of a token table: an input table, a head, or one table that is both."""
 
 import re
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ _EMBEDDING_NAME = re.compile(r"(.*[/_])?(emb|tok|vocab|word|wte)[^/]*(/.*)?")
 
 
 def with_kinds(names: Sequence[str], shapes: Sequence[tuple[int, ...]], matches: Sequence[TableMatch]) -> list[TableMatch]:
-    """Says of each table that was found what it is, unless its declaration did.
+    """The matches with the kind of each table, unless its declaration gives the kind.
 
-    An embedding is "tied" where no head has its vocabulary. A model without any head looks the same, and is trained the same.
+    An embedding is "tied" if no head has its vocabulary. A model without a head looks the same, and is trained the same.
     """
     leaves = list(zip(names, shapes, matches, strict=True))
     # The axis and the vocabulary of each table that is known to be an embedding or a head.
@@ -34,7 +34,7 @@ def with_kinds(names: Sequence[str], shapes: Sequence[tuple[int, ...]], matches:
             undecided.append(i)
         else:
             decide(i, is_head)
-    # By the layout, beside an embedding of the same vocabulary. In the same layout it may be either.
+    # A table with another layout than an embedding of its vocabulary is a head. With the same layout it may be either.
     for i in undecided:
         axis, vocabulary = _tokens(leaves[i])
         layouts = {one for one, size in embeddings if same_vocabulary(size, vocabulary)}
@@ -54,12 +54,12 @@ def with_kinds(names: Sequence[str], shapes: Sequence[tuple[int, ...]], matches:
 
 
 def is_embedding_name(name: str) -> bool:
-    """Whether a leaf that was included is an embedding by its name."""
+    """Whether the name of an included leaf is that of an embedding."""
     return bool(_EMBEDDING_NAME.fullmatch(spelled(name))) and not HEAD_NAME.fullmatch(spelled(name))
 
 
 def kind_of(name: str, shape: tuple[int, ...], declared: EmberDimensionNumbers | None) -> TableKind | None:
-    """What a declared table is: by its declaration, else by its name, else unknown."""
+    """The kind of a declared table by its declaration, or else by its name. None if it is unknown."""
     if declared is None or declared.kind is not None:
         return None if declared is None else declared.kind
     match = first_match(name, len(shape))
@@ -73,7 +73,7 @@ _NONE = (-1, -1)
 
 
 def _tokens(leaf: _Leaf) -> tuple[int, int]:
-    """The token axis of a table among the axes that are not stacked, and its size."""
+    """The token axis of a table, counted among the axes that are not stacked, and its size."""
     _, shape, match = leaf
     numbers = match.dimension_numbers
     if numbers is None or not -len(shape) <= numbers.token_axis < len(shape):
@@ -83,7 +83,7 @@ def _tokens(leaf: _Leaf) -> tuple[int, int]:
 
 
 def _by_name(leaf: _Leaf) -> bool | None:
-    """Whether a table is a head, by its declaration, the rule that found it, or the name of a leaf that was included."""
+    """Whether a table is a head, by its declaration, the rule that found it, or the name of an included leaf. None if unknown."""
     name, shape, match = leaf
     assert match.dimension_numbers is not None
     if match.dimension_numbers.kind is not None:

@@ -1,8 +1,8 @@
-"""`LinearLeaf`: a gradient or an update that is a leaf of a tree and no array.
+"""`LinearLeaf`: a gradient or an update that is a leaf of a tree, but not an array.
 
-It can be multiplied by numbers, which is all that schedules and learning rates do, and `parameter + leaf` is the parameter after
-the step, which is all that `optax.apply_updates` does. Anything else would treat what the leaf holds as a dense array, with wrong
-numbers and no error, so it is refused with the parameter's path. A leaf lives within one trace: `jax.jit` cannot return it.
+It can be multiplied by numbers, which is all that schedules and learning rates do. `parameter + leaf` is the parameter after the
+step, which is all that `optax.apply_updates` computes. Any other operation would silently treat the leaf's content as a dense
+array, so it raises with the parameter's path. A leaf belongs to one trace, and `jax.jit` cannot return it.
 """
 
 import math
@@ -14,19 +14,19 @@ import numpy as np
 
 
 class NoArrayError(TypeError, AttributeError):
-    """A leaf was used as an array. An `AttributeError` too, so that `hasattr` is False for what the leaf lacks."""
+    """A leaf was used as an array. It is an `AttributeError` too, so that `hasattr` is False for attributes of arrays."""
 
 
 class LinearLeaf:
-    """Arithmetic of what is linear and has no array.
+    """The arithmetic of a linear leaf. Subclasses say what it holds.
 
     Attributes:
       name: the parameter's path.
-      shape: of the parameter.
-      dtype: of the numbers.
+      shape: the shape of the parameter.
+      dtype: the dtype of the numbers.
     """
 
-    # NumPy's numbers then leave products to `__rmul__`. (With `__jax_array__`, JAX's would not.)
+    # With this, NumPy scalars leave products to `__rmul__`. (JAX scalars would not, if `__jax_array__` existed.)
     __array_ufunc__ = None
 
     name: str
@@ -50,7 +50,7 @@ class LinearLeaf:
         raise NotImplementedError
 
     def what(self) -> str:
-        """What the leaf is, and what can be done with it."""
+        """The text of an error: what the leaf is, and which operations it has."""
         raise NotImplementedError
 
     def _number(self, other: Any) -> Any:
@@ -103,7 +103,7 @@ class LinearLeaf:
     __lt__ = __le__ = __gt__ = __ge__ = __pow__
 
     def __repr__(self) -> str:
-        # JAX shows it in its own errors.
+        # JAX shows this in its own errors.
         return f"{self._place()}: {self.what()}"
 
     def _place(self) -> str:

@@ -10,7 +10,7 @@ import jax
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is a box of Linen's with a name for each axis: `nn.Partitioned` or `nn.LogicallyPartitioned`.
+    """Whether a node is a Linen box with a name for each axis: `nn.Partitioned` or `nn.LogicallyPartitioned`.
 
     Example:
       >>> import flax.linen as nn

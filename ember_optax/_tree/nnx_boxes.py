@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-# One name for each axis: `out_sharding` from Flax 0.12 on, `sharding_names` before; NNX adds `sharding` to some copies.
+# The metadata with a name for each axis: `out_sharding` from Flax 0.12 on, `sharding_names` before. Some copies have `sharding`.
 _NAMES = ("out_sharding", "sharding_names", "sharding", "optimizer_sharding")
 
 

@@ -1,4 +1,4 @@
-"""One spelling for a leaf's place in any parameter tree."""
+"""One spelling for the path of a leaf in any parameter tree."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -15,7 +15,7 @@ def path_name(key_path: tuple[Any, ...]) -> str:
 
     Dictionary keys, attributes, sequence and flattened indices all become plain names. A trailing `value`
     (the inside of an NNX Variable or of a Linen box) and a leading `params` (a Linen variable collection) are dropped,
-    because a library shows them at one call and not at the next.
+    because a library shows them in one call and not in the next.
 
     Args:
       key_path: a path from `jax.tree_util.tree_flatten_with_path`.
@@ -32,12 +32,12 @@ def path_name(key_path: tuple[Any, ...]) -> str:
 
 
 def full_path_name(key_path: tuple[Any, ...]) -> str:
-    """`path_name` with everything in it: different leaves of one tree have different names."""
+    """The path with all of its parts, so that different leaves of one tree have different names."""
     return "/".join(name for key in key_path for name in _key_names(key))
 
 
 def parent_of(name: str) -> str:
-    """The path of what a leaf is part of: a layer, say."""
+    """The path of a leaf's parent, for example of its layer."""
     return name.rpartition("/")[0]
 
 
@@ -48,18 +48,18 @@ def flatten_named(tree: Any, is_leaf: Callable[[Any], bool] = is_box) -> tuple[l
 
 
 def is_complete(tree: Any) -> bool:
-    """Whether a tree shows all parameters: not a placeholder (`optax.tree.map_params`), none masked away (`optax.partition`)."""
+    """Whether a tree has all parameters: not a placeholder (`optax.tree.map_params`), not masked (`optax.partition`)."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     return bool(leaves) and not any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
 def check_distinct(names: list[str]) -> None:
-    """Raises where one name stands for several leaves: each would be given what belongs to another."""
+    """Raises if several leaves have the same name, because one would get the values of another."""
     if len(set(names)) < len(names):
         several = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(
-            f"paths {several} stand for more than one leaf each (a leading 'params' is dropped, and the key 'a/b' is also the b "
-            f"in a); rename the keys."
+            f"paths {several} name more than one leaf each (a leading 'params' is dropped, and the key 'a/b' is also the b in a); "
+            f"rename the keys."
         )
 
 
@@ -76,5 +76,5 @@ def _key_names(key: Any) -> list[str]:
 
 
 def _flat_names(name: Hashable) -> list[str]:
-    """A dictionary key is one name, but a flat dictionary's key may be a tuple of them."""
+    """The names of a dictionary key: one, or several for the tuple keys of a flat dictionary."""
     return [str(part) for part in name] if isinstance(name, tuple) else [str(name)]

@@ -12,11 +12,11 @@ _TOKENS_FIRST = {2: EmberDimensionNumbers(0), 3: EmberDimensionNumbers(1, (0,))}
 _TOKENS_LAST = {2: EmberDimensionNumbers(1), 3: EmberDimensionNumbers(2, (0,))}
 _PER_LAYER = {2: EmberDimensionNumbers(0), 3: EmberDimensionNumbers(0)}
 _NO_TABLE: dict[int, EmberDimensionNumbers] = {}
-# Whoever includes a leaf means it, whatever its rank.
+# An included leaf may have any rank, because the user asked for it.
 _INCLUDED_FIRST = {rank: EmberDimensionNumbers(0) for rank in range(1, 9)} | _TOKENS_FIRST
 _INCLUDED_LAST = {rank: EmberDimensionNumbers(rank - 1) for rank in range(1, 9)} | _TOKENS_LAST
 
-# What an embedding may be of instead of tokens, as a word of its name.
+# Words in the name of an embedding of something else than tokens.
 _OTHER_THINGS = (
     "pos|posemb|position|positions|positional|wpe|rel|relpos|relative|rotary|rope|row|col|spatial|point|points|distance|degree|depth"
     "|type|types|seg|segment|segments|time|timestep|timesteps|temporal|step|freq|noise|sigma|level|class|cls|label|labels"
@@ -26,7 +26,7 @@ _OTHER_THINGS = (
 )
 _EMBEDDING = "embeddings?|embeds?|embedder|embs?|wte"
 _NAME_OF_OTHER = (
-    # Not `language_model/embedding` or `mask_lm/embed`: there the word is about the whole model.
+    # Not `language_model/embedding` or `mask_lm/embed`, where the word describes the whole model.
     rf"([^/]*_)?({_OTHER_THINGS})(_(?!model|lm|gpt|bert|transformer|decoder|tower)[^/]*)?|[ty]_embed[^/]*|embed_[ty]"
 )
 # A module around the table: `PosEmbed_0/Embed_0`, `positional_encoding/embedding`. It may hold tokens too if it names two things.
@@ -59,10 +59,11 @@ class TableRule:
       pattern: matched against the whole path, in lower case, with camel case split by underscores, dots as slashes, and
         storage left out.
       axes: dimension numbers for each rank that can be a table. A matching leaf of another rank is no table.
-      is_head: whether `axes` are a habit only, which the vocabulary of another table overrules (`_tree/vocabulary_axis.py`).
-        Embeddings are read by rows everywhere; heads are stored either way under the same names. None: not known.
-      is_doubtful: whether the name alone is not enough. A leaf without `axes` is then named in the warning if another table has
-        its vocabulary; one with `axes` is a table if another table has its vocabulary.
+      is_head: whether the rule is for heads; None if that is not known. Embeddings always have their tokens first, but heads of
+        the same name are stored either way. So the vocabulary of another table overrules the `axes` of a head
+        (`_tree/vocabulary_axis.py`).
+      is_doubtful: whether the name alone is not enough. A leaf with `axes` is then a table only if another table has its
+        vocabulary. A leaf without `axes` is named in the warning if another table has its vocabulary.
     """
 
     name: str
@@ -94,7 +95,7 @@ RULES = (
         _NO_TABLE,
         is_doubtful=True,
     ),
-    # Linen's and Haiku's names for layers without a name: the second one may be an embedding of positions.
+    # Linen and Haiku number layers without a name. The second one may be an embedding of positions.
     _rule("embedding layer without a name, a guess", rf"([^/]*_)?({_EMBEDDING})_\d+/(embedding|weight|w|table)", _TOKENS_FIRST),
     _rule("embedding", rf"([^/]*_)?({_EMBEDDING})(_var|_table|_tokens?|_words?)?|distributed_embedding/[^/]+", _TOKENS_FIRST),
     _rule(
@@ -121,14 +122,14 @@ INCLUDED = (
 
 
 class TableMatch(NamedTuple):
-    """What the finder decided for one leaf.
+    """The finder's decision for one leaf.
 
     Attributes:
-      dimension_numbers: None where the leaf is no table.
-      rule: what decided; None where nothing matched.
-      is_head: whether a rule for heads decided; None where the user included the leaf.
-      is_doubtful: whether the name alone does not decide.
-      is_guess: whether nothing in the sizes of the other tables speaks for the token axis, though there are others.
+      dimension_numbers: the axes of a table; None if the leaf is not a table.
+      rule: the rule that decided; None if nothing matched.
+      is_head: whether a rule for heads decided; None if the user included the leaf.
+      is_doubtful: whether the name alone is not enough.
+      is_guess: whether there are other tables, but no size of theirs confirms the token axis.
     """
 
     dimension_numbers: EmberDimensionNumbers | None
@@ -139,13 +140,13 @@ class TableMatch(NamedTuple):
 
 
 def spelled(name: str) -> str:
-    """A path as the rules read it."""
+    """A path in the spelling that the rules match."""
     return _STORAGE.sub("", _WORDS.sub("_", f"/{name}").lower().replace(".", "/"))[1:]
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def first_match(name: str, rank: int, rules: tuple[TableRule, ...] = RULES) -> TableMatch:
-    """What the first rule whose pattern matches says of a leaf."""
+    """The decision of the first rule whose pattern matches a leaf."""
     for rule in rules:
         if rule.pattern.fullmatch(spelled(name)):
             return TableMatch(rule.axes.get(rank), rule.name, rule.is_head, rule.is_doubtful)

@@ -46,8 +46,8 @@ def is_ember(node: Any) -> bool:
     return isinstance(node, ScaleByEmberState)
 
 
-# States that are told by the names of their fields where a library made dictionaries of them, with the fields that may be lost
-# because nothing is in them.
+# The states that are recognised by the names of their fields if a library turned them into dictionaries. The values are fields
+# that may be missing because they are empty.
 _TYPES: dict[Any, dict[str, Any]] = {
     ScaleByEmberState: {},
     optax.ScaleByAdamState: {},
@@ -57,16 +57,17 @@ _TYPES: dict[Any, dict[str, Any]] = {
 
 
 def optax_state(state: Any) -> Any:
-    """An optimizer state with Optax's own types, from what trainers hold and save instead.
+    """An optimizer state with Optax's own types, from the objects that trainers hold and save.
 
-    Of an `nnx.Optimizer` or a `TrainState` it is the `opt_state`. In `nnx.state(optimizer)`, and in a checkpoint that was
-    restored without a target, the states of Ember, of Adam, of schedules and of injected hyperparameters are dictionaries.
+    For an `nnx.Optimizer` or a `TrainState` this is its `opt_state`. In `nnx.state(optimizer)`, and in a checkpoint that was
+    restored without a target, the states of Ember, of Adam, of schedules and of injected hyperparameters are dictionaries, which
+    become states again.
     """
     return _typed(state if isinstance(state, Mapping) or not holds_state(state) else state.opt_state)
 
 
 def holds_state(node: Any) -> bool:
-    """Whether a node has an optimizer state beside other things: an `nnx.Optimizer`, its `nnx.state`, or a `TrainState`."""
+    """Whether a node holds an optimizer state and more: an `nnx.Optimizer`, its `nnx.state`, or a `TrainState`."""
     if isinstance(node, Mapping):
         return "opt_state" in node
     return hasattr(node, "opt_state") and not isinstance(node, tuple)  # optax.contrib.SAMState
@@ -89,7 +90,7 @@ def ember_states(state: Any) -> list[tuple[tuple[Any, ...], ScaleByEmberState]]:
 
 
 def ember_moments(state: Any) -> dict[str, ScaleByEmberState]:
-    """Ember's state of every table, by path, with bare arrays in the place of trees; a later Ember wins."""
+    """Ember's state of every table, by path, with bare arrays instead of trees. The last of several Embers wins."""
     found = {}
     for _, node in ember_states(state):
         fields = [flatten_named(tree) for tree in node]
@@ -103,7 +104,7 @@ def adam_moments(state: Any, argument: str) -> dict[str, optax.ScaleByAdamState]
     """Adam's state of every parameter, by path, with bare arrays instead of trees, from one Adam or several.
 
     Raises:
-      ValueError: the moments of one Adam are of different parameters, or a path stands for several.
+      ValueError: `mu` and `nu` of one Adam have different parameters, or several leaves have the same path.
     """
     found = {}
     for node, _ in _adams(optax_state(state)):
@@ -120,7 +121,7 @@ def adam_moments(state: Any, argument: str) -> dict[str, optax.ScaleByAdamState]
 
 
 def adam_b2s(state: Any) -> dict[str, Any]:
-    """The `b2` of the Adam of every parameter, by path, where `optax.inject_hyperparams` keeps it; of the others None."""
+    """The `b2` of the Adam of every parameter, by path. None if `optax.inject_hyperparams` does not hold it."""
     return {name: b2 for node, b2 in _adams(optax_state(state)) for name in flatten_named(node.mu)[0]}
 
 

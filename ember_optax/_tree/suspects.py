@@ -1,4 +1,4 @@
-"""What may be a token table and was not found: said aloud, because nothing would fail and half of the saving would be lost."""
+"""Warnings of leaves that may be token tables and were not found. Without a warning, half of the saving is silently lost."""
 
 import collections
 import re
@@ -16,7 +16,7 @@ from .rules import HEAD_NAME, TableMatch, first_match, spelled
 from .tables import Table, TableTree
 from .vocabulary_axis import same_vocabulary
 
-# A warning is about the user's line, not about a line of these.
+# A warning points to the user's line, not to a line of these libraries.
 _LIBRARIES = ("ember_optax", "optax", "jax", "flax", "equinox", "chex", "contextlib", "functools")
 _HEADS = re.compile(r"(.*[/_])?heads?([/_].*)?")
 _ONE_BY_ONE = 12
@@ -25,7 +25,7 @@ _ONE_BY_ONE = 12
 class Candidate(NamedTuple):
     """A matrix of the body with the vocabulary of a table, padded or not, along this axis.
 
-    `table` is None for a head by its name in a tree that is not complete: its embedding may be elsewhere, frozen say.
+    `table` is None for a matrix with the name of a head in an incomplete tree, whose embedding may be frozen, for example.
     """
 
     leaf: Table
@@ -34,7 +34,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(found: TableTree) -> list[Candidate]:
-    """The matrices that no rule knows and that have the vocabulary of a table, in the order of the parameters."""
+    """The matrices that match no rule and that have the vocabulary of a table, in the order of the parameters."""
     if found.options is None:
         return []
     tables = [table for table in found.tables if table.axes is not None]
@@ -46,7 +46,7 @@ def candidates(found: TableTree) -> list[Candidate]:
         for table, match in zip(found.tables, matches, strict=True)
         if table.axes is None and is_unknown(match) and 2 <= len(table.shape) <= 3
     ]
-    # A padded size may be another size of the model by chance: of the feed-forward layers, say, which are several.
+    # A padded size may be another size of the model by chance, for example that of the feed-forward layers, which are several.
     users = collections.defaultdict(set)
     for table in rest:
         for size in table.shape:
@@ -75,14 +75,14 @@ def _is_named_like_a_table(leaf: Table) -> bool:
 
 
 def is_unknown(match: TableMatch) -> bool:
-    """Whether no rule says that a leaf is a table, nor what else it is."""
+    """Whether no rule decided on a leaf."""
     return match.dimension_numbers is None and (match.rule is None or match.is_doubtful)
 
 
 def heads_alone(found: TableTree) -> list[Table]:
-    """All tables, where each is a head by its name, and no embedding was found or excluded.
+    """All tables, if each has the name of a head and no embedding was found or excluded; else an empty list.
 
-    The embedding of a padded head may have another size, so that nothing but its name could tell.
+    The embedding of a padded head may have another size, and then only its name could identify it.
     """
     if found.options is None:
         return []
@@ -94,7 +94,7 @@ def heads_alone(found: TableTree) -> list[Table]:
 
 
 def doubtful_stacks(found: TableTree) -> list[Table]:
-    """Stacked tables with more tables than tokens: such as come from `nn.scan` with the layers in the second axis, (V, L, D)."""
+    """Stacked tables with more tables than tokens, such as those of `nn.scan` with the layers in the second axis, (V, L, D)."""
     return [
         table
         for table in found.tables
@@ -103,7 +103,7 @@ def doubtful_stacks(found: TableTree) -> list[Table]:
 
 
 def guessed_axes(found: TableTree, *, included: bool | None = None) -> list[Table]:
-    """Tables whose token axis is the usual one of their name, and of no size that another table has."""
+    """Tables whose token axis is the usual one for their name, and whose vocabulary no other table has."""
     if found.options is None:
         return []
     matches = find_tables(found.names, [table.box for table in found.tables], found.options)
@@ -115,9 +115,9 @@ def guessed_axes(found: TableTree, *, included: bool | None = None) -> list[Tabl
 
 
 def warn_of_suspects(found: TableTree, caller: str) -> None:
-    """One warning of what the finder may have missed or read along the wrong axis.
+    """Warns once of all tables that the finder may have missed or may have read along the wrong axis.
 
-    The dense step of `ember` is the same along either axis, so that it does not mind the axis of a head.
+    The dense step of `ember` is the same along either axis, so the axis of a head does not matter to it.
     """
     is_ember = caller == "ember"
     parts = _of_candidates(found, "ember leaves {} to the body" if is_ember else f"{caller} leaves {{}} out")
@@ -128,7 +128,7 @@ def warn_of_suspects(found: TableTree, caller: str) -> None:
 
 
 def _warn_the_user(message: str) -> None:
-    """Warns at the line that called this library, also through Optax, JAX and libraries for layers."""
+    """Warns at the user's line that called this library, directly or through Optax, JAX or a library of layers."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         frame = frame.f_back
@@ -223,7 +223,7 @@ def _written_finder(
     exclude: Sequence[str] = (),
     declare: bool = False,
 ) -> str:
-    """The finder with more patterns than it had; with axes where one of them declares some, or has to."""
+    """Code for the finder with more patterns than it had. It has axes if one of the patterns has or needs them."""
     options = found.options or TokenTables()
     merged = declared_axes(options) | dict(include or {})
     arguments = {"include": "", "exclude": ""}

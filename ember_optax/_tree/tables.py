@@ -1,4 +1,4 @@
-"""`Table`: a leaf of a parameter tree with everything that is known of it; and the one way from a tree to its tables."""
+"""`Table`, a leaf of a parameter tree with its path, axes and ids, and `tables_of`, which reads a tree into tables."""
 
 import contextlib
 import numbers
@@ -22,16 +22,16 @@ from .token_ids import check_ids_once, check_known, check_one_table, check_same_
 
 
 class Table(NamedTuple):
-    """One leaf of a tree of parameters or of updates; a token table if it has axes.
+    """One leaf of a tree of parameters or of updates. It is a token table if it has axes.
 
     Attributes:
-      name: its path.
-      box: the leaf as it stands in the tree: in a box of a library's, or bare.
-      array: what is inside; the rows alone where there are ids.
+      name: the path of the leaf.
+      box: the leaf itself, in the box of a library or bare.
+      array: the value inside the box; only the rows if there are ids.
       shape: the shape of the whole table.
-      axes: which axis is what; None for a leaf that is no table, and where nobody asked.
+      axes: the axes of a table; None for a leaf that is not a table, and from `read_tree`.
       ids: the token ids of a compact array; None for a dense one.
-      kind: whether it is an input table, a head or both; None for what is no table, and where nothing tells.
+      kind: whether it is an input table, a head or both; None if it is not a table, or if the kind is unknown.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Table(NamedTuple):
 class TableTree(NamedTuple):
     """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure.
 
-    `feature_mean` and `b2` are those of the `scale_by_ember` which took these tables at `init`, where somebody watched. `options`
-    are those of the finder, if it found them.
+    `feature_mean` and `b2` are those of the `scale_by_ember` whose watched `init` read these tables (`_tree/watching.py`).
+    `options` are those of the finder, if it found the tables.
     """
 
     tables: list[Table]
@@ -61,20 +61,20 @@ class TableTree(NamedTuple):
         return [table.name for table in self.tables]
 
     def rebuild(self, values: Iterable[Any]) -> Any:
-        """A tree of this structure from one value for each leaf, each in its leaf's box; rows that know their ids go on to."""
+        """A tree of this structure with one value for each leaf, in the leaf's box. Arrays of rows become `CompactRows` again."""
         return self.treedef.unflatten([_in_box(table.box, value) for table, value in zip(self.tables, values, strict=True)])
 
     def leaves_of(self, tree: Any, what: str, *, may_have_more: bool = False) -> list[Any]:
-        """One leaf of another tree for each of this one: of parameters, or of a field of the state.
+        """The leaves of another tree, of parameters or of a field of the state, that belong to the leaves of this tree.
 
         Raises:
-          ValueError: the other tree has other leaves; `may_have_more` allows those of an unfiltered model.
+          ValueError: the other tree has other leaves. `may_have_more` allows the additional leaves of an unfiltered model.
         """
         with contextlib.suppress(ValueError, TypeError):
             leaves = self.treedef.flatten_up_to(tree)
             if all(map(_is_value, leaves)):
                 return leaves
-        # Boxes, and None in the place of what is not trained, make trees of the same parameters differ.
+        # Leaves are matched by name, because boxes, and None for frozen leaves, change the structure of a tree.
         names, leaves, _ = flatten_named(tree)
         found = dict(zip(names, leaves, strict=True))
         if set(self.names) - set(found) if may_have_more else names != self.names:
@@ -85,7 +85,7 @@ class TableTree(NamedTuple):
         return [found[name] for name in self.names]
 
     def part(self, tree: Any) -> "TableTree":
-        """The tables of a tree in which `optax.partition` has masked every leaf that is no table."""
+        """The tables of a tree in which `optax.partition` has masked every leaf that is not a table."""
         leaves, treedef = jax.tree.flatten(tree, is_leaf=is_box)
         owned = [table for table in self.tables if table.axes is not None]
         return TableTree(
@@ -94,10 +94,10 @@ class TableTree(NamedTuple):
 
 
 def read_tree(tree: Any, token_ids: dict[str, jax.Array] | None = None, *, what: str = "the updates have") -> TableTree:
-    """The leaves of a tree with their ids, without a question about axes.
+    """The leaves of a tree with their ids, without axes.
 
     Raises:
-      ValueError: a path stands for several leaves; ids for a path that does not exist, unless other leaves are masked away.
+      ValueError: several leaves have the same path; ids are given for a path that does not exist, unless leaves are masked.
     """
     ids = token_ids or {}
     names, leaves, treedef = flatten_named(tree)
@@ -125,21 +125,21 @@ def tables_of(
     argument: str = "tables",
     what: str = "the updates have",
 ) -> TableTree:
-    """The leaves of a tree with their axes: by the caller's declaration, else by the finder, else with the vocabulary first.
+    """The leaves of a tree with their axes, from the declaration, or from the finder. Other leaves have the vocabulary first.
 
     Args:
       tree: parameters, or updates.
       declaration: as in `scale_by_ember`.
-      among: which leaves are tables: "all" of them, unless the declaration says None; those "found" by the finder or declared; or
-        those "with ids".
-      token_ids: ids by path, of leaves that are compact, or that are about to become so.
-      params: the parameters, where leaves of `tree` are compact: a compact array does not tell the shape of its table.
+      among: which leaves are tables: "all" of them, unless the declaration has None; those that are "found" by the finder or
+        declared; or those "with ids".
+      token_ids: ids by path, of leaves that are compact or will be.
+      params: the parameters, if leaves of `tree` are compact: a compact array does not show the shape of its table.
       argument: the name of the declaration, for error messages.
-      what: of the tree, for error messages.
+      what: the tree and a verb, for error messages.
 
     Raises:
-      ValueError: as `read_tree`; axes do not fit a leaf; ids of stacked tables, or of a head whose axis would be a guess.
-      TypeError: a declaration that is none.
+      ValueError: as in `read_tree`; axes do not fit a leaf; ids are given for stacked tables or a head whose axis is a guess.
+      TypeError: the declaration has the wrong type.
     """
     found, dense = read_tree(tree, token_ids, what=what), tree
     if any(table.ids is not None for table in found.tables):
@@ -171,7 +171,7 @@ def tables_of(
 
 
 def _with_shapes(found: TableTree, params: Any) -> TableTree:
-    """With the shapes of the parameters instead of those of compact arrays."""
+    """The tables with the shapes of the parameters instead of those of compact arrays."""
     leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
     tables = [
         table if table.ids is None or _knows_its_ids(table) else table._replace(shape=np.shape(unbox(leaf)))
@@ -181,7 +181,7 @@ def _with_shapes(found: TableTree, params: Any) -> TableTree:
 
 
 def _dense(table: Table) -> Any:
-    """The dense leaf for which a compact one stands."""
+    """The leaf with the shape of its table, if it is compact."""
     if table.ids is None:
         return table.box
     return rebox(table.box, jax.ShapeDtypeStruct(table.shape, jnp.asarray(table.array).dtype))

@@ -1,4 +1,4 @@
-"""Reading `token_ids`: which leaves of the updates are compact, and of which rows."""
+"""Reads and checks `token_ids`, the ids of the rows of compact updates."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .paths import check_distinct, flatten_named
 
 
 def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, jax.Array]:
-    """The ids by the path of their table; leaves that are None, or absent, are dense.
+    """The ids by the path of their table. A leaf with None, or without an entry, is dense.
 
     Raises:
       TypeError: ids are not an array of integers.
@@ -37,9 +37,10 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
 
 
 def ids_array(ids: Any) -> jax.Array:
-    """Ids as an array of JAX's, which without x64 would keep the lower half of a 64-bit id: row 5 for 2^32 + 5, which is padding.
+    """Ids as a JAX array, with 64-bit ids kept right without x64.
 
-    Where such ids are arguments of `jax.jit`, JAX has cut them before anyone could look.
+    Without x64, JAX keeps the lower half of a 64-bit id: 2^32 + 5, which is padding, would become row 5. If such ids are
+    arguments of `jax.jit`, JAX truncates them before this function sees them.
     """
     if isinstance(ids, np.ndarray | np.generic) and ids.dtype.kind in "iu" and ids.dtype.itemsize == 8:
         smallest = np.asarray(ids) if ids.dtype.kind == "u" else np.maximum(ids, -1)
@@ -48,14 +49,14 @@ def ids_array(ids: Any) -> jax.Array:
 
 
 def check_known(ids: dict[str, jax.Array], names: list[str], what: str) -> None:
-    """Raises where ids are given for a leaf that does not exist."""
+    """Raises if ids are given for a leaf that does not exist."""
     unknown = sorted(set(ids) - set(names))
     if unknown:
         raise ValueError(f"token_ids names {unknown}, but {what} {names}; correct the path.")
 
 
 def check_ids_once(name: str, rows: CompactRows, ids: dict[str, jax.Array]) -> None:
-    """Raises where `token_ids` are given for rows that know their own, which may be others."""
+    """Raises if `token_ids` are given for a `CompactRows`, which holds its own ids."""
     if name in ids:
         raise ValueError(
             f"token_ids are given for {name!r}, but its gradient is {type(rows).__name__} and knows its own: leave them out."
@@ -63,7 +64,7 @@ def check_ids_once(name: str, rows: CompactRows, ids: dict[str, jax.Array]) -> N
 
 
 def check_same_axis(rows: Any, axes: TableAxes, argument: str) -> None:
-    """Raises where compact rows were made along another axis than the one that is the vocabulary here."""
+    """Raises if compact rows were taken along another axis than the token axis."""
     if isinstance(rows, CompactRows) and axes.token != (rows.token_axis,):
         raise ValueError(
             f"the rows of {rows.name!r} of shape {rows.shape} were taken along axis {rows.token_axis}, but its vocabulary is "
@@ -83,7 +84,7 @@ def check_one_table(name: str, shape: tuple[int, ...], axes: TableAxes) -> None:
 
 
 def check_compact(name: str, update_shape: tuple[int, ...], ids: Any, shape: tuple[int, ...], axes: TableAxes) -> None:
-    """Raises unless an update has the table's shape with the axes of the ids in the place of the token axis."""
+    """Raises unless an update has the table's shape with the axes of the ids instead of the token axis."""
     token = axes.token[0]
     expected = (*shape[:token], *ids.shape, *shape[token + 1 :])
     if update_shape == expected:

@@ -1,4 +1,4 @@
-"""Which axis of a table is the vocabulary, as far as the sizes of a model's other tables tell."""
+"""The token axis of a table, found by the sizes of the model's other tables."""
 
 import contextlib
 
@@ -26,7 +26,7 @@ class KnownSizes:
         self.features: set[int] = set()
 
     def add(self, numbers: EmberDimensionNumbers | None, shape: tuple[int, ...]) -> None:
-        """Takes in a table. Axes that do not fit it are refused where they are used; the finder never fails."""
+        """Adds the sizes of a table. It ignores axes that do not fit, which raise later where they are used."""
         with contextlib.suppress(ValueError):
             if numbers is not None:
                 axes = table_axes(numbers, shape, "")
@@ -34,10 +34,10 @@ class KnownSizes:
                 self.features.update(shape[axis] for axis in axes.feature)
 
     def is_vocabulary(self, size: int, *, padded: bool) -> bool:
-        """Whether a size is that of a vocabulary, or is it padded.
+        """Whether a size is that of a known vocabulary, or with `padded`, of a padded one.
 
-        A size that some table has for its features too tells nothing: (1024, 50304) beside a table of 1024 codes with 1024
-        features.
+        A size that is also the number of features of a table does not count. An example is 1024 for a leaf of shape (1024, 50304)
+        if there is a table of 1024 codes with 1024 features.
         """
         if size in self.features:
             return False
@@ -45,16 +45,17 @@ class KnownSizes:
         return any(same_vocabulary(size, one) for one in vocabularies) if padded else size in vocabularies
 
     def telling(self, shape: tuple[int, ...], batch_axes: tuple[int, ...] = ()) -> list[int]:
-        """The axes with the size of a vocabulary; if there is none, those with the size of a padded one."""
+        """The axes with the size of a vocabulary, or if there is none, those with the size of a padded vocabulary."""
         axes = [axis for axis in range(len(shape)) if axis not in batch_axes]
         exact = [axis for axis in axes if self.is_vocabulary(shape[axis], padded=False)]
         return exact or [axis for axis in axes if self.is_vocabulary(shape[axis], padded=True)]
 
 
 def of_head(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
-    """The match of a head, with the axis that a known vocabulary tells; that of its name where none or several might be it.
+    """The match of a head with the axis that has the size of a known vocabulary.
 
-    A doubtful head without a known vocabulary is no table.
+    If no axis or several have such a size, it is the usual axis for its name. A doubtful head without a known vocabulary is not a
+    table.
     """
     numbers = match.dimension_numbers
     if numbers is None:
@@ -72,7 +73,7 @@ def of_head(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> Tab
 
 
 def of_included(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
-    """The match of an included leaf, with the axis that a known vocabulary tells, and a word where several may be it."""
+    """The match of an included leaf with the axis that has the size of a known vocabulary. Its rule says if several have one."""
     axes = known.telling(shape) or [axis for axis, size in enumerate(shape) if size in known.vocabularies]
     if match.dimension_numbers is None or not axes:
         return match

@@ -1,6 +1,6 @@
-"""Watching `init`: which tables each Ember in a transformation found, and making `init` take the same ones again.
+"""Watches `init`: collects the tables that each Ember in a transformation found, and makes `init` take the same ones again.
 
-`_state/origins.py` asks in this way what a state array came from, and `train_only_rows` and `vocab` which axis counts the tokens.
+`_state/origins.py` uses it to find the table of a state array. `train_only_rows` and `vocab` use it to find the token axes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from typing import Any
 
 from .tables import TableTree, read_tree
 
-# What each `init` found, in the order of the calls.
+# The tables that each `init` found, in the order of the calls.
 _seen: contextvars.ContextVar[list[TableTree] | None] = contextvars.ContextVar("seen", default=None)
 _known: contextvars.ContextVar[Iterator[TableTree] | None] = contextvars.ContextVar("known", default=None)
 _is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("is_quiet", default=False)
@@ -18,9 +18,9 @@ _is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("is_quiet", def
 
 @contextlib.contextmanager
 def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
-    """While open, collects the tables that `init` of each Ember in a transformation works on.
+    """Collects the tables that `init` of each Ember in a transformation reads while the context is open.
 
-    `is_quiet` says that the result of `init` is not what is wanted: it does not warn then.
+    With `is_quiet`, `init` does not warn, because only the tables are wanted and not the state.
     """
     outer, seen = _seen.get(), []
     tokens = [(_seen, _seen.set(seen)), (_is_quiet, _is_quiet.set(is_quiet or _is_quiet.get()))]
@@ -34,7 +34,7 @@ def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
 
 
 def check_same_axes(ours: dict[str, tuple[int, ...]], seen: list[TableTree], what: str, where: str, fix: str) -> None:
-    """Raises where an Ember whose `init` was watched counts the tokens of a table along another axis than `ours`, by path."""
+    """Raises if an Ember whose `init` was watched took another token axis for a table than `ours`, which is by path."""
     for table in (table for found in seen for table in found.tables if table.axes is not None):
         assert table.axes is not None
         if table.name in ours and ours[table.name] != table.axes.token:
@@ -46,7 +46,7 @@ def check_same_axes(ours: dict[str, tuple[int, ...]], seen: list[TableTree], wha
 
 @contextlib.contextmanager
 def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
-    """While open, each `init` takes the axes that it took while `seen` was collected, whatever the sizes are now."""
+    """While the context is open, each `init` takes the axes that it took while `seen` was collected, for any new sizes."""
     token = _known.set(iter(seen))
     try:
         yield
@@ -55,12 +55,12 @@ def repeated_tables(seen: list[TableTree]) -> Iterator[None]:
 
 
 def is_observed() -> bool:
-    """Whether `init` is asked for its axes alone: it has warned before, or will."""
+    """Whether `init` is called only for its axes. Then it does not warn, because it has warned before, or will."""
     return _is_quiet.get() or _known.get() is not None
 
 
 def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None, b2: Any = None) -> TableTree:
-    """`find(params)`, watched or repeated."""
+    """`find(params)`, which is added to the watched tables or replaced by the repeated ones."""
     if (known := _known.get()) is not None:
         before = {table.name: table for table in next(known).tables}
         found = read_tree(params)

@@ -1,7 +1,7 @@
 """Token geometry, measured: what token tables, their gradients and their trajectories look like.
 
-Read-only: arrays in, numbers out. Everything can be compiled, gives the same on sharded tables, and costs O(V D) or
-O(V D^2 + D^3), never V x V. `report` puts what a training run wants to log into one flat dictionary.
+Every function takes arrays and returns numbers, and changes nothing. It can be compiled, gives the same result for sharded
+tables, and costs O(V D) or O(V D^2 + D^3), never V x V. `report` returns the metrics of a training run in one flat dictionary.
 
     metrics = geometry.report(params, grads, opt_state)  # {"geometry/embed/embedding/effective_rank": ..., ...}
 

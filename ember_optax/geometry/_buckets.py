@@ -21,10 +21,10 @@ class FrequencyBuckets(NamedTuple):
     """A metric by token frequency, rarest bucket first.
 
     Attributes:
-      lower: the smallest count of a token in each bucket, 0 for an empty one, (B,).
-      upper: the largest count, likewise.
-      num_tokens: how many tokens are in it, (B,) int32.
-      values: what the metric says of these tokens, (B,) or (B, ...).
+      lower: the smallest count of a token in each bucket, 0 for an empty bucket, (B,).
+      upper: the largest count of a token in each bucket, 0 for an empty bucket, (B,).
+      num_tokens: the number of tokens in each bucket, (B,) int32.
+      values: the metric of these tokens, (B,) or (B, ...).
     """
 
     lower: jax.Array
@@ -39,24 +39,25 @@ def by_frequency(
     """A metric of the rows of a table for each bucket of token frequency.
 
     Each bucket is measured with weights 1 for its tokens and 0 for all others, so `metric` may be any function of this module
-    that takes `weights`; `functools.partial(metric, centered=True)` centres each bucket by itself. Metrics with one value for
-    each token (`row_norms`) give (B, V) with zeros outside of the bucket; `mean_row_norm` is their mean.
+    that takes `weights`. `functools.partial(metric, centered=True)` centres each bucket separately. Metrics with one value for
+    each token (`row_norms`) give (B, V) with zeros outside the bucket. `mean_row_norm` is their mean.
 
     Args:
       metric: called as `metric(table, token_axis=token_axis, weights=weights)`.
       table: as for `spectrum`.
       token_counts: (V,), how often each token occurs.
-      buckets: a number B: the tokens in the order of their counts (equal counts in that of their ids), in B parts of V / B
-        tokens. Or increasing counts e_0 < ... < e_B-1: bucket k holds the tokens with e_k <= count < e_k+1, the last one all from
-        e_B-1 on, and tokens below e_0 are in none. `(0, 1, 10, 100)` gives tokens that never occur a bucket of their own.
+      buckets: a number B, or increasing counts. A number B splits the tokens, in the order of their counts (equal counts in the
+        order of their ids), into B parts of V / B tokens. With counts e_0 < ... < e_B-1, bucket k holds the tokens with
+        e_k <= count < e_k+1, the last bucket those with e_B-1 <= count, and no bucket those with count < e_0.
+        `(0, 1, 10, 100)` puts the tokens that never occur into a bucket of their own.
       token_axis: the axis that counts the tokens.
 
     Returns:
-      `FrequencyBuckets`, rarest first. What the metric says of an empty bucket: NaN for means, 0 for ranks.
+      `FrequencyBuckets`, rarest first. The value of an empty bucket is NaN for means and 0 for ranks.
 
     Raises:
-      TypeError: `metric` is no function, `buckets` neither a number nor a sequence of numbers; else as `spectrum`.
-      ValueError: `buckets` below 1 or above V, or not increasing; `token_counts` of another shape or negative.
+      TypeError: `metric` is not a function, or `buckets` is neither a number nor a sequence of numbers; else as `spectrum`.
+      ValueError: `buckets` is below 1 or above V, or does not increase; `token_counts` has another shape or is negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -86,13 +87,13 @@ def by_frequency(
 
     if isinstance(table, Tracer) or isinstance(counts, Tracer):
         return FrequencyBuckets(lower_B, upper_B, size_B, jax.lax.map(of_bucket, mask_BxV))
-    # One call for each bucket: the loop of `jax.lax.map` would compile again for every new function.
+    # One call for each bucket, because `jax.lax.map` would compile again for every new function.
     return FrequencyBuckets(lower_B, upper_B, size_B, jnp.stack([of_bucket(mask_V) for mask_V in mask_BxV]))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _buckets_of(counts: jax.Array, buckets: int, edges: jax.Array | None = None) -> tuple[jax.Array, ...]:
-    """The masks of the buckets, their smallest and largest count, and their sizes; parts by rank without `edges`."""
+    """The masks of the buckets, their smallest and largest count, and their sizes. Without `edges`, the buckets go by rank."""
 
     def masks(counts: jax.Array) -> tuple[jax.Array, ...]:
         if edges is None:
@@ -109,11 +110,11 @@ def _buckets_of(counts: jax.Array, buckets: int, edges: jax.Array | None = None)
 
 
 def _between(counts: jax.Array, edges: np.ndarray) -> tuple[jax.Array, ...]:
-    """`_buckets_of` with edges, compared as integers if all are: float32 does not tell counts above 2^24 apart."""
+    """`_buckets_of` with edges. Integers are compared as integers, because float32 cannot represent all counts above 2^24."""
     number = edges.size
     if edges.dtype.kind in "iu" and jnp.issubdtype(counts.dtype, jnp.integer):
         limits = jnp.iinfo(counts.dtype)
-        # No count reaches the buckets beyond the dtype, which are the last ones.
+        # No count reaches an edge beyond the range of the dtype, so these last buckets are empty.
         edges = np.maximum(edges[edges <= limits.max], limits.min).astype(counts.dtype)
     else:
         edges = edges.astype(np.float32)

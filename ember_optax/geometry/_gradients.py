@@ -1,4 +1,4 @@
-"""What the gradients of a table are like: which rows have one, whether they agree in time, what token x feature explains."""
+"""Metrics of a table's gradients: active rows, autocorrelation over steps, and the error of a token x feature product."""
 
 from typing import Any, NamedTuple
 
@@ -16,21 +16,21 @@ from ._streaming import Streaming
 
 
 def active_rows(gradient: Any, *, token_axis: int = 0) -> jax.Array:
-    r"""Which rows have a gradient: those that Ember's `feature_mean="active_rows"` counts.
+    r"""A mask of the rows that have a gradient, as Ember's `feature_mean="active_rows"` counts them.
 
     .. math:: \mathrm{mean}_j\, g_{ij}^2 \ne 0
 
     Args:
-      gradient: of a table: (V, D), or any layout with `token_axis`; any real floating dtype.
-      token_axis: the axis that counts the tokens.
+      gradient: the gradient of a table, (V, D) or any layout with `token_axis`, any real floating dtype.
+      token_axis: the axis of the tokens.
 
     Returns:
-      (V,) bool, sharded like the token axis; `.sum()` is their number, `.mean()` their share. A row with a NaN is active, one
-      whose squares vanish in float32 (numbers below 1e-19) is not.
+      (V,) bool, sharded like the token axis. `.sum()` is the number of active rows, `.mean()` their share. A row with a NaN is
+      active. A row whose squares underflow in float32 (numbers below 1e-19) is not.
 
     Raises:
-      TypeError: the gradient is no array of real floats.
-      ValueError: an axis out of range, an empty gradient.
+      TypeError: the gradient is not an array of real floats.
+      ValueError: an axis is out of range, or the gradient is empty.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,19 +46,19 @@ def active_rows(gradient: Any, *, token_axis: int = 0) -> jax.Array:
 
 
 def active_of(rows: Rows) -> jax.Array:
-    """`active_rows` of rows."""
+    """`active_rows` of checked rows."""
     return to_vector(mean_square(rows.x, rows.features) != 0, rows.token)
 
 
 class FactorizationError(NamedTuple):
-    """How well an outer product explains the second moment of a table's gradient; scalars.
+    """How well an outer product explains the second moment of a table's gradient. All fields are scalars.
 
     Attributes:
-      relative_error: Frobenius norm of the error of Ember's product, over that of the second moment; 0 is exact.
-      explained_energy: 1 - relative_error^2; at most `rank_one_share`.
+      relative_error: the Frobenius norm of the error of Ember's product, divided by that of the second moment; 0 is exact.
+      explained_energy: 1 - relative_error^2, which is at most `rank_one_share`.
       rank_one_share: the energy of the best product of any kind, sigma_1^2 / sum of sigma^2.
-      explained_log_variance: the share of the variance of log v that log v_hat explains, over the elements that are not zero; 1
-        is exact, below 0 is worse than one number for all. NaN if all elements are equal.
+      explained_log_variance: the share of the variance of log v that log v_hat explains, over the elements that are not zero.
+        1 is exact, and below 0 is worse than one number for all elements. NaN if all elements are equal.
     """
 
     relative_error: jax.Array
@@ -68,24 +68,24 @@ class FactorizationError(NamedTuple):
 
 
 def factorization_error(second_moment: Any, *, token_axis: int = 0) -> FactorizationError:
-    r"""How well token times feature, which is all that Ember keeps, explains a second moment.
+    r"""How well a product of a token and a feature vector, which is all that Ember keeps, explains a second moment.
 
     .. math:: \hat v_{ij} = \frac{\mathrm{mean}_j v_{ij} \cdot \mathrm{mean}_i v_{ij}}{\mathrm{mean}_{ij} v_{ij}}, \qquad
         \mathrm{relative\_error} = \|v - \hat v\|_F / \|v\|_F
 
-    Pass a mean of :math:`g^2` over many batches: `nu` of `optax.adam` is one, and `v = v + g * g` sums up another (its scale does
-    not matter). The squares of one batch are noise around it, which no product explains.
+    Pass a mean of :math:`g^2` over many batches, for example `nu` of `optax.adam`, or a sum `v = v + g * g` (its scale does not
+    matter). The squares of one batch are noise around the mean, which no product explains.
 
     Args:
-      second_moment: (V, D), or any layout with `token_axis`; not negative; any real floating dtype.
-      token_axis: the axis that counts the tokens.
+      second_moment: (V, D), or any layout with `token_axis`, not negative, any real floating dtype.
+      token_axis: the axis of the tokens.
 
     Returns:
-      `FactorizationError`; NaN for a moment of zeros or with a NaN.
+      `FactorizationError`. It is NaN for a moment of zeros or with a NaN.
 
     Raises:
-      TypeError: the moment is no array of real floats.
-      ValueError: an axis out of range, an empty moment; a number in it is negative.
+      TypeError: the moment is not an array of real floats.
+      ValueError: an axis is out of range, or the moment is empty or has a negative element.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,7 +100,7 @@ def factorization_error(second_moment: Any, *, token_axis: int = 0) -> Factoriza
     moment, token = checked_table(second_moment, token_axis, "second_moment")
     if not known_to_hold(moment, lambda moment: ~(moment < 0)):
         raise ValueError(
-            f"second_moment must not be negative, got {shown(moment)}; pass a mean of squares, nu of optax.adam say."
+            f"second_moment must not be negative, got {shown(moment)}; pass a mean of squares, such as nu of optax.adam."
         )
     return measured(_factorization_error, moment, token)
 
@@ -116,9 +116,9 @@ def _factorization_error(rows: Rows) -> FactorizationError:
 
     known = v > 0
     log_v = jnp.log(jnp.where(known, v, 1))
-    # The sum of three logarithms: the product itself may vanish.
+    # The sum of three logarithms, because the product itself may underflow.
     log_product = sum(jnp.log(jnp.where(mean > 0, mean, 1)) for mean in (token_V1, feature_1D)) - jnp.log(mean)
-    # Numbers without the smallest one: of equal numbers, nothing may be left.
+    # The smallest number is subtracted from all, so that equal numbers become exact zeros.
     above = log_v - jnp.min(jnp.where(known, log_v, jnp.inf))
     mean_above = jnp.sum(jnp.where(known, above, 0)) / jnp.sum(known, dtype=above.dtype)
     variance = jnp.sum(jnp.where(known, jnp.square(above - mean_above), 0))
@@ -128,23 +128,23 @@ def _factorization_error(rows: Rows) -> FactorizationError:
 
 
 class AutocorrelationState(NamedTuple):
-    """The last gradient, and for each token sums over pairs of successive gradients, in squares of its unit."""
+    """The last gradient, and for each token sums over pairs of successive gradients in units of `unit^2`."""
 
     previous: jax.Array
     num_gradients: jax.Array
-    unit: jax.Array  # a power of two near the largest number so far: squares of others leave float32
+    unit: jax.Array  # a power of two near the largest element so far, so that squares stay in float32's range
     product: jax.Array
     energy: jax.Array
     previous_energy: jax.Array
 
 
 class Autocorrelation(NamedTuple):
-    """Of a table's gradients, lag 1.
+    """The lag-1 autocorrelation of a table's gradients.
 
     Attributes:
-      table: of the whole table, a scalar in [-1, 1].
-      rows: of each row, (V,).
-      num_pairs: pairs of successive gradients so far, int32.
+      table: the autocorrelation of the whole table, a scalar in [-1, 1].
+      rows: the autocorrelation of each row, (V,).
+      num_pairs: the number of pairs of successive gradients so far, int32.
     """
 
     table: jax.Array
@@ -153,26 +153,26 @@ class Autocorrelation(NamedTuple):
 
 
 def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
-    r"""Whether the gradients of successive steps agree: lag-1 autocorrelation, streaming.
+    r"""The lag-1 autocorrelation of a table's gradients, streaming: whether the gradients of successive steps agree.
 
     .. math:: \rho = \frac{\sum_t \langle g_t, g_{t-1} \rangle}{\sqrt{\sum_t \|g_t\|^2 \, \sum_t \|g_{t-1}\|^2}}
 
-    over successive pairs, for the table and for each row. A first moment adds up what successive gradients have in common (so
-    the mean is not subtracted); near 0 there is nothing to add up.
+    over successive pairs, for the table and for each row. A first moment adds up what successive gradients have in common, so
+    the mean is not subtracted. Near 0, a first moment has nothing to add up.
 
-    Memory: the last gradient, V x D numbers in its own dtype, cannot be avoided; everything else is O(V).
+    Memory: the last gradient, V x D numbers in its own dtype, and O(V) for everything else.
 
     Args:
-      token_axis: the axis that counts the tokens.
+      token_axis: the axis of the tokens.
 
     Returns:
-      A `Streaming`: `init(gradient)` takes one gradient for its shape and dtype and does not count it, `update(state,
-      gradient)` each in turn, `value(state)` is an `Autocorrelation`; NaN before two gradients, for rows that had none twice, and
-      after a NaN.
+      A `Streaming`. `init(gradient)` takes the shape and dtype of a gradient and does not count it. `update(state, gradient)`
+      takes each gradient in turn. `value(state)` is an `Autocorrelation`. It is NaN before two gradients, for rows that did not
+      have two gradients, and after a NaN.
 
     Raises:
-      TypeError: a gradient is no array of real floats.
-      ValueError: an axis out of range, an empty gradient, or one of another shape than before.
+      TypeError: a gradient is not an array of real floats.
+      ValueError: an axis is out of range, a gradient is empty, or its shape changes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -211,13 +211,13 @@ def gradient_autocorrelation(*, token_axis: int = 0) -> Streaming:
 
 
 def check_same_shape(array: jax.Array, before: jax.Array, argument: str) -> None:
-    """Raises where a sequence of arrays changes its shape."""
+    """Raises if the shape of an array differs from that of the arrays before."""
     if array.shape != before.shape:
-        raise ValueError(f"{argument} has shape {array.shape}, but those before had {before.shape}: begin anew with init.")
+        raise ValueError(f"{argument} has shape {array.shape}, but those before had {before.shape}: start again with init.")
 
 
 def _pair_sums(unit: jax.Array, gradient: jax.Array, previous: jax.Array, token: int) -> tuple[jax.Array, ...]:
-    """The next unit of each row, what to multiply older sums with, and the three products of this pair in the new units."""
+    """The new unit of each row, the factor that converts old sums to new units, and the three products of this pair."""
 
     def automatically(unit, gradient, previous):
         rows, before = rows_of(gradient, token), rows_of(previous, token)

@@ -1,4 +1,4 @@
-"""How evenly the rows of a table point into all directions: three measures, each with its critics (docs/geometry.md)."""
+"""Three measures of how evenly the rows of a table point in all directions. docs/geometry.md has the criticism of each."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ def mean_cosine_similarity(table: Any, *, token_axis: int = 0, centered: bool = 
         \frac{\sum_{i \ne j} w_i w_j \cos(x_i, x_j)}{\sum_{i \ne j} w_i w_j}
         = \frac{\|\sum_i p_i x_i / \|x_i\|\|^2 - \sum_i p_i^2}{1 - \sum_i p_i^2}, \qquad p_i = w_i / \textstyle\sum_j w_j
 
-    In closed form from the mean of the unit rows, so O(V D). Near 0 for rows in all directions, 1 for rows in one. A few
-    large coordinates can make it on their own, and it says nothing of the other directions.
+    It is computed in closed form from the mean of the unit rows, in O(V D). It is near 0 for rows in all directions, and 1 for
+    rows in one direction. A few large coordinates alone can make it large, and it does not show the other directions.
 
     Args:
       table: as for `spectrum`.
-      token_axis: the axis that counts the tokens.
+      token_axis: the axis of the tokens.
       centered: subtract the (weighted) mean row first.
-      weights: as for `spectrum`; a pair counts with the product of its weights.
+      weights: as for `spectrum`. The weight of a pair is the product of its weights.
 
     Returns:
-      A scalar in [-1 / (V - 1), 1]. A row of zeros has no direction and is left out; NaN with less than two rows left, or if a
-      row that takes part holds a NaN or is longer than 1e32.
+      A scalar in [-1 / (V - 1), 1]. A row of zeros has no direction and is left out. NaN if fewer than two rows are left, or if a
+      row with a weight above 0 has a NaN or a norm above 1e32.
 
     Raises:
       TypeError: as `spectrum`.
@@ -53,9 +53,9 @@ def partition_isotropy(table: Any, *, token_axis: int = 0, centered: bool = Fals
 
     .. math:: I(W) = \frac{\min_c Z(c)}{\max_c Z(c)}, \qquad Z(c) = \sum_i w_i \exp(c^\top x_i)
 
-    over the eigenvectors c of :math:`W^\top W`, of both signs: an eigenvector has no sign of its own, and with one sign the score
-    would depend on the linear algebra library. (Published numbers are of whatever sign that one gave, and may be higher for it.)
-    From logarithms of sums of exponentials, so that nothing overflows. It depends on the scale of the table. O(V D^2 + D^3).
+    over the eigenvectors c of :math:`W^\top W` with both signs. The sign of an eigenvector is arbitrary, so with one sign the
+    score would depend on the linear algebra library. (Published numbers use the sign that the library gave, and may be higher.)
+    It is computed by logsumexp, so that nothing overflows. It depends on the scale of the table. O(V D^2 + D^3).
 
     Args:
       table: as for `spectrum`.
@@ -64,8 +64,8 @@ def partition_isotropy(table: Any, *, token_axis: int = 0, centered: bool = Fals
       weights: as for `spectrum`.
 
     Returns:
-      A scalar in [0, 1], 1 for an isotropic table and for one of zeros; NaN if no token takes part, or if a row that takes part
-      holds a NaN.
+      A scalar in [0, 1], which is 1 for an isotropic table and for a table of zeros. NaN if all weights are 0, or if a row with a
+      weight above 0 has a NaN.
 
     Raises:
       TypeError: as `spectrum`.
@@ -89,9 +89,9 @@ def iso_score(table: Any, *, token_axis: int = 0, centered: bool = True, weights
 
     .. math:: \frac{1}{D - 1} \Big( \frac{(\mathrm{tr}\, C)^2}{\|C\|_F^2} - 1 \Big)
 
-    The steps of the definition (normalise the variances, measure the distance to equal ones, rescale) come down to this, without
-    eigenvalues: a rescaled participation ratio. Covariance means centred rows, hence `centered=True`; False takes
-    :math:`W^\top W` for C. Independent of scale, rotation and mean. O(V D^2).
+    The steps of the definition (normalise the variances, measure the distance to equal ones, rescale) simplify to this formula,
+    a rescaled participation ratio, which needs no eigenvalues. C is the covariance, so rows are centred by default.
+    `centered=False` takes :math:`W^\top W` for C. The score does not depend on scale, rotation and mean. O(V D^2).
 
     Args:
       table: as for `spectrum`.
@@ -100,8 +100,8 @@ def iso_score(table: Any, *, token_axis: int = 0, centered: bool = True, weights
       weights: as for `spectrum`.
 
     Returns:
-      A scalar in [0, 1]: 0 for one direction, 1 for equal variances. NaN where it is not defined: one feature, rows that are all
-      equal, or a NaN in a row that takes part.
+      A scalar in [0, 1]: 0 for one direction, 1 for equal variances. NaN for one feature, for rows that are all equal, and if a
+      row with a weight above 0 has a NaN.
 
     Raises:
       TypeError: as `spectrum`.
@@ -132,11 +132,11 @@ def partition_isotropy_of(along: Principal, rows: Rows) -> jax.Array:
 
 
 def iso_score_of(rows: Rows) -> jax.Array:
-    """`iso_score` of rows, centred or not."""
+    """`iso_score` of rows, which may be centred."""
     y, _ = weighted(rows._replace(weight=share(rows)))
     # Both Gram matrices have these traces.
     size = y.size // y.shape[rows.token]
     covariance = gram(y, rows.features if size <= y.shape[rows.token] else (rows.token,))
     participation = jnp.square(jnp.trace(covariance)) / jnp.sum(jnp.square(covariance))
-    # Rounding must not leave the range of the score.
+    # Clipped, because rounding could leave the range of the score.
     return jnp.clip((participation - 1) / (size - 1), 0, 1) if size > 1 else participation * jnp.nan

@@ -1,4 +1,4 @@
-"""From what a user passes to the rows that a metric reads: checks, layout, weights, centring."""
+"""Turns a user's arguments into the rows that a metric reads: checks, layout, weights, centring."""
 
 import functools
 from collections.abc import Callable
@@ -25,9 +25,9 @@ def measured(
     *,
     per_token: bool = False,
 ) -> Any:
-    """`metric(rows)` of a checked table; a scalar, or one number for each token.
+    """`metric(rows)` of a table after checks: a scalar, or with `per_token` one number for each token.
 
-    Compiled, so that a call outside of `jax.jit` is one dispatch and has no temporary that the compiler can do without.
+    It is compiled, so that a call outside `jax.jit` is one dispatch, and XLA removes temporaries.
     """
     table, token = checked_table(table, token_axis)
     weights = checked_weights(weights, table, token)
@@ -44,17 +44,17 @@ def _measured(metric, token: int, centered: bool, per_token: bool, table: jax.Ar
 
 
 def to_vector(values: jax.Array, token: int) -> jax.Array:
-    """From one number for each token with the rank of the table to a vector."""
+    """A vector from an array with one number for each token and the rank of the table."""
     return jnp.squeeze(values, tuple(axis for axis in range(values.ndim) if axis != token))
 
 
 def token_spec(table: jax.Array, token: int) -> PartitionSpec:
-    """How a vector over the tokens of a table is sharded."""
+    """The spec of a vector over the tokens of a table."""
     return spec_of([spec_entries(table)[token]])
 
 
 def checked_table(table: Any, token_axis: Any, argument: str = "table") -> tuple[jax.Array, int]:
-    """A table as an array of real floats with rows and features, and its token axis counted from the front."""
+    """The table as an array, and its token axis counted from the front. Raises unless it has real floats, rows and features."""
     table = unbox(table)
     check_array(table, argument, floating=True)
     if not hasattr(table, "shape") or table.ndim < 2:
@@ -71,7 +71,7 @@ def checked_table(table: Any, token_axis: Any, argument: str = "table") -> tuple
 
 
 def checked_weights(weights: Any, table: jax.Array, token: int, argument: str = "weights") -> jax.Array | None:
-    """One number that is not negative for each token; what is traced has no value to look at yet."""
+    """The weights as an array. Raises unless there is one number for each token, or if a known number is negative."""
     if weights is None:
         return None
     check_array(weights, argument)
@@ -84,15 +84,13 @@ def checked_weights(weights: Any, table: jax.Array, token: int, argument: str = 
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{argument} of shape {array.shape} has dtype {array.dtype}, but must hold real numbers; pass counts.")
     if array.dtype == jnp.bool_:
-        return array.astype(table.dtype)  # JAX compares no mask with numbers under strict promotion
+        return array.astype(table.dtype)  # under strict promotion, JAX does not compare a mask with numbers
     if not known_to_hold(array, lambda array: (array >= 0) & jnp.isfinite(array)):
-        raise ValueError(
-            f"{argument} must be finite and not negative, got {shown(array)}; a token of weight 0 does not take part."
-        )
+        raise ValueError(f"{argument} must be finite and not negative, got {shown(array)}; a token of weight 0 is left out.")
     return array
 
 
 def known_to_hold(array: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> bool:
-    """Whether a condition holds of every element, as far as that is known: of a traced array nothing is."""
+    """Whether a condition holds for every element. True for a traced array, whose elements are not known."""
     with jax.ensure_compile_time_eval():  # a constant in a traced function is known
         return isinstance(array, Tracer) or bool(jnp.all(condition(array)))

@@ -18,11 +18,11 @@ def row_norms(table: Any, *, token_axis: int = 0, centered: bool = False, weight
       table: as for `spectrum`.
       token_axis: the axis that counts the tokens.
       centered: subtract the (weighted) mean row first.
-      weights: as for `spectrum`, of the mean row alone; a token of weight 0 has the norm 0.
+      weights: as for `spectrum`. They change only the mean row, and a token of weight 0 has the norm 0.
 
     Returns:
-      (V,) float32, float64 for float64, sharded like the token axis. NaN for a row with a NaN. In
-      float32, norms below 1e-32 may be 0, and norms above 1e32 infinite.
+      (V,) float32, float64 for float64, sharded like the token axis. NaN for a row with a NaN. In float32, norms below 1e-32 may
+      be 0, and norms above 1e32 may be infinite.
 
     Raises:
       TypeError: as `spectrum`.
@@ -52,7 +52,7 @@ def mean_row_norm(table: Any, *, token_axis: int = 0, centered: bool = False, we
       weights: as for `spectrum`.
 
     Returns:
-      A scalar; NaN if no token takes part, or if a row that takes part holds a NaN.
+      A scalar; NaN if all weights are 0, or if a row with a weight above 0 has a NaN.
 
     Raises:
       TypeError: as `spectrum`.
@@ -71,10 +71,10 @@ def mean_row_norm(table: Any, *, token_axis: int = 0, centered: bool = False, we
 
 
 def norms_of(rows: Rows) -> jax.Array:
-    """The norm of each row, a vector."""
+    """The norms of the rows, (V,)."""
     return to_vector(norms(rows.x, rows.features), rows.token)
 
 
 def mean_norm_of(rows: Rows) -> jax.Array:
-    """`mean_row_norm` of rows."""
+    """`mean_row_norm` of checked rows."""
     return jnp.sum(share(rows) * norms(rows.x, rows.features))

@@ -1,4 +1,4 @@
-"""One flat dictionary of what a training run wants to log of its token tables."""
+"""`report`: the metrics of a model's token tables in one flat dictionary for a logger."""
 
 import functools
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from ._measured import checked_table, checked_weights
 from ._step_sizes import StepRule, TableState, checked_state, step_rule, table_states
 from ._table_metrics import table_report
 
-# In the place of a gradient that is None, which a tree of leaves would not have.
+# Replaces a gradient that is None, because None is not a leaf of a tree.
 _LEFT_OUT = object()
 
 
@@ -38,57 +38,58 @@ def report(
     eps: jax.typing.ArrayLike = 1e-8,
     feature_mean: str = "all_rows",
 ) -> dict[str, jax.Array]:
-    """What the token tables of a model look like, and their gradients and steps: scalars with stable names for any logger.
+    """Metrics of the token tables of a model, of their gradients and of their steps: scalars with stable names for any logger.
 
-    Every name is `geometry/<path of the table>/<metric>`; of stacked tables each has its number before the metric. What each one
-    means, and what is healthy: docs/geometry.md. Nothing is changed, and nothing but the report is computed from it, so that
-    training is the same with and without.
+    Every name is `geometry/<path of the table>/<metric>`. Each table of a stack has its number before the metric.
+    docs/geometry.md explains each metric and its healthy range. The report changes nothing, so training is the same with and
+    without it.
 
-    From `params`: `mean_row_norm`, `largest_row_norm`, `largest_token`, `smallest_row_norm`, `smallest_token`, `iso_score`; and,
-    each also as `..._centered`, `mean_cosine_similarity` and unless `spectral=False` `effective_rank`, `stable_rank` and
-    `partition_isotropy`.
+    From `params`: `mean_row_norm`, `largest_row_norm`, `largest_token`, `smallest_row_norm`, `smallest_token`, `iso_score` and
+    `mean_cosine_similarity`; unless `spectral=False` also `effective_rank`, `stable_rank` and `partition_isotropy`. The last
+    four also exist as `..._centered`.
 
     From `grads`: `gradient_norm`, `active_rows`, `active_share`; unless `spectral=False` `gradient_effective_rank` and
     `gradient_stable_rank`.
 
-    From `opt_state`: `steps`; of Ember also `skipped_batches` and `tokens_without_gradient` (that never had one). Of all Embers
-    together `geometry/skipped_batches`.
+    From `opt_state`: `steps`. For Ember also `skipped_batches` and `tokens_without_gradient`, the number of tokens that never had
+    a gradient. `geometry/skipped_batches` is the sum over all Embers.
 
-    From both: `update_size`, `median_row_step`, `largest_row_step` (root mean squares in units of the learning rate, of all rows
-    and of each), `largest_row_step_token`, `cold_row_ratio`.
+    From gradients and state: `update_size` (the root mean square of the update of all rows, in units of the learning rate),
+    `median_row_step` and `largest_row_step` (of the same for each row), `largest_row_step_token`, `cold_row_ratio`.
 
-    From `token_counts`: `tokens_never_seen`; `mean_row_norm_weighted`, `mean_cosine_similarity_weighted` and with a step
-    `mean_row_step_weighted`, by count; and the same of the rarer and of the more frequent half of the tokens that occur, as
-    `rare/mean_row_norm`, `frequent/mean_row_norm` and so on. The middle one of an odd number of tokens is rare.
+    From `token_counts`: `tokens_never_seen`; weighted by count, `mean_row_norm_weighted`, `mean_cosine_similarity_weighted` and,
+    with gradients and state, `mean_row_step_weighted`. The rarer and the more frequent half of the tokens that occur have the
+    same metrics, as `rare/mean_row_norm`, `frequent/mean_row_norm` and so on. The middle one of an odd number of tokens is rare.
 
-    A declared parameter without features, such as the bias of a head that `vocab` asks for, has no geometry. It is left out, and
-    `geometry/<path>/left_out` says so: 1, its only entry.
+    A declared parameter without features has no geometry. An example is the bias of a head, which `vocab` needs. It is left out,
+    and has one entry, `geometry/<path>/left_out`, which is 1.
 
     Args:
       params: the parameters, a tree of arrays.
-      grads: their gradients, dense; None for what needs none, as a whole or in the place of one (of a row-sparse step, say).
-      opt_state: the optimizer state before the step of these gradients. Tables that neither Ember nor Adam trains lack what needs
-        a state.
-      token_counts: how often each token occurred: (V,) for all tables, or a dictionary from paths. Accumulate it from batches, or
+      grads: their dense gradients. None, or None for one table, leaves out the metrics that need them, for example in a
+        row-sparse step.
+      opt_state: the optimizer state before the step of these gradients. Tables that neither Ember nor Adam trains do not have the
+        metrics that need a state.
+      token_counts: how often each token occurred, (V,) for all tables or a dictionary from paths. Accumulate it from batches, or
         count the data.
       tables: which parameters are tables, as for `ember`.
-      spectral: False leaves out what needs O(V D^2 + D^3).
-      b1: as the optimizer has it (Adam alone): a state does not know it.
-      b2: likewise.
-      eps: likewise.
-      feature_mean: likewise, of `ember`.
+      spectral: False leaves out the metrics that need O(V D^2 + D^3).
+      b1: the optimizer's `b1`, for Adam only. A state does not hold it.
+      b2: the optimizer's `b2`. A state does not hold it.
+      eps: the optimizer's `eps`. A state does not hold it.
+      feature_mean: the `feature_mean` of `ember`. A state does not hold it.
 
     Returns:
-      A flat dictionary of scalars, float32 (float64 for float64) and int32. NaN where a metric is not defined, in a step
-      without an active row for example.
+      A flat dictionary of scalars, float32 (float64 for float64) and int32. A metric that is not defined is NaN, for example in a
+      step without an active row.
 
     Raises:
-      TypeError: an argument is no tree of arrays; hyperparameters are no numbers.
-      ValueError: there is no table with features; `opt_state` has Ember's state of one that "auto" does not find; a gradient, a
-        state or counts have another shape than their table; paths that are no table.
+      TypeError: an argument is not a tree of arrays, or a hyperparameter is not a number.
+      ValueError: there is no table with features; `opt_state` has Ember's state of a table that "auto" does not find; a
+        gradient, a state or counts do not have the shape of their table; a path is not a table.
 
     Warns:
-      UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.
+      UserWarning: the finder may have missed a head, or guesses its token axis. The message says what to write.
 
     Example:
       >>> import jax
@@ -110,12 +111,12 @@ def report(
     taken = [table for table in found.tables if table.axes is not None]
     if not taken:
         raise ValueError(no_table_message(found))
-    # One number for each token: no row to measure.
+    # A parameter without features has one number for each token, and no row to measure.
     flat, measurable = ([table for table in taken if bool(table.axes and table.axes.feature) is has] for has in (False, True))
     names = [table.name for table in taken]
     if not measurable:
         raise ValueError(
-            f"tables declares only {names}, which have no features: a report is of rows. Declare the tables that they belong to."
+            f"tables declares only {names}, which have no features, but a report is about rows: declare their tables too."
         )
     _check_owned(opt_state, names, tables)
     warn_of_suspects(found, "geometry.report")
@@ -133,12 +134,12 @@ def report(
 
 
 def _check_owned(opt_state: Any, names: list[str], tables: DimensionNumbersLike) -> None:
-    """Raises where the optimizer was told of tables that the finder, which nobody told, does not find."""
+    """Raises if Ember trains a table that the finder does not find. Then the user declared tables to `ember` only."""
     missing = sorted(set(ember_moments(opt_state)) - set(names))
     if missing and isinstance(tables, str):
         raise ValueError(
             f"opt_state has Ember's state of {missing}, but the finder takes only {names} for tables: pass the same "
-            f"tables=... as to ember; tables=token_tables reports on those that it finds, and on no more."
+            f"tables=... as to ember, or tables=token_tables for a report on those that it finds."
         )
 
 
@@ -154,7 +155,7 @@ def _of_table(
         if gradient.shape != array.shape:
             raise ValueError(
                 f"the gradient of {table.name!r} has shape {gradient.shape}, but the parameter {array.shape}: pass dense "
-                f"gradients, and None in the place of those of row-sparse steps."
+                f"gradients, and None instead of those of row-sparse steps."
             )
     if state is not None:
         state = checked_state(state, array, token, batch, f" of {table.name!r}")

@@ -1,4 +1,4 @@
-"""Singular values of a table, and the two ranks that follow from them."""
+"""The singular values of a table, and two ranks that are computed from them."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,18 +10,20 @@ from .._math.weighted_rows import Rows, power_of_two, sum_of_squares
 from ._measured import measured
 
 _PRECISION = jax.lax.Precision.HIGHEST
-# Below this part of the largest, float32 eigenvectors of a Gram matrix mix singular values. Largest errors in units of sigma_1
-# over 16 tables of up to 3000 x 200 with condition numbers of 1e3 to 1e9: 6e-5 at 2e-3, 5e-6 at 4e-3, 2e-6 at 8e-3, 3e-6 at 2e-2.
+# Below this part of sigma_1, float32 eigenvectors of a Gram matrix mix singular values. The largest error of 16 tables of up to
+# 3000 x 200 with condition numbers of 1e3 to 1e9, in units of sigma_1, is 6e-5 at a threshold of 2e-3, 5e-6 at 4e-3, 2e-6 at 8e-3
+# and 3e-6 at 2e-2.
 _SMALL = 8e-3
 
 
 class Principal(NamedTuple):
-    """A table seen along its principal directions.
+    """The principal directions of a table.
 
     Attributes:
-      sigma: singular values, descending.
-      directions: the eigenvectors of the Gram matrix over features, ascending, of the features' shape with their number last.
-      coordinates: of each row (unweighted) along each direction, (V, F).
+      sigma: the singular values, descending.
+      directions: the eigenvectors of the Gram matrix over features, ascending. The first axes are the features, the last axis
+        counts the eigenvectors.
+      coordinates: the coordinates of each (unweighted) row along each direction, (V, F).
     """
 
     sigma: jax.Array
@@ -34,23 +36,23 @@ def spectrum(table: Any, *, token_axis: int = 0, centered: bool = False, weights
 
     .. math:: \sigma_k(\mathrm{diag}(\sqrt{w})\, W)
 
-    From the Gram matrix over the smaller of V and D, O(V D^2 + D^3) and never V x V. The roots of its eigenvalues would be off by
-    3e-4 :math:`\sigma_1` in float32; with the table rotated by its eigenvectors and measured again, these are within 5e-6
-    :math:`\sigma_1`, whatever the condition number.
+    They come from the Gram matrix over the smaller of V and D, in O(V D^2 + D^3) and never V x V. The roots of its eigenvalues
+    have errors of 3e-4 :math:`\sigma_1` in float32. So the table is rotated by the eigenvectors, and its columns are measured
+    again. The result is within 5e-6 :math:`\sigma_1` for any condition number.
 
     Args:
       table: (V, D), or any layout with `token_axis`; all other axes together are features. Any real floating dtype.
       token_axis: the axis that counts the tokens.
       centered: subtract the (weighted) mean row first.
-      weights: (V,) numbers that are not negative, the weight of each token; None for one each. Token counts give values as the
-        data sees them. A token of weight 0 does not take part.
+      weights: (V,) numbers that are not negative, the weight of each token. None is a weight of one for each. With token counts,
+        the values are those of the table as the data sees it. A token of weight 0 is left out.
 
     Returns:
-      (min(V, D),) float32, float64 for float64; not negative. NaN if a row that takes part holds a NaN.
+      (min(V, D),) float32, float64 for float64, not negative. NaN if a row with a weight above 0 has a NaN.
 
     Raises:
-      TypeError: the table is no array of real floats, weights are no numbers.
-      ValueError: an axis out of range, an empty table, weights of another shape or negative.
+      TypeError: the table is not an array of real floats, or weights are not numbers.
+      ValueError: an axis is out of range, the table is empty, or weights have another shape or are negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +71,8 @@ def effective_rank(table: Any, *, token_axis: int = 0, centered: bool = False, w
 
     .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k / \textstyle\sum_l \sigma_l
 
-    Of a table, of a table's gradient, of a hidden matrix. Between 1 (rank one) and min(V, D) (all singular values equal).
+    It works for a table, a table's gradient and a hidden matrix. It is between 1 (rank one) and min(V, D) (all singular values
+    equal).
 
     Args:
       table: as for `spectrum`.
@@ -97,11 +100,11 @@ def effective_rank(table: Any, *, token_axis: int = 0, centered: bool = False, w
 
 
 def stable_rank(table: Any, *, token_axis: int = 0, centered: bool = False, weights: Any = None) -> jax.Array:
-    r"""The energy of a table in units of its largest direction's.
+    r"""The energy of a table in units of the energy of its largest direction.
 
     .. math:: \|W\|_F^2 / \|W\|_2^2 = \textstyle\sum_k \sigma_k^2 / \sigma_1^2
 
-    Between 1 and the rank; it looks at the largest direction where `effective_rank` looks at all of them.
+    It is between 1 and the rank. It depends on the largest direction, and `effective_rank` depends on all of them.
 
     Args:
       table: as for `spectrum`.
@@ -129,12 +132,12 @@ def stable_rank(table: Any, *, token_axis: int = 0, centered: bool = False, weig
 
 
 def _effective_rank(rows: Rows) -> jax.Array:
-    """`effective_rank` of rows."""
+    """`effective_rank` of checked rows."""
     return effective_rank_of(singular_values(rows))
 
 
 def _stable_rank(rows: Rows) -> jax.Array:
-    """`stable_rank` of rows."""
+    """`stable_rank` of checked rows."""
     return stable_rank_of(singular_values(rows))
 
 
@@ -152,7 +155,7 @@ def stable_rank_of(sigma: jax.Array) -> jax.Array:
 
 
 def singular_values(rows: Rows) -> jax.Array:
-    """Singular values, descending, from the Gram matrix over the smaller side."""
+    """The singular values, descending, from the Gram matrix over the smaller side."""
     feature_first = math.prod(rows.x.shape[axis] for axis in rows.features) <= rows.x.shape[rows.token]
     y, scale = weighted(rows)
     _, rotated = _rotate(y, rows.features if feature_first else (rows.token,))
@@ -160,7 +163,7 @@ def singular_values(rows: Rows) -> jax.Array:
 
 
 def principal(rows: Rows) -> Principal:
-    """The principal directions over features, from the Gram matrix over features whatever the number of rows."""
+    """The principal directions over features, from the Gram matrix over features for any number of rows."""
     y, scale = weighted(rows)
     directions, rotated_VxF = _rotate(y, rows.features)
     root_V1 = jnp.sqrt(rows.weight).reshape(-1, 1)
@@ -177,13 +180,13 @@ def gram(y: jax.Array, kept: tuple[int, ...]) -> jax.Array:
 
 
 def weighted(rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """The rows times the roots of their weights, over a scale, and the scale: without it squares leave float32."""
+    """The rows times the roots of their weights, divided by a scale that keeps squares in float32's range, and the scale."""
     scale, root = power_of_two(jnp.max(jnp.abs(rows.x))), power_of_two(jnp.sqrt(jnp.max(rows.weight)))
     return jnp.sqrt(rows.weight) / root * (rows.x / scale), scale * root
 
 
 def _rotate(y: jax.Array, kept: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors over the kept axes, those of the largest eigenvalues last, and the array along them: (summed..., n)."""
+    """The eigenvectors over the kept axes, with the largest eigenvalue last, and the array along them: (summed..., n)."""
     _, vectors = jnp.linalg.eigh(gram(y, kept))
     vectors = vectors.reshape(*(y.shape[axis] for axis in kept), -1)
     rotated = jax.lax.dot_general(y, vectors, ((kept, tuple(range(len(kept)))), ((), ())), precision=_PRECISION)
@@ -191,10 +194,10 @@ def _rotate(y: jax.Array, kept: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 
 def _sigma(rotated: jax.Array) -> jax.Array:
-    """The singular values of an array (..., n) whose columns are orthogonal but for rounding, descending.
+    """The singular values, descending, of an array (..., n) whose columns are orthogonal up to rounding.
 
-    Not the roots of the eigenvalues: a small singular value has lost half of its digits there. The norms of the columns have
-    theirs, unless they are so small that the eigenvectors which rotated them were rounding errors.
+    They are not the roots of the eigenvalues, where a small singular value loses half of its digits. The norms of the columns
+    keep their digits, unless they are so small that their eigenvectors are rounding errors.
     """
     norm_N = jnp.sqrt(sum_of_squares(rotated, tuple(range(rotated.ndim - 1)))).reshape(-1)
     is_small_N = norm_N < _SMALL * jnp.max(norm_N)
@@ -209,9 +212,9 @@ def _sigma(rotated: jax.Array) -> jax.Array:
 
 
 def _with_small(rotated: jax.Array, norm_N: jax.Array, is_small_N: jax.Array) -> jax.Array:
-    """The norms of the large columns, and the singular values of what the small ones have besides these.
+    """The norms of the large columns, and the singular values of the small columns without their part along the large ones.
 
-    That is a Schur complement of the columns' Gram matrix. By itself, it has eigenvalues as exact as those of the large ones.
+    The latter come from a Schur complement of the columns' Gram matrix. On its own, it has accurate eigenvalues.
     """
     gram_NxN = gram(rotated, (rotated.ndim - 1,))
     inverse_N = jnp.where(is_small_N, 0, 1 / jnp.where(is_small_N, 1, jnp.square(norm_N)))

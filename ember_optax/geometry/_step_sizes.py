@@ -22,20 +22,20 @@ TableState = ScaleByEmberState | optax.ScaleByAdamState
 
 
 def table_states(opt_state: Any) -> dict[str, TableState]:
-    """The state of each parameter that Ember or Adam trains, by path, out of any optimizer state.
+    """The state of each parameter that Ember or Adam trains, by path, from any optimizer state.
 
-    Looks into `optax.chain`, `optax.partition`, `optax.masked`, `optax.MultiSteps`, `optax.inject_hyperparams` and boxes. A path
-    that both train has Ember's.
+    It looks into `optax.chain`, `optax.partition`, `optax.masked`, `optax.MultiSteps`, `optax.inject_hyperparams` and boxes. For
+    a path that both train, it returns Ember's state.
 
     Args:
       opt_state: any optimizer state.
 
     Returns:
-      A dictionary from paths to a `ScaleByEmberState` or an `optax.ScaleByAdamState` with arrays for fields, as `row_step` takes
+      A dictionary from paths to a `ScaleByEmberState` or an `optax.ScaleByAdamState` whose fields are arrays, as `row_step` takes
       them.
 
     Raises:
-      ValueError: a path stands for several parameters; moments of one Adam are of different parameters.
+      ValueError: several parameters have the same path, or `mu` and `nu` of one Adam have different parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,25 +65,25 @@ def row_step(
 
     .. math:: \sqrt{\mathrm{mean}_j\, u_{ij}^2}
 
-    with the update u that Ember, or Adam, makes of this gradient from the state before the step; before weight decay. For a token
-    that is seen all the time it is about 1. The first step of a token after a long silence is up to :math:`1 / \sqrt{1 - b_2}`
-    with Ember; Adam's also depends on :math:`b_1`, and its rows without a gradient move on.
+    where u is the update of Ember or Adam for this gradient and the state before the step, without weight decay. For a token
+    that occurs in every batch it is about 1. For Ember, the first step of a token after a long time without a gradient is up to
+    :math:`1 / \sqrt{1 - b_2}`. For Adam it also depends on :math:`b_1`, and rows without a gradient move too.
 
     Args:
-      gradient: of a table, dense: (V, D), or any layout with `token_axis`; any real floating dtype.
-      state: of this table before the step, one of `table_states(opt_state)`.
-      token_axis: the axis that counts the tokens.
-      b1: the decay rate of Adam's first moment; not used by Ember.
-      b2: as the optimizer has it: a state does not know it.
-      eps: likewise.
-      feature_mean: likewise, of `scale_by_ember`.
+      gradient: the dense gradient of a table, (V, D) or any layout with `token_axis`, any real floating dtype.
+      state: the state of this table before the step, from `table_states(opt_state)`.
+      token_axis: the axis of the tokens.
+      b1: the decay rate of Adam's first moment. Ember does not use it.
+      b2: the optimizer's `b2`. A state does not hold it.
+      eps: the optimizer's `eps`. A state does not hold it.
+      feature_mean: the `feature_mean` of `scale_by_ember`. A state does not hold it.
 
     Returns:
-      (V,) float32, sharded like the token axis. With Ember all zeros for a gradient whose batch is skipped (it is not finite).
+      (V,) float32, sharded like the token axis. For Ember, all zeros if the gradient is not finite, because the batch is skipped.
 
     Raises:
-      TypeError: the gradient is no array of real floats, the state is none of the two, b2 or eps is no number.
-      ValueError: an axis out of range; the state is of another shape; b2 or eps out of range.
+      TypeError: the gradient is not an array of real floats, the state is not Ember's or Adam's, or b2 or eps is not a number.
+      ValueError: an axis is out of range, the state has another shape, or b2 or eps is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,7 +102,7 @@ def row_step(
 
 
 class StepRule(NamedTuple):
-    """The hyperparameters of a step: Python numbers, or traced ones."""
+    """The hyperparameters of a step, which are Python numbers or traced arrays."""
 
     b1: Any
     b2: Any
@@ -115,7 +115,7 @@ class StepRule(NamedTuple):
 
 
 def step_rule(b1: Any, b2: Any, eps: Any, feature_mean: str) -> StepRule:
-    """Hyperparameters that were checked."""
+    """The hyperparameters of a step, after checks."""
     b1, b2, eps = (
         value if isinstance(value, Tracer) else float(value) for value in (checked_b2(b1, "b1"), checked_b2(b2), checked_eps(eps))
     )
@@ -123,7 +123,7 @@ def step_rule(b1: Any, b2: Any, eps: Any, feature_mean: str) -> StepRule:
 
 
 def row_steps(g: jax.Array, state: TableState, token: int, rule: StepRule) -> jax.Array:
-    """`row_step` of checked arguments, as one compiled call where the hyperparameters are numbers."""
+    """`row_step` of checked arguments. It is one compiled call if the hyperparameters are Python numbers."""
     return (_compiled_row_steps if rule.is_static else _row_steps)(g, state, token, rule)
 
 
@@ -151,19 +151,20 @@ def cold_row_ratio(row_steps: Any, *, active: Any = None) -> jax.Array:
 
     .. math:: \max_{i \in active} s_i \,/\, \mathrm{median}_{i \in active}\, s_i
 
-    Near 1 if all rows take equal steps; with Ember up to about :math:`1 / \sqrt{1 - b_2}` (31.6 for 0.999) when a token comes
-    back after a long silence. Adam's rows go on without a gradient, in ever smaller steps: pass `active`, or they are the median.
+    It is near 1 if all rows take equal steps. With Ember it is up to about :math:`1 / \sqrt{1 - b_2}` (31.6 for 0.999) when a
+    token has its first gradient after a long time. Rows of Adam without a gradient still move, in smaller and smaller steps. So
+    pass `active` for Adam, or such rows determine the median.
 
     Args:
       row_steps: (V,), from `row_step`.
-      active: (V,) bool, the rows to look at; None for those with a step that is not zero. `active_rows(gradient)` for Adam.
+      active: (V,) bool, the rows that count. None counts rows whose step is not zero. Pass `active_rows(gradient)` for Adam.
 
     Returns:
-      A scalar, at least 1; NaN without an active row or with a NaN among them.
+      A scalar of at least 1. NaN if no row is active, or if an active row has a NaN.
 
     Raises:
-      TypeError: an argument is no array of numbers.
-      ValueError: it is no vector, or both have other shapes.
+      TypeError: an argument is not an array of numbers.
+      ValueError: an argument is not a vector, or the shapes differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -191,7 +192,7 @@ def cold_row_ratio(row_steps: Any, *, active: Any = None) -> jax.Array:
 
 
 def ratio_and_median(steps_V: jax.Array, active_V: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest step over the median one, and the median, of the active rows."""
+    """The largest step of the active rows divided by their median step, and the median."""
     count = jnp.sum(active_V)
     sorted_V = jnp.sort(jnp.where(active_V, steps_V, jnp.inf))  # NaN come last
     last = jnp.maximum(count - 1, 0)
@@ -201,7 +202,7 @@ def ratio_and_median(steps_V: jax.Array, active_V: jax.Array) -> tuple[jax.Array
 
 
 def checked_state(state: Any, g: jax.Array, token: int, batch: tuple[int, ...] = (), of: str = "") -> TableState:
-    """The state of one table, if it fits the gradient."""
+    """The state of one table. Raises if it does not fit the gradient."""
     fix = "pass table_states(opt_state)[path], the state before the step."
     if not isinstance(state, TableState):
         raise TypeError(f"state{of} must be the Ember or Adam state of one table, got {shown(state)}; {fix}")

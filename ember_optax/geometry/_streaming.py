@@ -1,16 +1,16 @@
-"""A statistic of a sequence of arrays that are seen one at a time."""
+"""A statistic of a sequence of arrays, of which one is in memory at a time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 class Streaming(NamedTuple):
-    """Three pure functions, to be compiled or scanned over.
+    """A streaming statistic as three pure functions, which may be compiled or used in a scan.
 
     Attributes:
-      init: from the table, or one like it, to the state before the first array.
-      update: the state after one more array.
-      value: what the state says so far.
+      init: takes the table, or an array like it, and returns the first state.
+      update: takes a state and one more array, and returns the next state.
+      value: takes a state, and returns the statistic so far.
     """
 
     init: Callable[[Any], Any]

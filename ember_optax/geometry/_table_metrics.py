@@ -24,7 +24,7 @@ Metrics = dict[str, Any]
 def table_report(
     array: Any, gradient: Any, state: Any, counts: Any, *, axes: TableAxes, rule: StepRule, spectral: bool
 ) -> Metrics:
-    """The metrics of checked arrays by name, each of the shape of the batch axes; None for what was not given."""
+    """The metrics of checked arrays by name, each in the shape of the batch axes. Arguments that were not given are None."""
     return (_compiled if rule.is_static else _stacked)(array, gradient, state, counts, axes, rule, spectral)
 
 

@@ -1,4 +1,4 @@
-"""Whether a token moves along a ray: statistics of its trajectory over snapshots, and what a random walk would give."""
+"""Whether a token moves along a ray: statistics of its trajectory over snapshots, and the same statistics of a random walk."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ from ._streaming import Streaming
 
 
 class RayState(NamedTuple):
-    """For each token its first and last row, the leading directions so far, and three sums; `rank` + 2 tables in all.
+    """The first and last row of each token, the leading directions so far, and three sums. It has the size of `rank` + 2 tables.
 
     Attributes:
       first: (V, F), the first snapshot.
-      last: (V, F), the last one.
-      unit: (V,), a power of two near the longest displacement: squares of others leave float32. Zero before the first.
-      sketch: (V, rank, F), directions times their singular values, in these units.
-      energy: (V,), squared displacements summed over the snapshots, in squares of these units.
+      last: (V, F), the last snapshot.
+      unit: (V,), a power of two near the longest displacement, so that squares stay in float32's range. Zero before the first.
+      sketch: (V, rank, F), the directions times their singular values, in units of `unit`.
+      energy: (V,), the sum of squared displacements over the snapshots, in units of `unit^2`.
       path: (V,), the length of the path.
-      num_snapshots: after the first, int32.
+      num_snapshots: the number of snapshots after the first, int32.
     """
 
     first: jax.Array
@@ -39,16 +39,16 @@ class RayState(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """How straight each token moved; NaN for one that did not move.
+    """How straight each token moved. NaN for a token that did not move.
 
     Attributes:
-      share: of the energy of displacements along one direction, in (0, 1], (V,). A lower bound, exact for up to `rank`
-        displacements.
-      share_at_most: an upper bound of the same.
-      straightness: net displacement over path length, in [0, 1], (V,).
-      energy: of the displacements, (V,), for weighted means over tokens. In float32, 0 for displacements below 1e-19 and
-        infinite for those above 1e19.
-      num_displacements: snapshots after the first, int32.
+      share: the share of the energy of displacements along one direction, in (0, 1], (V,). It is a lower bound, and exact for up
+        to `rank` displacements.
+      share_at_most: an upper bound of the share.
+      straightness: the net displacement divided by the length of the path, in [0, 1], (V,).
+      energy: the energy of the displacements, (V,), for weighted means over tokens. In float32, it is 0 for displacements below
+        1e-19 and infinite for displacements above 1e19.
+      num_displacements: the number of snapshots after the first, int32.
     """
 
     share: jax.Array
@@ -59,30 +59,30 @@ class Rays(NamedTuple):
 
 
 def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
-    r"""How much of each token's displacement lies along one direction, streaming over snapshots of a table.
+    r"""The share of each token's displacement along one direction, streaming over snapshots of a table.
 
     .. math::
         d_t = w_t - w_0, \qquad share = \max_{\|c\| = 1} \frac{\sum_t (c^\top d_t)^2}{\sum_t \|d_t\|^2}, \qquad
         straightness = \frac{\|w_T - w_0\|}{\sum_t \|w_t - w_{t-1}\|}
 
-    for each row w, over the snapshots t = 1 ... T after the first. A token on a ray from its starting point has the share 1. A
-    random walk is not far from it: compare with `random_walk` of as many snapshots, and with the rows of a hidden matrix of the
-    same run by this same function.
+    for each row w, over the snapshots t = 1 ... T after the first. A token on a ray from its starting point has the share 1. The
+    share of a random walk is not much smaller. So compare with `random_walk` of the same number of snapshots, and with `ray` of
+    the rows of a hidden matrix of the same run.
 
-    The best direction is only known at the end. So the `rank` leading directions of each token are kept (an incremental singular
-    value decomposition that drops the rest), in O(rank V D) memory. The share is exact for up to `rank` displacements; after
-    that what was dropped makes it too small, by no more than `share_at_most` says.
+    The best direction is only known at the end. So the `rank` leading directions of each token are kept (by an incremental
+    singular value decomposition that drops the others), in O(rank V D) memory. The share is exact for up to `rank` displacements.
+    After that, the dropped directions make it too small. `share_at_most` is an upper bound.
 
     Args:
       token_axis: the axis that counts the tokens.
-      rank: directions kept for each token, at least 1.
+      rank: the number of directions that are kept for each token, at least 1.
 
     Returns:
       A `Streaming`: `init(table)` takes the first snapshot, `update(state, table)` each later one, `value(state)` is a `Rays`.
 
     Raises:
-      TypeError: a table is no array of real floats, `rank` is no integer.
-      ValueError: `rank` below 1; an axis out of range, an empty table, or one of another shape than before.
+      TypeError: a table is not an array of real floats, or `rank` is not an integer.
+      ValueError: `rank` is below 1, an axis is out of range, a table is empty, or its shape changes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,30 +125,30 @@ def ray(*, token_axis: int = 0, rank: int = 3) -> Streaming:
 def random_walk(
     step_sizes: Any, *, num_features: int | None = None, key: jax.Array | None = None, num_walks: int = 256, rank: int = 3
 ) -> tuple[jax.Array, jax.Array]:
-    r"""What a random walk gives for `ray`: the null that a trajectory is compared with.
+    r"""The share and straightness that `ray` measures for a random walk, the null hypothesis for a trajectory.
 
-    Steps in independent random directions. In many dimensions these are orthogonal, so that :math:`\langle d_s, d_t \rangle` is
-    the energy of the common steps, and share and straightness follow without a simulation. For T equal steps
+    The steps have independent random directions. In many dimensions these are orthogonal, so :math:`\langle d_s, d_t \rangle` is
+    the energy of the common steps, and share and straightness have a closed form. For T equal steps
 
     .. math:: share = \frac{1}{2 T (T + 1) \sin^2\frac{\pi}{4 T + 2}} \to \frac{8}{\pi^2}, \qquad straightness = 1 / \sqrt{T}
 
     With a key, Gaussian walks in `num_features` dimensions are simulated and measured by `ray` itself.
 
     Args:
-      step_sizes: a number T of equal steps, the `num_displacements` of a `Rays`; or (T,) lengths of the steps, for a learning
-        rate that changes.
-      num_features: dimensions of the simulated walk; None for the limit of many.
-      key: of `jax.random`, needed for a simulation.
-      num_walks: how many walks are simulated.
+      step_sizes: the number T of equal steps, which is `num_displacements` of a `Rays`, or the lengths of the steps, (T,), for a
+        learning rate that changes.
+      num_features: the number of dimensions of the simulated walks. None is the limit of many dimensions.
+      key: a key of `jax.random`, needed for a simulation.
+      num_walks: the number of simulated walks.
       rank: as for `ray`.
 
     Returns:
-      Share and straightness: scalars, or (num_walks,) of the simulated walks.
+      Share and straightness, as scalars, or as (num_walks,) for simulated walks.
 
     Raises:
-      TypeError: `step_sizes` is neither a number nor an array, one of the numbers is no integer; a key without `num_features`, or
-        the other way round.
-      ValueError: no step, a negative length, numbers below 1.
+      TypeError: `step_sizes` is neither a number nor an array, another number is not an integer, or only one of `key` and
+        `num_features` is given.
+      ValueError: there is no step, a length is negative, or a number is below 1.
 
     Example:
       >>> import jax
@@ -179,7 +179,7 @@ def random_walk(
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _simulated(lengths_T: jax.Array, key: jax.Array, num_walks: int, num_features: int, rank: int) -> tuple[jax.Array, jax.Array]:
-    """Share and straightness of Gaussian walks."""
+    """The share and straightness of simulated Gaussian walks."""
     init, update, value = ray(rank=rank)
 
     def step(carry, length_and_key):
@@ -205,7 +205,7 @@ def _update(arrays: tuple[jax.Array, ...], now_VxF: jax.Array) -> tuple[jax.Arra
     unit, over_unit, kept = larger_unit(unit, displacement, (1,))
     displacement, sketch, energy = displacement * over_unit[:, None], sketch * kept[:, None, None], energy * jnp.square(kept)
     stacked = jnp.concatenate([sketch, displacement[:, None]], 1)
-    # The leading left singular vectors of the kept directions and the new displacement, rank + 1 of them, from their Gram matrix.
+    # The leading left singular vectors of the rank + 1 kept directions and new displacement, from their Gram matrix.
     gram = jnp.einsum("vkf,vlf->vkl", stacked, stacked, precision="highest")
     _, vectors = jnp.linalg.eigh(gram)
     sketch = jnp.einsum("vkl,vkf->vlf", vectors[..., 1:], stacked, precision="highest")

@@ -1,4 +1,4 @@
-"""Which tokens of a table look as if they were never trained."""
+"""`under_trained_tokens`: which tokens of a table look as if they were never trained."""
 
 import functools
 from typing import Any, NamedTuple
@@ -18,21 +18,21 @@ from ._measured import checked_table, to_vector
 from ._norms import norms_of
 from ._spectrum import principal
 
-# Without known tokens: one in so many rows stands for them.
+# Without known unused tokens, one row of this many is taken for unused.
 _SHORTEST = 1000
 
 
 class UnderTrainedTokens(NamedTuple):
-    """How suspicious each token is: in every score a small value.
+    """How suspicious each token is. In every score, a small value is suspicious.
 
     Attributes:
       order: token ids, most suspicious first by `score`, (V,) int32. NaN last.
       score: the indicator that counts for this kind of table, (V,): `norm` for an untied input table, else
         `distance_without_first`.
-      norm: of each row, (V,).
-      distance: cosine distance to the mean of the known unused rows, in [0, 2], (V,).
-      distance_centered: the same after subtracting the mean row, (V,).
-      distance_without_first: and after removing the first principal component of the centred table, (V,).
+      norm: the norm of each row, (V,).
+      distance: the cosine distance of each row to the mean of the known unused rows, in [0, 2], (V,).
+      distance_centered: the same distance after subtracting the mean row, (V,).
+      distance_without_first: the same distance after also removing the first principal component of the centred table, (V,).
     """
 
     order: jax.Array
@@ -44,29 +44,30 @@ class UnderTrainedTokens(NamedTuple):
 
 
 def under_trained_tokens(table: Any, *, known_unused: Any = None, tied: bool, token_axis: int = 0) -> UnderTrainedTokens:
-    r"""Scores of all tokens by how under-trained they look, and their order, most suspicious first.
+    r"""Scores that show how under-trained each token looks, and the order of the tokens, most suspicious first.
 
     .. math:: \|x_i\| \qquad\text{and}\qquad 1 - \cos(x_i, u), \quad u = \mathrm{mean}_{k \in unused}\, x_k
 
-    An input row that gets no gradient stays where it began or decays: its norm is small. The row of a head gets one in every
-    step, the same for all tokens that never occur, so these lie together: rows near to known unused ones are suspicious. The mean
-    and the first principal component are common to all rows of a head and hide it, hence the two other distances.
+    An input row without a gradient stays at its initial value or decays, so its norm is small. A row of a head has a gradient in
+    every step. It is the same for all tokens that never occur, so their rows become similar, and rows near known unused rows are
+    suspicious. All rows of a head share the mean and the first principal component, which hide this. So there are two more
+    distances without them.
 
     Args:
       table: (V, D), or any layout with `token_axis`; any real floating dtype.
-      known_unused: ids of tokens that are known never to occur (padding rows, reserved tokens, bytes that no UTF-8 text has).
-        None takes for them the V / 1000 rows, at least one, that are shortest without the mean and the first component: rows that
-        say nothing of their own. A guess; look at the tokens, and pass those that you recognise. Under `jax.jit`, ids out of
-        range do not count: nobody knows them yet.
+      known_unused: ids of tokens that never occur (padding rows, reserved tokens, bytes that no UTF-8 text has). None takes the
+        V / 1000 rows (at least one) that are shortest without the mean and the first component. This is a guess: look at the
+        tokens, and pass those that you recognise. Under `jax.jit`, ids out of range are ignored, because their values are not
+        known.
       tied: True for a head and for a table that is also the head, False for an input table.
-      token_axis: the axis that counts the tokens.
+      token_axis: the axis of the tokens.
 
     Returns:
-      `UnderTrainedTokens`. A row of zeros has no direction and gets the distance 1.
+      `UnderTrainedTokens`. A row of zeros has no direction, and its distance is 1.
 
     Raises:
-      TypeError: the table is no array of real floats, `known_unused` no integers, `tied` not True or False.
-      ValueError: an axis out of range, an empty table, ids out of range or none.
+      TypeError: the table is not an array of real floats, `known_unused` are not integers, or `tied` is not True or False.
+      ValueError: an axis is out of range, the table is empty, an id is out of range, or there are no ids.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,7 +100,7 @@ def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens
     without_first = centered._replace(x=centered.x - common)
     if ids is None:
         ids = jnp.argsort(norms_of(without_first))[: max(1, norm_V.size // _SHORTEST)]
-    # A sum with a mask and not a lookup, which would gather a table that is sharded.
+    # A sum with a mask instead of a lookup, which would gather a sharded table.
     mask_V = jnp.zeros(norm_V.shape, rows.x.dtype).at[flat_ids(ids, norm_V.size)].set(1, mode="drop")
     distances = [_distance_to_mean(one, mask_V) for one in (rows, centered, without_first)]
     score = distances[2] if tied else norm_V
@@ -107,9 +108,9 @@ def _scores(rows: Rows, ids: jax.Array | None, tied: bool) -> UnderTrainedTokens
 
 
 def _distance_to_mean(rows: Rows, mask_V: jax.Array) -> jax.Array:
-    """One minus the cosine of each row and the mean of the rows in a mask."""
+    """One minus the cosine between each row and the mean of the rows in a mask."""
     share_V1 = (mask_V / jnp.sum(mask_V)).reshape(rows.weight.shape)
-    # Not a product alone: a row of NaN that is not in the mask must not be seen.
+    # `where` in addition to the product, so that a row of NaN that is not in the mask becomes zero.
     mean_1D = jnp.sum(jnp.where(share_V1 > 0, share_V1 * rows.x, 0), rows.token, keepdims=True)
     cosine_V1 = jnp.sum(unit(rows.x, rows.features) * unit(mean_1D, rows.features), rows.features, keepdims=True)
     return to_vector(jnp.clip(1 - cosine_V1, 0, 2), rows.token)
@@ -120,7 +121,7 @@ def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
         return None
     fix = "pass token ids of the table."
     try:
-        # NumPy's 64-bit ids are looked at before JAX keeps their lower half.
+        # 64-bit ids are checked in NumPy, before JAX truncates them.
         ids = known_unused if isinstance(known_unused, Tracer) else np.asarray(known_unused)
     except (TypeError, ValueError):
         raise TypeError(f"known_unused must be integers, got {shown(known_unused)}; {fix}") from None

@@ -1,1 +1,1 @@
-"""What single libraries need beyond plain pytrees; each module imports its library, and nothing imports them unasked."""
+"""Adapters for single libraries. Each module imports its library, and nothing else in ember_optax imports these modules."""

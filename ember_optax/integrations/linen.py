@@ -14,12 +14,12 @@ __all__ = ["Embed"]
 class Embed(nn.Embed):
     """`nn.Embed` whose table may be a `RowSlice`, so that `row_sparse.value_and_grad` can give it compact gradients.
 
-    With an array in it, the base class. Rows of padding are zeros where the table is a `RowSlice`. Fields are those of
+    With an array as its table, it is the base class. With a `RowSlice`, rows of padding are zeros. It has the fields of
     `nn.Embed`.
 
     Raises:
-      TypeError: `attend`, which needs every row, while the table is a `RowSlice`.
-      ValueError: the `RowSlice` is of a table of another shape.
+      TypeError: `attend`, which needs every row, is called while the table is a `RowSlice`.
+      ValueError: the table of the `RowSlice` has another shape.
 
     Example:
       >>> import jax
@@ -38,7 +38,7 @@ class Embed(nn.Embed):
     """
 
     def setup(self):
-        # `self.param` would compare the shapes of what is inside with those of a whole table.
+        # `self.param` would compare the shape of the rows with that of the whole table.
         stored = self.get_variable("params", "embedding")
         table = unbox(stored) if is_box(stored) else stored
         if isinstance(table, RowSlice):

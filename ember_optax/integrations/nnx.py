@@ -14,7 +14,7 @@ __all__ = ["Embed"]
 class Embed(nnx.Embed):
     """`nnx.Embed` whose table may be a `RowSlice`, so that `row_sparse.value_and_grad` can give it compact gradients.
 
-    With an array in it, the base class. Rows of padding are zeros where the table is a `RowSlice`.
+    With an array as its table, it is the base class. With a `RowSlice`, rows of padding are zeros.
 
     Args:
       num_embeddings: V.
@@ -22,7 +22,7 @@ class Embed(nnx.Embed):
       **options: those of `nnx.Embed`.
 
     Raises:
-      TypeError: `attend`, which needs every row, while the table is a `RowSlice`.
+      TypeError: `attend`, which needs every row, is called while the table is a `RowSlice`.
 
     Example:
       >>> import jax.numpy as jnp

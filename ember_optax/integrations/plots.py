@@ -1,6 +1,6 @@
-"""Pictures of token geometry with Matplotlib (the extra `plots`): each draws what a function of `geometry` returned.
+"""Plots of token geometry with Matplotlib (the extra `plots`). Each draws the result of a function of `geometry`.
 
-Every function takes Matplotlib axes to draw on, or makes a figure of its own that Matplotlib does not keep, and returns the axes.
+Every function takes Matplotlib axes to draw on, or makes a new figure that Matplotlib does not keep, and returns the axes.
 Nothing is shown or saved: `axes.figure.savefig("tokens.png")`.
 """
 
@@ -16,7 +16,7 @@ from ..geometry import UnderTrainedTokens
 
 __all__ = ["over_training", "rays", "row_steps", "spectrum", "under_trained_tokens"]
 
-# Beyond these the fonts that every Matplotlib has may lack a character.
+# Matplotlib's own fonts may lack characters beyond this one.
 _LAST_DRAWN = "\u024f"
 _LONGEST = 24
 
@@ -27,14 +27,14 @@ def spectrum(spectra: Mapping[str, Any], *, axes: Axes | None = None) -> Axes:
     .. math:: \sigma_k / \sigma_1
 
     Args:
-      spectra: by the name for the legend, what `geometry.spectrum` returned, (n,) each.
+      spectra: a mapping from names for the legend to results of `geometry.spectrum`, (n,) each.
       axes: where to draw; None makes a figure.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: there is nothing to draw, or a spectrum is no vector of numbers.
+      ValueError: there is nothing to draw, or a spectrum is not a vector of numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,15 +61,16 @@ def over_training(values: Mapping[str, tuple[Any, Any]], *, label: str, axes: Ax
     .. math:: (step_t, value_t)
 
     Args:
-      values: by the name for the legend, a pair of steps and values, (T,) each: `metrics["geometry/embed/iso_score"]` of reports.
-      label: what the metric is, with its unit.
+      values: a mapping from names for the legend to pairs of steps and values, (T,) each. A value is, for example,
+        `metrics["geometry/embed/iso_score"]` of a report.
+      label: the name of the metric, with its unit.
       axes: where to draw; None makes a figure.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: there is nothing to draw; steps and values are no vectors of one length.
+      ValueError: there is nothing to draw, or steps and values are not vectors of one length.
 
     Example:
       >>> from ember_optax.integrations import plots
@@ -93,21 +94,21 @@ def over_training(values: Mapping[str, tuple[Any, Any]], *, label: str, axes: Ax
 
 
 def rays(shares: Mapping[str, Any], *, null: float | None = None, axes: Axes | None = None) -> Axes:
-    r"""Draws how straight tokens move: the distribution of their share along one direction, beside what a random walk gives.
+    r"""Draws how straight tokens move: the distribution of their share along one direction, and the share of a random walk.
 
     .. math:: P(share_i \le x)
 
     Args:
-      shares: by the name for the legend, `share` of what `geometry.ray` found, (V,) each; NaN for rows that did not move. Rows of
-        a hidden matrix of the same run are the second null: pass them here, by a name of their own.
-      null: the share of a random walk of as many snapshots, the first of what `geometry.random_walk` returned.
+      shares: a mapping from names for the legend to the `share` of results of `geometry.ray`, (V,) each, NaN for rows that did
+        not move. Rows of a hidden matrix of the same run are the second null: pass them here too, with their own name.
+      null: the share of a random walk with the same number of snapshots, the first result of `geometry.random_walk`.
       axes: where to draw; None makes a figure.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: there is nothing to draw, or shares are no vector of numbers.
+      ValueError: there is nothing to draw, or shares are not a vector of numbers.
 
     Example:
       >>> from ember_optax import geometry
@@ -130,13 +131,13 @@ def rays(shares: Mapping[str, Any], *, null: float | None = None, axes: Axes | N
 
 
 def row_steps(steps: Mapping[str, Any], token_counts: Any, *, axes: Axes | None = None) -> Axes:
-    r"""Draws how far each row moves in a step, over how often its token occurred; rows that stand still are left out.
+    r"""Draws how far each row moves in a step, over how often its token occurred. Rows that do not move are left out.
 
     .. math:: (count_i, \sqrt{\mathrm{mean}_j\, u_{ij}^2})
 
     Args:
-      steps: by the name for the legend, what `geometry.row_step` returned, (V,) each, in units of the learning rate.
-      token_counts: how often each token occurred, (V,); those that never did are drawn at one half.
+      steps: a mapping from names for the legend to results of `geometry.row_step`, (V,) each, in units of the learning rate.
+      token_counts: how often each token occurred, (V,). Tokens that never occurred are drawn at one half.
       axes: where to draw; None makes a figure.
 
     Returns:
@@ -171,15 +172,15 @@ def row_steps(steps: Mapping[str, Any], token_counts: Any, *, axes: Axes | None 
 def under_trained_tokens(
     found: UnderTrainedTokens, texts: Sequence[str] | None = None, *, top: int = 20, axes: Axes | None = None
 ) -> Axes:
-    r"""Draws the most suspicious tokens with their text and score, as bars beside the median of all tokens.
+    r"""Draws the most suspicious tokens with their text and score as bars, and the median of all tokens.
 
     .. math:: score_i
 
     Args:
-      found: what `geometry.under_trained_tokens` returned.
-      texts: what each token stands for, V of them; None shows ids alone. Control characters, and others that Matplotlib's own
-        font lacks, are escaped.
-      top: how many tokens.
+      found: the result of `geometry.under_trained_tokens`.
+      texts: the text of each token, V of them; None shows only ids. Control characters, and others that Matplotlib's own font
+        lacks, are escaped.
+      top: the number of tokens to draw.
       axes: where to draw; None makes a figure of fitting height.
 
     Returns:
@@ -243,4 +244,4 @@ def _vectors(values: Mapping[str, Any], argument: str) -> dict[str, np.ndarray]:
 
 def _check_any(values: Mapping[str, Any], argument: str) -> None:
     if not isinstance(values, Mapping) or not values:
-        raise ValueError(f"{argument} must be a dictionary from names to what is drawn, got {shown(values)}; name at least one.")
+        raise ValueError(f"{argument} must be a dictionary from names to values to draw, got {shown(values)}; name at least one.")

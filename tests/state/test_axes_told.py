@@ -104,7 +104,7 @@ def test_paths_that_collide_are_refused(params, what):
         "specs": lambda: state_partition_specs(optax.adam(1e-3), params, P()),
         "update": lambda: tx.update(params, tx.init({"w": jnp.ones((8, 4))})),
     }
-    with pytest.raises(ValueError, match=r"paths \['(a/)?w'\] stand for more than one leaf each.*rename"):
+    with pytest.raises(ValueError, match=r"paths \['(a/)?w'\] name more than one leaf each.*rename"):
         uses[what]()
 
 
@@ -118,13 +118,13 @@ def test_paths_that_collide_are_refused(params, what):
 )
 @pytest.mark.parametrize("params", COLLIDING)
 def test_states_whose_paths_collide_are_refused(params, read):
-    with pytest.raises(ValueError, match=r"paths \['(a/)?w'\] stand for more than one leaf each.*rename"):
+    with pytest.raises(ValueError, match=r"paths \['(a/)?w'\] name more than one leaf each.*rename"):
         read(params)
 
 
 def test_check_shapes_refuses_paths_that_collide():
     (_, params) = COLLIDING
-    with pytest.raises(ValueError, match=r"paths \['a/w'\] stand for more than one leaf"):
+    with pytest.raises(ValueError, match=r"paths \['a/w'\] name more than one leaf"):
         check_shapes(params, params)
 
 

@@ -25,7 +25,7 @@ BAD = {
             TypeError,
             r"'wte' of shape \(2,\) has dtype \S*128.*convert",
         ),
-        "paths that collide": ({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}, ValueError, r"paths \['a/b'\] stand for more"),
+        "paths that collide": ({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}, ValueError, r"paths \['a/b'\] name more"),
     }.items()
 }
 BAD |= {

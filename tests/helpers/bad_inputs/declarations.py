@@ -230,14 +230,14 @@ BAD |= {
     "a declaration whose paths collide": (
         lambda: scale_by_ember(dimension_numbers={"a/b": ALL, "a": {"b": ALL}}).init({"a": {"b": TABLE}}),
         ValueError,
-        r"paths \['a/b'\] stand for more than one leaf.*rename the keys",
+        r"paths \['a/b'\] name more than one leaf.*rename the keys",
     ),
     "paths that collide": (
         lambda: ember(1e-3, optax.adamw(1e-3), tables={"params": {"a": ALL}, "a": None}).init(
             {"params": {"a": TABLE}, "a": jnp.ones(4)}
         ),
         ValueError,
-        r"paths \['a'\] stand for more than one leaf.*rename the keys",
+        r"paths \['a'\] name more than one leaf.*rename the keys",
     ),
 }
 GOOD = {

@@ -150,12 +150,12 @@ BAD |= {
     "a gradient of another shape": (
         lambda: PAIRS.update(PAIRS.init(TABLE), TABLE[:2]),
         ValueError,
-        r"gradient has shape \(2, 4\), but those before had \(6, 4\): begin anew",
+        r"gradient has shape \(2, 4\), but those before had \(6, 4\): start again",
     ),
     "a snapshot of another shape": (
         lambda: RAY.update(RAY.init(TABLE), TABLE[:2]),
         ValueError,
-        r"table has shape \(2, 4\), but those before had \(6, 4\): begin anew",
+        r"table has shape \(2, 4\), but those before had \(6, 4\): start again",
     ),
     "a snapshot of integers": (lambda: RAY.init(jnp.ones((V, D), int)), TypeError, r"table of shape \(6, 4\) has dtype int32"),
     "rank 0": (call("ray", rank=0), ValueError, r"rank must be at least 1, got 0; 3 is"),

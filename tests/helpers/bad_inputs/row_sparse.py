@@ -256,7 +256,7 @@ BAD |= {
     "one path of two leaves": (
         apply({"a/b": jnp.ones((4, 2)), "a": {"b": jnp.ones((4, 2))}}, WTE, {"a/b": FIVE}),
         ValueError,
-        r"'a/b'\], which stand for more than one leaf|paths \['a/b'\] stand for more than one leaf",
+        r"'a/b'\], which name more than one leaf|paths \['a/b'\] name more than one leaf",
     ),
     "Embed of another width": (
         lambda: linen.Embed(V, D + 1).apply({"params": {"embedding": row_slice()}}, IDS),
