@@ -58,8 +58,8 @@ def check_distinct(names: list[str]) -> None:
     if len(set(names)) < len(names):
         several = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(
-            f"paths {several} name more than one leaf each (a leading 'params' is dropped, and the key 'a/b' is also the b in a); "
-            f"rename the keys."
+            f"paths {several} name more than one leaf each (a leading 'params' is dropped, and the key 'a/b' is also the b in "
+            f"a); rename the keys."
         )
 
 
