@@ -1,7 +1,10 @@
 """The rooms of the library: which may import which, and how large a module or a function may be."""
 
 import ast
+import io
+import re
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,30 @@ def test_one_prologue():
 
 def test_the_fields_of_the_state_are_said_once():
     assert set(ScaleByEmberState._fields) == set(Moments._fields)
+
+
+# Wordings that are hard to read. Each has a plain form, such as "instead of", "n", "for example" or "is".
+RIDDLE = re.compile(
+    r"\b(in the place of|so many|as everywhere|nobody told|nothing tells|takes there|by a clock|as ever|brought out|likewise"
+    r"|stands?|lies)\b|, say\b".replace(" ", r"\s+"),
+    re.IGNORECASE,
+)
+
+
+def riddles_in(source):
+    """The line and the wording of each riddle in the strings and comments of a module."""
+    prose = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        for found in RIDDLE.finditer(token.string if token.type in prose else ""):
+            yield token.start[0] + token.string[: found.start()].count("\n"), " ".join(found.group().split())
+
+
+def test_prose_is_plain():
+    sources = {module.as_posix(): (PACKAGE / module).read_text(encoding="utf-8") for module in MODULES}
+    found = [f"ember_optax/{name}:{line}: {words!r}" for name, source in sources.items() for line, words in riddles_in(source)]
+    assert not found, "write it with subject, verb and object:\n" + "\n".join(found)
+
+
+def test_the_rule_sees_riddles():
+    source = '"""Rows that stand\n  in the\n  place of others."""\nlies = 1  # a cast, say\nprint(f"so many: {n}")\n'
+    assert list(riddles_in(source)) == [(1, "stand"), (2, "in the place of"), (4, ", say"), (5, "so many")]

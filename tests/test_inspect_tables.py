@@ -10,9 +10,11 @@ import tokenizers
 from gguf_files import write_gguf
 from programs import call
 
+from ember_optax import geometry
+
 import inspect_tables as program  # isort: skip
 from lm.standing_out import number_standing_out  # isort: skip
-from lm.table_inspection import published_table, suspicious_table  # isort: skip
+from lm.table_inspection import caveat, published_table, suspicious_table  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 64, 8
@@ -98,28 +100,41 @@ def planted(untied: bool) -> np.ndarray:
     return table
 
 
-@pytest.mark.parametrize("untied", [False, True])
-@pytest.mark.parametrize("known", [[], ["--known-unused", "40,41"]])
-def test_nothing_stands_out_of_noise(untied, known, inspect_tables, tmp_path):
+def standing_out(table: np.ndarray, known_unused: list[int] | None, tied: bool) -> int:
+    score = geometry.under_trained_tokens(table, known_unused=known_unused, tied=tied).score
+    return number_standing_out(np.asarray(score), table.shape[1], known_unused, tied)
+
+
+@pytest.mark.parametrize("known_unused, tied", [(None, False), (None, True), ([40, 41], True)])
+def test_noise_and_planted_tokens(known_unused, tied):
+    assert standing_out(noise(), known_unused, tied) == 0
+    assert standing_out(noise() + 3, known_unused, tied) == 0  # rows that share a direction
+    assert standing_out(planted(not tied), known_unused, tied) == 12
+
+
+def test_named_tokens_are_no_evidence_by_themselves():
+    """They are near to their own mean, whatever they are."""
+    assert standing_out(noise(), list(range(40, 60)), tied=True) == 0
+    table = noise()
+    table[40:60] = 0.1 * table[40:60] + np.linspace(-1, 1, 64)
+    assert standing_out(table, list(range(40, 60)), tied=True) == 20
+
+
+def test_says_that_nothing_stands_out(inspect_tables, tmp_path):
     np.save(tmp_path / "noise.npy", noise())
-    done = inspect_tables(str(tmp_path / "noise.npy"), *known, *(["--untied"] if untied else []))
+    done = inspect_tables(str(tmp_path / "noise.npy"))
     assert "Nothing stands out: the lowest scores are like the lowest in a table of random numbers of this size." in done.stdout
     assert json.loads((tmp_path / "tables" / "tables.json").read_text(encoding="utf-8"))["standing_out"] == 0
 
 
-@pytest.mark.parametrize(
-    "top, said", [(20, "The first 12 stand out: "), (12, "All of these stand out: "), (5, "All of these and 7 more")]
-)
-@pytest.mark.parametrize("untied", [False, True])
-def test_planted_tokens_stand_out(untied, top, said, inspect_tables, tmp_path):
-    np.save(tmp_path / "planted.npy", planted(untied))
-    done = inspect_tables(
-        str(tmp_path / "planted.npy"), "--known-unused", "40,41", "--top", str(top), *(["--untied"] if untied else [])
-    )
-    assert said in done.stdout
+def test_says_how_many_stand_out(inspect_tables, tmp_path):
+    np.save(tmp_path / "planted.npy", planted(untied=True))
+    assert "The first 12 stand out: their scores are" in inspect_tables(str(tmp_path / "planted.npy"), "--untied").stdout
     results = json.loads((tmp_path / "tables" / "tables.json").read_text(encoding="utf-8"))
     assert results["standing_out"] == 12
-    assert {token["token"] for token in results["under_trained"][:12]} <= set(range(40, 52))
+    assert {token["token"] for token in results["under_trained"][:12]} == set(range(40, 52))
+    assert caveat(12, 12).startswith("All of these stand out: ")
+    assert caveat(1200, 12).startswith("All of these and 1,188 more stand out: ")
 
 
 @pytest.mark.parametrize(

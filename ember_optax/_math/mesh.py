@@ -41,7 +41,7 @@ def named_sharding(array: Any) -> NamedSharding | None:
 
 
 def in_auto_mode(function: Callable[..., Any], out_specs: Callable[[], Any], *arrays: Any) -> Any:
-    """`function(*arrays)`, inside of which the mesh's explicit axes are automatic. The results have the specs `out_specs()`.
+    """`function(*arrays)` with the mesh's explicit axes automatic inside it. The results have the specs `out_specs()`.
 
     On explicit axes, JAX wants the sharding of each result of a sort, lookup or scatter by token ids. Without explicit axes,
     which is the usual case, this is the plain call.

@@ -75,7 +75,8 @@ def _shapes(tree: Any, argument: str) -> dict[str, tuple[int, ...]]:
 
 def _shape(leaf: Any) -> tuple[int, ...]:
     """The shape of an array. For random keys it is the shape of their numbers, which a checkpoint stores."""
-    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, leaf).shape
     shape = getattr(leaf, "shape", None)
     return np.shape(leaf) if shape is None else tuple(shape)

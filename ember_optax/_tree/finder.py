@@ -191,7 +191,7 @@ def finder_calls() -> Iterator[list[tuple[list[str], TokenTables]]]:
 
 
 def compile_patterns(patterns: Sequence[str], argument: str) -> list[re.Pattern[str]]:
-    """The compiled regular expressions of an argument, each of which must match a whole path."""
+    """The compiled regular expressions of an argument. Each must match a whole path."""
     if isinstance(patterns, str):
         raise TypeError(f"{argument} must be a sequence of regular expressions, got the text {patterns!r}; write [{patterns!r}].")
     if not isinstance(patterns, Sequence | Set):

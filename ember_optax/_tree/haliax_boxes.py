@@ -56,10 +56,12 @@ def _with_axes(node: Any, changes: dict[Any, Any], ours: dict[Any, Any]) -> Any:
     if isinstance(node, sys.modules["haliax"].Axis):
         return ours.get(node, node)
     changed = functools.partial(_with_axes, changes=changes, ours=ours)
-    if isinstance(node, tuple):
-        return type(node)(*map(changed, node)) if hasattr(node, "_fields") else tuple(map(changed, node))
-    if type(node) in (list, dict):
-        return list(map(changed, node)) if isinstance(node, list) else {key: changed(part) for key, part in node.items()}
+    if hasattr(node, "_make"):
+        return node._make(map(changed, node))
+    if type(node) in (tuple, list):
+        return type(node)(map(changed, node))
+    if type(node) is dict:
+        return {key: changed(part) for key, part in node.items()}
     return _module_with_axes(node, changes) if dataclasses.is_dataclass(node) else node
 
 

@@ -1,4 +1,4 @@
-"""The rules of the table finder: which paths, of which rank, are token tables, and which axis is the vocabulary."""
+"""The rules of the table finder: the paths and ranks of token tables, and their token axes."""
 
 import dataclasses
 import functools

@@ -80,7 +80,7 @@ def _typed(node: Any) -> Any:
         return kinds[0](**(_TYPES[kinds[0]] | parts)) if kinds else parts
     if type(node) in (tuple, list):
         return type(node)(map(_typed, node))
-    return type(node)(*map(_typed, node)) if isinstance(node, tuple) and hasattr(node, "_fields") else node
+    return node._make(map(_typed, node)) if hasattr(node, "_make") else node
 
 
 def ember_states(state: Any) -> list[tuple[tuple[Any, ...], ScaleByEmberState]]:

@@ -185,7 +185,7 @@ def _of_guesses(found: TableTree, caller: str, tables: list[Table]) -> list[str]
         declared = {re.escape(table.name): EmberDimensionNumbers(axis, table.axes.batch)}
         messages.append(
             f"{caller} takes {table.name!r} of shape {table.shape} for a table of {table.shape[axis]} tokens in axis {axis}, as "
-            f"is usual under this name; no other table tells. If that is right, declare it: "
+            f"is usual under this name; no other table confirms it. If that is right, declare it: "
             f"tables={_written_finder(found, include=declared, declare=True)}; if not, with the other axis."
         )
     return messages

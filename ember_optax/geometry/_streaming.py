@@ -1,4 +1,4 @@
-"""A statistic of a sequence of arrays, of which one is in memory at a time."""
+"""A statistic of a sequence of arrays, with one array in memory at a time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -47,10 +47,9 @@ def center_rows(
       ValueError: `what` is not one of the two words; at init, no table is found; at update, an update is compact.
 
     Example:
-      >>> import functools
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from ember_optax import ember, regularizers, token_tables
+      >>> from ember_optax import TokenTables, ember, regularizers
       >>> params = {"wte": {"embedding": jnp.ones((4, 2))}, "lm_head": {"kernel": jnp.ones((2, 4))}}
       >>> head = TokenTables(exclude=["wte/embedding"])
       >>> tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), regularizers.center_rows("table", tables=head))

@@ -76,10 +76,12 @@ def _of_one_vocabulary(owned: list[Table], named: set[str] | None) -> list[Table
         _check_sizes(changing)
         return changing
     _check_sizes(owned)
-    may_be = {kind: [t.name for t in owned if t.kind in (kind, "tied", None)] for kind in ("input", "head")}
+    # A bias that was declared has no features. It belongs to the table of its size.
+    with_features = [table for table in owned if table.axes is None or table.axes.feature]
+    may_be = {kind: [t.name for t in with_features if t.kind in (kind, "tied", None)] for kind in ("input", "head")}
     if several := [paths for paths in may_be.values() if len(paths) > 1]:
         raise ValueError(
-            f"the tables {listed(several[0])} have {_size(owned[0])} tokens each, and nothing tells whether they have one "
+            f"the tables {listed(several[0])} have {_size(owned[0])} tokens each, and nothing shows whether they have one "
             f"vocabulary. Name the tables that change, for example names={several[0][:1]}, or names=['.*'] for all of them."
         )
     return owned

@@ -75,8 +75,8 @@ class SafetensorsFile:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each array."""
-        return {name: place.shape for name, place in self._places.items()}
+        """Of each array, by name in order."""
+        return {name: place.shape for name, place in sorted(self._places.items())}
 
     def array(self, name: str) -> np.ndarray:
         """One array, in the type that it has in the file.
@@ -85,7 +85,7 @@ class SafetensorsFile:
           UsageError: there is no such array, or it is of a type that NumPy and JAX do not have.
         """
         if name not in self._places:
-            raise UsageError(f"{self._path}: no array {name!r}; it has {listed(list(self._places))}")
+            raise UsageError(f"{self._path}: no array {name!r}; it has {listed(list(self.shapes))}")
         place = self._places[name]
         if place.dtype not in _TYPES:
             fix = "save the table as F32 with the library that made it"

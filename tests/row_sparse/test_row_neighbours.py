@@ -1,4 +1,4 @@
-"""Every transformation of the installed Optax on compact gradients that are plain arrays.
+"""Every transformation of the installed Optax on compact gradients: plain arrays, and leaves that know their ids.
 
 What comes is the same as with dense gradients, an error, or other numbers without an error: docs/row_sparse.md says which. An
 array of rows does not tell Optax that it is not a whole table.
@@ -118,8 +118,12 @@ def updates_of(tx, ids, *, compact):
         grads = {name: jnp.asarray(rng.standard_normal(of), jnp.float32) for name, of in {"w": (3, 2), "wte": (6, D)}.items()}
         if not compact:
             grads["wte"] = to_dense(grads["wte"], ids, (V, D))
+        elif compact == "leaves":
+            grads["wte"] = row_sparse.CompactRows(grads["wte"], ids, (V, D), 0, "wte")
         updates, state = tx.update(grads, state, params, value=jnp.float32(1.0))
-        if compact:
+        if compact == "leaves":
+            updates["wte"] = jnp.zeros((V, D)) + updates["wte"]
+        elif compact:
             if updates["wte"].shape != (6, D):
                 raise ValueError("a dense update, which ember refuses by its shape")
             updates["wte"] = to_dense(updates["wte"], ids, (V, D))
@@ -127,12 +131,12 @@ def updates_of(tx, ids, *, compact):
     return found
 
 
-def verdict(name, ids):
+def verdict(name, ids, compact="arrays"):
     try:
-        found = updates_of(made(name), IDS[ids], compact=True)
+        found = updates_of(made(name), IDS[ids], compact=compact)
     except (TypeError, ValueError):
         return "refused"
-    wanted = updates_of(made(name), IDS[ids], compact=False)
+    wanted = updates_of(made(name), IDS[ids], compact=None)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         if not np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max():
             return "other"
@@ -144,6 +148,21 @@ def test_compact_arrays(name):
     """If this fails for a new transformation of Optax, name it above and, if its numbers differ, in docs/row_sparse.md."""
     assert name in VERDICTS, f"optax.{name} is new: with distinct and with equal ids it is {verdict(name, 'distinct')}"
     assert (verdict(name, "distinct"), verdict(name, "equal")) == VERDICTS[name]
+
+
+# Products with numbers, and sums with an array of the table's shape.
+OF_LEAVES = """
+apply_every freeze identity reduce_on_plateau scale scale_by_learning_rate scale_by_param_block_norm scale_by_param_block_rms
+scale_by_schedule schedule_free_sgd set_to_zero sgd stateless stateless_with_tree_map
+"""
+
+
+@pytest.mark.parametrize("name", sorted(transformations()))
+def test_leaves_that_know_their_ids(name):
+    """Never other numbers: the dense step, or an error."""
+    found = {ids: verdict(name, ids, compact="leaves") for ids in IDS}
+    expected = "same" if name in OF_LEAVES.split() else "refused"
+    assert found == {"distinct": expected, "equal": expected}
 
 
 @pytest.mark.parametrize("name", ["clip", "normalize", "clip_by_global_norm"])

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ember_optax import EmberDimensionNumbers, TokenTables, ember, scale_by_ember, vocab
+from ember_optax import EmberDimensionNumbers, TokenTables, ember, geometry, scale_by_ember, vocab
 from ember_optax._tree.paths import flatten_named, path_name
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -64,7 +64,7 @@ def test_several_of_one_size_are_refused_with_the_fix(model, change):
     call = functools.partial(vocab.removed_share, kept_ids=[0]) if change == "removed_share" else CHANGES[change]
     arguments = (params, state) if change == "removed_share" else (tx, params, state)
     with pytest.raises(
-        ValueError, match=r"have 6 tokens each, and nothing tells .*for example names=\['[\w/]+'\], or names=\['\.\*'\]"
+        ValueError, match=r"have 6 tokens each, and nothing shows .*for example names=\['[\w/]+'\], or names=\['\.\*'\]"
     ):
         call(*arguments, tables=tables)
 
@@ -185,3 +185,17 @@ def test_stacked_tables_are_one_array():
     tx = scale_by_ember(dimension_numbers=numbers)
     changed = vocab.resize(tx, params, tx.init(params), V + 1, tables=numbers)
     assert shapes(changed.params) == {"codebooks": (3, V + 1, D)}
+
+
+def test_a_declared_bias_is_of_the_vocabulary_of_its_size():
+    """BERT's head bias is apart from the tied table. The same declaration goes to `ember` and to `geometry.report`."""
+    params = {
+        "bert": {"word_embeddings": {"embedding": jax.random.normal(jax.random.key(0), (V, D))}},
+        "cls": {"predictions": {"bias": jnp.zeros(V)}},
+    }
+    tables = TokenTables(include=["cls/predictions/bias"])
+    tx = ember(1e-2, optax.adamw(1e-3), tables=tables)
+    changed = vocab.resize(tx, params, tx.init(params), V + 2, tables=tables)
+    assert set(shapes(changed.params).values()) == {(V + 2, D), (V + 2,)}
+    metrics = geometry.report(changed.params, opt_state=changed.opt_state, tables=tables)
+    assert any("word_embeddings" in name for name in metrics)

@@ -172,7 +172,7 @@ BAD = {
             gradients(), ember(1e-3, optax.adamw(1e-3)).init(PARAMS), PARAMS
         ),
         TypeError,
-        r"token_ids names rows of 'lm_head/kernel', but its update is that of a fused head.*: leave 'lm_head/kernel' out of the heads",
+        r"token_ids names rows of 'lm_head/kernel', but its update is that of a fused head.*: leave 'lm_head/kernel' out",
     ),
     "logits of a head": (of_kernel(lambda table: (HIDDEN @ table).sum()), TypeError, of_head("it was used as an array")),
     "the transpose of a head": (
