@@ -1,1 +1,1 @@
-"""The state of any Optax transformation that contains Ember: its sharding, its conversion, its checkpoints."""
+"""The state of any Optax transformation that contains Ember: its sharding, its conversion and its checkpoints."""

@@ -1,4 +1,4 @@
-"""A checkpoint of another model is refused before it is loaded, by the name of what does not fit."""
+"""`check_shapes`: refuses a checkpoint of another model before it is loaded, with the names of the arrays that do not fit."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from .._tree.paths import check_distinct, full_path_name
 
 
 def check_shapes(saved: Any, target: Any) -> None:
-    """Raises unless a checkpoint holds exactly the arrays that are to be restored from it, by path and shape.
+    """Raises unless a checkpoint has exactly the arrays of the target, by path and shape.
 
-    A vocabulary of another size is the usual reason; what loads a checkpoint often says only that some shape is wrong.
+    A vocabulary of another size is the usual reason. Libraries that load checkpoints often say only that some shape is wrong.
 
     Args:
-      saved: what the checkpoint holds: a tree with arrays, `jax.ShapeDtypeStruct` or Orbax's metadata as leaves, for example
-        `manager.item_metadata(step).tree` of an `orbax.checkpoint.CheckpointManager`. Its containers may have become dictionaries
-        and lists.
-      target: what is wanted, likewise, for example `jax.eval_shape(tx.init, params)`. Keys of `jax.random.key` fit the numbers
-        that a checkpoint holds of them.
+      saved: the content of the checkpoint, a tree with arrays, `jax.ShapeDtypeStruct` or Orbax's metadata as leaves, for example
+        `manager.item_metadata(step).tree` of an `orbax.checkpoint.CheckpointManager`. Dictionaries and lists may replace other
+        containers.
+      target: the tree to restore, for example `jax.eval_shape(tx.init, params)`. Keys of `jax.random.key` fit the numbers that a
+        checkpoint stores for them.
 
     Raises:
       TypeError: a tree, or a leaf of it, has no shape.
-      ValueError: a tree is empty, a shape differs, an array is in one tree only, or two arrays have the same path; the message
+      ValueError: a tree is empty, a shape differs, an array is in one tree only, or two arrays have the same path. The message
         names the paths.
 
     Example:
@@ -37,7 +37,7 @@ def check_shapes(saved: Any, target: Any) -> None:
       ValueError: the checkpoint does not fit: 'embed' was saved with shape (8, 4), wanted is (12, 4). ...
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/checkpoints.md
     """
     ours, theirs = _shapes(target, "target"), _shapes(saved, "saved")
     other = [
@@ -59,7 +59,7 @@ def _shapes(tree: Any, argument: str) -> dict[str, tuple[int, ...]]:
         raise TypeError(
             f"{argument} must be a tree of arrays or of their shapes, got {shown(tree)}; pass what was saved or is wanted."
         )
-    # By names and not by key paths: what a checkpoint returns has dictionaries and lists in the place of other containers.
+    # By names instead of key paths, because a checkpoint returns dictionaries and lists instead of other containers.
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = [full_path_name(path) for path, _ in leaves]
     if not names:
@@ -74,7 +74,7 @@ def _shapes(tree: Any, argument: str) -> dict[str, tuple[int, ...]]:
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
-    """The shape of an array; of random keys that of their numbers, which is what a checkpoint holds."""
+    """The shape of an array. For random keys it is the shape of their numbers, which a checkpoint stores."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, leaf).shape

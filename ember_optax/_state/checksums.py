@@ -1,4 +1,4 @@
-"""Whether the arrays that a checkpoint gives back are those that were saved."""
+"""`checksums` and `verify_checksums`: whether the arrays that were restored from a checkpoint are those that were saved."""
 
 import functools
 import hashlib
@@ -20,26 +20,26 @@ from .array_checksum import partial_checksums
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """A checksum of each array's bits, to save beside the arrays and to verify when they are restored.
+    """A checksum of each array's bits. Save it with the arrays, and verify it when they are restored.
 
-        sum over all places i of mix(bits_i ^ key_i) mod 2^32, and of the same times another key, combined with dtype and shape
+        sum over all indices i of mix(bits_i ^ key_i) mod 2^32, and of the same times another key, combined with dtype and shape
 
-    A change of one number of an array, in any of its bits, is always found; every other change, such as two numbers that change
-    places or a restored array of another step, with probability 1 - 2^-58. It protects against faults, not against forgers.
+    A change of one element of an array, in any of its bits, is always found. Every other change, such as two swapped elements or
+    a restored array of another step, is found with probability 1 - 2^-58. This protects against faults, not against forgery.
 
-    The sums are made where the data lies, on any mesh and in any number of processes, all of which must call this; what is sent
-    between processes is two numbers for each part of an array. They do not depend on the layout: a checkpoint that is restored on
-    other devices has the same checksums. Blocks until they are computed.
+    Each device sums its own shards, on any mesh and in any number of processes. All processes must call this, and exchange two
+    numbers for each shard of an array. The sums do not depend on the sharding, so a checkpoint that is restored on other devices
+    has the same checksums. The function blocks until they are computed.
 
     Args:
-      tree: a tree of arrays of any shapes and of any dtypes of numbers, random keys included, for example
-        `{"params": params, "opt_state": opt_state}`. NumPy's arrays and Python's numbers count too.
+      tree: a tree of arrays of any shapes and of any dtypes of numbers, also random keys, for example
+        `{"params": params, "opt_state": opt_state}`. NumPy arrays and Python numbers count too.
 
     Returns:
       A dictionary from the path of each array to an integer from 0 to 2^64 - 1, which JSON can hold.
 
     Raises:
-      TypeError: called under a transformation such as `jax.jit`; a leaf is no array of numbers.
+      TypeError: the function is called under a transformation such as `jax.jit`, or a leaf is not an array of numbers.
       ValueError: two leaves have the same path, or there is no array.
 
     Example:
@@ -52,7 +52,7 @@ def checksums(tree: Any) -> dict[str, int]:
       False
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/checkpoints.md
     """
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = [full_path_name(path) for path, _ in paths_and_leaves]
@@ -71,12 +71,12 @@ def verify_checksums(tree: Any, saved: Mapping[str, int]) -> None:
     """Raises unless a tree has the checksums that it had when it was saved.
 
     Args:
-      tree: what was restored, as `checksums` takes it. Its containers may have become others, as long as the paths are the same.
-      saved: what `checksums` returned before it was saved.
+      tree: the restored tree, as `checksums` takes it. Its containers may differ if the paths are the same.
+      saved: the result of `checksums` before the tree was saved.
 
     Raises:
-      TypeError: `saved` is no dictionary from paths to integers; the tree is refused by `checksums`.
-      ValueError: arrays are not those that were saved, or are in one of both only; the message names their paths.
+      TypeError: `saved` is not a dictionary from paths to integers, or `checksums` raises for the tree.
+      ValueError: an array is not the one that was saved, or is only in the tree or only in `saved`. The message names the paths.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,7 +88,7 @@ def verify_checksums(tree: Any, saved: Mapping[str, int]) -> None:
       ValueError: what was restored is not what was saved: 'step' has other bits. Restore another checkpoint.
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/checkpoints.md
     """
     if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):
         raise TypeError(
@@ -111,14 +111,14 @@ def _sums(arrays: list[jax.Array | np.ndarray]) -> list[np.ndarray]:
     found = []
     for array in arrays:
         sharding = named_sharding(array)
-        # The array's own mesh, which need not be the one in use.
+        # Set the array's own mesh, which may differ from the mesh in use.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):  # pyright: ignore[reportArgumentType]
             found.append(partial_checksums(array, sharding))
     return [np.asarray(_in_every_process(parts)).sum(0, dtype=np.uint32) for parts in found]
 
 
 def _in_every_process(parts: jax.Array) -> jax.Array:
-    """Sent one array after the other: on a CPU several programs that send can wait for each other for ever."""
+    """The checksums of all shards, replicated. Blocks, because concurrent collectives on a CPU can deadlock."""
     if parts.is_fully_addressable or parts.is_fully_replicated:
         return parts
     return jax.block_until_ready(_replicating(parts.sharding.mesh)(parts))  # pyright: ignore[reportAttributeAccessIssue]
@@ -130,7 +130,7 @@ def _replicating(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def _as_array(leaf: Any, name: str) -> tuple[jax.Array | np.ndarray, str]:
-    """What the compiled sum takes, and the dtype and shape that the leaf had."""
+    """A leaf as an array that the compiled sum takes, and the dtype and shape of the leaf."""
     if isinstance(leaf, Tracer):
         raise TypeError(f"{name!r} is traced, and has no bits yet: call this outside of jax.jit and other transformations.")
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -145,7 +145,7 @@ def _as_array(leaf: Any, name: str) -> tuple[jax.Array | np.ndarray, str]:
     kind = f"{array.dtype} {array.shape}"
     if array.dtype.itemsize > 16 or array.dtype == np.longdouble:
         raise TypeError(f"{name!r} of shape {array.shape} has dtype {array.dtype}, which JAX does not know: convert it.")
-    # JAX would round what has eight bytes to four, unless that is switched off.
+    # Split elements of eight bytes, because JAX without x64 would convert them to four bytes.
     parts = {"complex128": np.float64, "float64": np.uint32, "int64": np.uint32, "uint64": np.uint32}
     while (part := parts.get(array.dtype.name)) is not None:
         array = np.ascontiguousarray(array)[..., None].view(part)

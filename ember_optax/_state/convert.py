@@ -1,4 +1,4 @@
-"""Going on with Ember from a training run that used Adam."""
+"""`state_from_adam`: continues a training run of Adam with Ember."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -26,41 +26,41 @@ def state_from_adam(
     *,
     adam_b2: jax.typing.ArrayLike | None = None,
 ) -> Any:
-    r"""The state with which `tx`, a transformation that contains Ember, goes on where Adam stopped.
+    r"""A state with which `tx`, a transformation that contains Ember, continues a run of Adam.
 
-    Averages are linear, so Ember's are the means of Adam's second moment :math:`\nu`, and both count the same steps:
+    Averages are linear, so Ember's averages are the means of Adam's second moment :math:`\nu`, and both count the same steps:
 
     .. math:: \nu^{token}_i = \mathrm{mean}_j\, \nu_{ij} \qquad \nu^{feature}_j = \mathrm{mean}_i\, \nu_{ij}
 
     With equal decay rates this is the state that Ember would have had after the same gradients. With different ones it is
-    rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments carry over. Ember tells its own
-    :math:`b_2`. Adam's is read where `optax.inject_hyperparams` keeps it in the state, and asked for where nothing does.
+    rescaled by :math:`(1 - b_2^t) / (1 - b_{2,adam}^t)`, so that the bias-corrected moments stay the same. Ember's :math:`b_2`
+    is read from `tx`. Adam's is read from the state if `optax.inject_hyperparams` keeps it there. Otherwise pass `adam_b2`.
 
-    Of `tx`, every `ScaleByEmberState` gets these, every `optax.ScaleByAdamState` (a body) takes over `count`, `mu` and `nu`, and
-    every learning-rate schedule goes on at Adam's step. The moments of a body are not rescaled: give it the `b1` and `b2` of
-    the Adam run. Anything else, such as the momentum of a Muon body or the accumulator of
-    `optax.MultiSteps`, starts afresh. `optax.adamax` and `optax.yogi` keep other moments in a state of the same type, which
-    cannot be told apart: do not convert their states, and do not convert for a `tx` that contains them. With
-    `feature_mean="active_rows"` it is not the state after the same gradients: Adam does not know how many rows each batch
-    touched, and the :math:`\nu^{feature}` of that form is larger by the inverse of their share.
+    In the state of `tx`, every `ScaleByEmberState` gets these averages, every `optax.ScaleByAdamState` (of a body) gets `count`,
+    `mu` and `nu` of the Adam run, and every learning-rate schedule continues at Adam's step. The moments of a body are not
+    rescaled, so give the body the `b1` and `b2` of the Adam run. Everything else, such as the momentum of a Muon body or the
+    accumulator of `optax.MultiSteps`, has its initial value. `optax.adamax` and `optax.yogi` keep other moments in a state of the
+    same type. Do not convert their states, and do not convert for a `tx` that contains them. With `feature_mean="active_rows"`,
+    the result is not the state after the same gradients: Adam's state does not show how many rows each batch touched, and
+    :math:`\nu^{feature}` of that form is larger by the inverse of their share.
 
     Args:
-      tx: the transformation to go on with, for example `ember(1e-2, optax.adamw(1e-3))`.
-      params: the parameters, arrays.
-      adam_state: the optimizer state of the Adam run for the same parameters: any state with `optax.ScaleByAdamState` in it, also
-        as `nnx.state(optimizer)` holds it.
-      adam_b2: the `b2` with which `adam_state` was made; the default of `optax.adam` and `optax.adamw` is 0.999. Needed unless
-        `adam_state` keeps it.
+      tx: the transformation to continue with, for example `ember(1e-2, optax.adamw(1e-3))`.
+      params: the parameters, a tree of arrays.
+      adam_state: the optimizer state of the Adam run for the same parameters: any state that contains `optax.ScaleByAdamState`,
+        also from `nnx.state(optimizer)`.
+      adam_b2: the `b2` of the Adam run, which is needed unless `adam_state` keeps it. The default of `optax.adam` and
+        `optax.adamw` is 0.999.
 
     Returns:
-      A state of the structure, shapes and dtypes of `tx.init(params)`. Under `jax.jit` with
-      `out_shardings=state_shardings(tx, params, ...)` it is made in place on every device.
+      A state with the structure, shapes and dtypes of `tx.init(params)`. Under `jax.jit` with
+      `out_shardings=state_shardings(tx, params, ...)` each device makes its own shards.
 
     Raises:
-      TypeError: `tx` is no transformation, `params` or the moments are no arrays; `adam_b2` is missing.
-      ValueError: `adam_b2` is not the one that `adam_state` keeps; there is no Adam state, it lacks a parameter that `tx` needs,
-        has it in another shape (a resized vocabulary), or its second moment is negative or not finite; two parameters have the
-        same path.
+      TypeError: `tx` is not a transformation, `params` or the moments are not arrays, or `adam_b2` is missing.
+      ValueError: `adam_b2` differs from the one in `adam_state`; there is no Adam state; it does not have a parameter that `tx`
+        needs, or has it in another shape (a resized vocabulary); its second moment is negative or not finite; two parameters
+        have the same path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,7 +75,7 @@ def state_from_adam(
       1
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/checkpoints.md
     """
     check_tx_and_params(tx, params)
     origins = axis_origins(tx, params)
@@ -111,7 +111,7 @@ def state_from_adam(
 
 
 def _adam_rates(adam_b2: Any, kept: dict[str, Any], of: Iterable[str]) -> dict[str, Any]:
-    """The `b2` of the Adam of each of these parameters: the one that the state keeps, else the given one, never a guess."""
+    """The `b2` of the Adam of each of these parameters, from the state or else from the argument. Raises if it is in neither."""
     given = None if adam_b2 is None else checked_b2(adam_b2, "adam_b2")
     if given is None and (unknown := [name for name in of if name in kept and kept[name] is None]):
         raise TypeError(
@@ -123,7 +123,7 @@ def _adam_rates(adam_b2: Any, kept: dict[str, Any], of: Iterable[str]) -> dict[s
 
 
 def _agreed(given: Any, kept: Any, name: str) -> Any:
-    """The `b2` that a state keeps, unless another one was given."""
+    """The `b2` that a state keeps. Raises if another one was given."""
     are_known = given is not None and not isinstance(given, Tracer) and not isinstance(kept, Tracer)
     if are_known and jnp.asarray(given, jnp.result_type(kept)) != kept:
         raise ValueError(
@@ -134,10 +134,7 @@ def _agreed(given: Any, kept: Any, name: str) -> Any:
 
 
 def _check_moments(name: str, adam: Any, wanted: tuple[int, ...]) -> None:
-    """A moment that is not finite, or negative, would make Ember skip every batch of its table or step by NaN.
-
-    Traced values are not known yet.
-    """
+    """Raises if a known moment is negative or not finite. Ember would skip every batch of the table, or have steps of NaN."""
     for field, moment in (("nu", adam.nu), ("mu", adam.mu)):
         check_array(moment, f"Adam's {field} of {name!r}")
         if np.shape(moment) != wanted:
@@ -170,7 +167,7 @@ def _check_moments(name: str, adam: Any, wanted: tuple[int, ...]) -> None:
 
 
 def _is_step_counter(node: Any) -> bool:
-    """`optax.ScaleByScheduleState` and what `optax.inject_hyperparams` keeps for a schedule: nothing but a step."""
+    """Whether a node only counts steps: `optax.ScaleByScheduleState`, or a schedule's state in `optax.inject_hyperparams`."""
     return getattr(node, "_fields", None) == ("count",)
 
 
@@ -179,7 +176,7 @@ def _is_converted(node: Any) -> bool:
 
 
 def _moments_by_name(adam_state: Any) -> dict[str, optax.ScaleByAdamState]:
-    """Every parameter's moments, from one Adam state or from several that share the parameters among them."""
+    """The moments of every parameter by path, from one Adam state or from several with different parameters."""
     moments = adam_moments(adam_state, "adam_state")
     if not moments:
         raise ValueError(
@@ -190,7 +187,7 @@ def _moments_by_name(adam_state: Any) -> dict[str, optax.ScaleByAdamState]:
 
 
 def _step(adam_state: Any, adam: dict[str, optax.ScaleByAdamState]) -> Any:
-    """Where the schedules of the Adam run stood: one of their counters, or without schedules Adam's own."""
+    """The step of the Adam run, from the counter of a schedule, or without schedules from Adam's counter."""
     nodes = jax.tree.leaves(optax_state(adam_state), is_leaf=_is_converted)
     counters = [node.count for node in nodes if _is_step_counter(node)]
     return unbox(counters[0]) if counters else next(iter(adam.values())).count
@@ -226,7 +223,7 @@ def _adam_state(state: optax.ScaleByAdamState, find) -> optax.ScaleByAdamState:
 
 
 def _map_named(function, tree: Any, *trees: Any) -> Any:
-    """Maps `function(name, leaf, ...)` over what is inside the boxes of trees of one structure, and boxes the results."""
+    """Maps `function(name, leaf, ...)` over the unboxed leaves of trees of one structure, and boxes the results."""
     names, boxes, treedef = flatten_named(tree)
     leaves = [map(unbox, flatten_named(one)[1]) for one in (tree, *trees)]
     return treedef.unflatten(map(rebox, boxes, map(function, names, *leaves)))

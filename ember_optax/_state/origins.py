@@ -1,4 +1,4 @@
-"""Which axis of which parameter each axis of an optimizer state came from, for any optax transformation."""
+"""`axis_origins`: the parameter and axis that each axis of an optimizer state comes from, for any Optax transformation."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ from .._tree.state import ember_states
 from .._tree.tables import TableTree
 from .._tree.watching import repeated_tables, watched_tables
 
-# No real axis has these sizes twice in one model; small enough to survive an `init` that allocates in earnest.
+# The first of the distinct sizes. They are unlikely in a real model, and small enough for an `init` that really allocates.
 _FIRST_SIZE = 10_007
 
 KeyPath = tuple[Any, ...]
 
 
 def check_tx_and_params(tx: Any, params: Any) -> None:
-    """Raises where the first two arguments of a function of states are not a transformation and parameters."""
+    """Raises unless `tx` is a transformation and `params` is a tree of arrays."""
     check_transformation(tx, "tx", "pass the transformation first, then the parameters")
     check_tree(params, "params")
     for name, leaf in zip(*flatten_named(params)[:2], strict=True):
@@ -32,18 +32,18 @@ def check_tx_and_params(tx: Any, params: Any) -> None:
 
 
 class AxisOrigin(NamedTuple):
-    """One axis of one parameter; parameters are numbered in the order of `jax.tree.leaves`."""
+    """One axis of one parameter. Parameters are numbered in the order of `jax.tree.leaves`."""
 
     parameter: int
     axis: int
 
 
 class Origins:
-    """The origin of each axis of one state array; no pytree node, so that it can be a leaf.
+    """The origin of each axis of one state array. It is not a pytree node, so that it can be a leaf.
 
     Attributes:
-      axes: for each axis of the array the axis of a parameter whose size it has, None where there is none.
-      averaged: the axes of a parameter over all of which the array is an average, zeros included; only Ember tells.
+      axes: for each axis of the array, the axis of a parameter that it comes from, or None.
+      averaged: the axes of a parameter over which the array is an average that includes zeros. Only Ember's arrays have them.
     """
 
     def __init__(self, axes: tuple[AxisOrigin | None, ...], averaged: tuple[AxisOrigin, ...] = ()):
@@ -52,20 +52,20 @@ class Origins:
 
 
 def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
-    """For each array of the state of `tx` the origin of each axis, None where there is none.
+    """The origin of each axis of each array in the state of `tx`. An axis without an origin has None.
 
-    Ember tells the axes of its tables itself, asked once and with the real shapes: a `tables` function may look at sizes. Those
-    of any other state are found by a second abstract initialisation in which every axis of every parameter has a size of its own.
+    For Ember's arrays, a watched abstract `init` with the real shapes shows the axes, because a `tables` function may look at
+    sizes. For any other state, a second abstract `init` shows them, in which every axis of every parameter has a distinct size.
 
     Args:
       tx: the transformation whose `init` makes the state.
-      params: the parameters; arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
+      params: the parameters, as arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
 
     Returns:
       A tree of the structure of `tx.init(params)` with `Origins` leaves.
 
     Raises:
-      ValueError: two parameters have the same path, or two Embers declare other axes of one table.
+      ValueError: two parameters have the same path, or two Embers declare different axes for one table.
     """
     paths, leaves = _flatten(params)
     check_distinct(flatten_named(params)[0])
@@ -85,7 +85,7 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
     def origins(path: KeyPath, leaf: Any) -> Origins:
         if path in told:
             return told[path]
-        # Some transformations choose another form of state for other sizes, as optax.adafactor does for small matrices.
+        # For other sizes some transformations have another form of state, for example optax.adafactor for small matrices.
         if path in marked and marked[path].ndim == leaf.ndim:
             return Origins(tuple(map(origin, leaf.shape, marked[path].shape)))
         owners = [n for n, owner in enumerate(paths) if path[-len(owner) :] == owner and shapes[n] == leaf.shape]
@@ -100,8 +100,8 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
 def abstract_state(tx: optax.GradientTransformation, params: Any, shapes: list[tuple[int, ...]]) -> Any:
     """`tx.init` of parameters like these with other shapes, in the order of `jax.tree.leaves`, as `jax.ShapeDtypeStruct`."""
     leaves, treedef = jax.tree.flatten(params)
-    # Without the parameters' own shardings: an abstract state needs no mesh. Through a new function, because JAX keeps the
-    # result of a known one and Ember would not be asked again.
+    # Without the parameters' shardings, because an abstract state needs no mesh. With a new function object, because JAX caches
+    # the trace of a known function, and then Ember's `init` would not run.
     arrays = [jax.ShapeDtypeStruct(shape, jnp.result_type(leaf)) for shape, leaf in zip(shapes, leaves, strict=True)]
     return jax.eval_shape(functools.partial(tx.init), treedef.unflatten(arrays))
 
@@ -132,13 +132,13 @@ def _told_by_ember(state: Any, seen: list[TableTree], names: list[str]) -> dict[
 
 def _tell(known: dict[str, Any], name: str, value: Any, what: str) -> None:
     if known.setdefault(name, value) != value:
-        raise ValueError(f"two Embers in tx take {name!r} with other {what}: {known[name]} and {value}.")
+        raise ValueError(f"two Embers in tx take {name!r} with different {what}: {known[name]} and {value}.")
 
 
 def _marked(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[tuple[int, ...]]]:
-    """A size of its own for each axis, and shapes of these sizes.
+    """The axis for each distinct size, and the shapes of the parameters with these sizes.
 
-    In the order of the real sizes: optax.adafactor's state depends on which axis of a parameter is the longer one.
+    Distinct sizes are in the order of the real sizes, because the state of optax.adafactor depends on which axis is longer.
     """
     every_axis = [AxisOrigin(number, axis) for number, shape in enumerate(shapes) for axis in range(len(shape))]
     found = dict(enumerate(sorted(every_axis, key=lambda origin: shapes[origin.parameter][origin.axis]), _FIRST_SIZE))
@@ -147,6 +147,6 @@ def _marked(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[
 
 
 def _flatten(tree: Any) -> tuple[list[KeyPath], list[Any]]:
-    """Key paths, which are never ambiguous, and leaves."""
+    """The key paths, which are unique, and the leaves of a tree."""
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [path for path, _ in paths_and_leaves], [leaf for _, leaf in paths_and_leaves]

@@ -1,4 +1,4 @@
-"""Sharding the optimizer state like the parameters it belongs to, for any optax transformation."""
+"""Shards the optimizer state like its parameters, for any Optax transformation."""
 
 import itertools
 import math
@@ -23,25 +23,26 @@ _PADDED_MULTIPLE = 256
 def state_partition_specs(
     tx: optax.GradientTransformation, params: Any, param_specs: Any, *, replicate_ember: bool = False
 ) -> Any:
-    """Partition specs for the whole state of an optax transformation that may contain Ember anywhere.
+    """Partition specs for the whole state of an Optax transformation that may contain Ember anywhere.
 
-    Each axis of a state array takes the spec entry of the parameter axis that it came from: `nu_token` the token axis's,
-    `nu_feature` the feature axes', moments of a body optimizer all of their parameter's. Scalars and everything else are
-    replicated. Ember tells the axes of its own vectors; those of other states are found by initialising abstractly with a size
-    of its own for every axis of every parameter. So chains, partitions, masks, `inject_hyperparams`, `MultiSteps` and factored
-    bodies need nothing special, and square tables are no problem.
+    Each axis of a state array gets the spec entry of the parameter axis that it comes from. `nu_token` gets that of the token
+    axis, `nu_feature` those of the feature axes, and moments of a body all entries of their parameter. Everything else is
+    replicated. Ember's `init` shows the axes of its vectors. For other states, an abstract `init` shows them, in which every axis
+    of every parameter has a distinct size. So chains, partitions, masks, `inject_hyperparams`, `MultiSteps`, factored bodies and
+    square tables need nothing special.
 
     Args:
       tx: the transformation whose `init` makes the state.
-      params: the parameters; arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
+      params: the parameters, as arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
       param_specs: a tree of the parameters' structure, or a prefix of it, with `PartitionSpec` leaves.
-      replicate_ember: replicate Ember's vectors, as its authors do; they are small, and a sharded table then gathers them.
+      replicate_ember: whether to replicate Ember's vectors, as its authors do. They are small, but a sharded table then gathers
+        them.
 
     Returns:
       A tree of the structure of `tx.init(params)` with `PartitionSpec` leaves.
 
     Raises:
-      TypeError: `tx` is no transformation, `params` are no arrays, a leaf of `param_specs` is no `PartitionSpec`.
+      TypeError: `tx` is not a transformation, `params` are not arrays, or a leaf of `param_specs` is not a `PartitionSpec`.
       ValueError: a spec is longer than its parameter's rank, the structures do not match, or a spec names an axis that the mesh
         of `jax.set_mesh` does not have.
 
@@ -58,7 +59,7 @@ def state_partition_specs(
       (('fsdp',), ('tp',), ())
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/sharding.md
     """
     check_tx_and_params(tx, params)
     replicate_ember = checked_flag(replicate_ember, "replicate_ember")
@@ -69,14 +70,14 @@ def state_partition_specs(
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardings: Any, *, replicate_ember: bool = False) -> Any:
-    """Shardings for the whole state of an optax transformation, ready for `jax.jit(tx.init, out_shardings=...)`.
+    """Shardings for the whole state of an Optax transformation, for `jax.jit(tx.init, out_shardings=...)`.
 
-    On a mesh with automatic axes `init` otherwise returns replicated state and the first step sharded state, so that the second
-    step compiles again.
+    Without them, on a mesh with automatic axes, `init` returns a replicated state and the first step a sharded state. Then the
+    second step compiles again.
 
     Args:
       tx: the transformation whose `init` makes the state.
-      params: the parameters; arrays or `jax.ShapeDtypeStruct`.
+      params: the parameters, as arrays or `jax.ShapeDtypeStruct`.
       param_shardings: a tree of the parameters' structure, or a prefix of it, with `NamedSharding` leaves of one mesh.
       replicate_ember: as for `state_partition_specs`.
 
@@ -84,9 +85,9 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
       A tree of the structure of `tx.init(params)` with `NamedSharding` leaves.
 
     Raises:
-      TypeError: a leaf of `param_shardings` is no `NamedSharding`, or as for `state_partition_specs`.
-      ValueError: two leaves have different meshes, an axis does not divide by its devices (with the size to pad it to), or as
-        for `state_partition_specs`.
+      TypeError: a leaf of `param_shardings` is not a `NamedSharding`, or as for `state_partition_specs`.
+      ValueError: two leaves have different meshes, the size of an axis does not divide by its devices (the message has the size
+        to pad to), or as for `state_partition_specs`.
 
     Example:
       >>> import jax
@@ -101,7 +102,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
       >>> opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/sharding.md
     """
     check_tx_and_params(tx, params)
     replicate_ember = checked_flag(replicate_ember, "replicate_ember")
@@ -138,7 +139,7 @@ def _state_specs(tx: optax.GradientTransformation, params: Any, specs: list[Part
 
 
 def _once(entries: Iterable[Any]) -> Iterator[Any]:
-    """Replicates an axis whose mesh axes an earlier one has: a Shampoo statistic has one axis of a parameter twice."""
+    """Yields the entries, with None instead of one whose mesh axes were used before. A Shampoo statistic has one axis twice."""
     taken: set[str] = set()
     for entry in entries:
         yield None if taken & set(entry_names(entry)) else entry
@@ -164,7 +165,7 @@ def _check_specs(params: Any, specs: list[Any]) -> None:
 
 
 def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
-    """Compares with the mesh of `jax.set_mesh`, if there is one."""
+    """Raises if a spec names an axis that the mesh of `jax.set_mesh` does not have."""
     mesh = jax.sharding.get_abstract_mesh()
     for name, spec in zip(_names(params), specs, strict=True):
         for mesh_axis in itertools.chain.from_iterable(map(entry_names, spec)):
@@ -176,14 +177,15 @@ def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
 
 
 def _without_specs(node: Any) -> Any:
-    """Replicates an Ember state; leaves the spec of any other state as it is."""
+    """The specs of a replicated state for an Ember state. Any other spec is returned as it is."""
     return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=is_spec) if isinstance(node, ScaleByEmberState) else node
 
 
 def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]], fix: str = "Pad it with zeros") -> None:
-    """Raises where a shape cannot be shared by the devices of its sharding; of each array its name, shape and sharding.
+    """Raises if an axis of an array does not divide by the devices of its sharding.
 
-    `fix` says how an axis comes to a size that is named after it.
+    `arrays` has a name, a shape and a sharding for each array. `fix` says how to change the size of an axis, and the message
+    continues with the size.
     """
     for name, shape, sharding in arrays:
         for axis, (size, entry) in enumerate(zip(shape, sharding.spec, strict=False)):
@@ -200,7 +202,7 @@ def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]]
 
 
 def _broadcast(prefix: Any, params: Any, argument: str) -> list[Any]:
-    """One leaf of a prefix tree for each parameter, in the order of `jax.tree.leaves`."""
+    """The leaf of a prefix tree for each parameter, in the order of `jax.tree.leaves`."""
 
     def is_leaf(node: Any) -> bool:
         return isinstance(node, PartitionSpec | jax.sharding.Sharding)

@@ -1,4 +1,4 @@
-"""How many batches each table has skipped, and an error when they are too many."""
+"""`skipped_batches`, the number of batches that each table has skipped, and `check_skipped_batches`, which limits it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,20 +12,20 @@ from .._tree.state import ember_moments
 
 
 def skipped_batches(opt_state: Any) -> dict[str, int]:
-    """How many batches each token table has skipped because their mean squared gradient was not finite.
+    """The number of batches that each token table has skipped because their mean squared gradient was not finite.
 
-    A table skips a batch without a trace: nothing but this number tells. It reads one integer of each table from the device, and
-    so waits for the step that made the state.
+    Only this number shows that a table skipped a batch. The function reads one integer of each table from the device, so it waits
+    for the step that made the state.
 
     Args:
-      opt_state: an optimizer state with Ember's in it, of any chain, mask or wrapper; not inside `jax.jit`.
+      opt_state: an optimizer state that contains Ember's, of any chain, mask or wrapper, outside `jax.jit`.
 
     Returns:
-      The number of each table that Ember trains, by path; of stacked tables the sum over the stack.
+      A dictionary from the path of each table that Ember trains to its number. For stacked tables it is the sum over the stack.
 
     Raises:
       TypeError: the state is traced.
-      ValueError: there is no `ScaleByEmberState` in it.
+      ValueError: there is no `ScaleByEmberState` in the state.
 
     Example:
       >>> import jax.numpy as jnp
@@ -39,7 +39,7 @@ def skipped_batches(opt_state: Any) -> dict[str, int]:
       {'embed/embedding': 1}
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/recipes.md
+      docs/recipes.md
     """
     counts = {name: moments.total_notfinite for name, moments in ember_moments(opt_state).items()}
     if not counts:
@@ -55,19 +55,19 @@ def skipped_batches(opt_state: Any) -> dict[str, int]:
 
 
 def check_skipped_batches(opt_state: Any, at_most: int = 0, since: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Raises where a token table has skipped more batches than that; call it every hundred steps or so.
+    """Raises if a token table has skipped more than `at_most` batches. Call it about every hundred steps.
 
     Args:
       opt_state: as in `skipped_batches`.
-      at_most: so many are no error.
-      since: what an earlier call returned: only those after it count.
+      at_most: the number of skipped batches of a table that is allowed.
+      since: the result of an earlier call. Only batches after that call count.
 
     Returns:
-      `skipped_batches(opt_state)`, for `since` of the next call.
+      `skipped_batches(opt_state)`. Pass it as `since` of the next call.
 
     Raises:
-      FloatingPointError: a table has skipped more; the message names each such table and its number.
-      TypeError: `at_most` is no integer, `since` no dictionary, or the state is traced.
+      FloatingPointError: a table has skipped more batches. The message names each such table and its number.
+      TypeError: `at_most` is not an integer, `since` is not a dictionary, or the state is traced.
       ValueError: `at_most` is negative; there is no `ScaleByEmberState` in the state.
 
     Example:
@@ -83,7 +83,7 @@ def check_skipped_batches(opt_state: Any, at_most: int = 0, since: Mapping[str, 
       FloatingPointError: 1 batch more than at_most=0 was skipped by 'wte' (1): its gradient was not finite. ...
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/recipes.md
+      docs/recipes.md
     """
     allowed = checked_integer(at_most, "at_most", 5)
     if allowed < 0:

@@ -48,7 +48,7 @@ def flatten_named(tree: Any, is_leaf: Callable[[Any], bool] = is_box) -> tuple[l
 
 
 def is_complete(tree: Any) -> bool:
-    """Whether a tree has all parameters: not a placeholder (`optax.tree.map_params`), not masked (`optax.partition`)."""
+    """Whether a tree has all parameters, so is neither a placeholder (`optax.tree.map_params`) nor masked (`optax.partition`)."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     return bool(leaves) and not any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 

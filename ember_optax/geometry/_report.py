@@ -103,7 +103,7 @@ def report(
       4.0 4
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/geometry.md
+      docs/geometry.md
     """
     check_tree(params, "params")
     check_declaration(tables, "tables")

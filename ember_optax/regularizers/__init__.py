@@ -1,7 +1,7 @@
 """Regularizers of token tables: terms for a loss, and transformations of updates.
 
-What they do to the geometry of a table and to the loss was measured on a small model (docs/regularizers.md): some move what they
-are meant to move, and cost. Signs and coefficients are the caller's.
+docs/regularizers.md has what they do to the geometry of a table and to the loss, measured on a small model. Some change the
+geometry as intended, at a cost in loss. The caller chooses signs and coefficients.
 
     loss += regularizers.over_tables(functools.partial(regularizers.anisotropy, coefficient=0.1), params)
     tx = optax.chain(ember(1e-2, optax.adamw(1e-3)), regularizers.normalize_spectral_norm(10.0))
@@ -9,7 +9,7 @@ are meant to move, and cost. Signs and coefficients are the caller's.
 >>> from ember_optax import regularizers  # each of them has an example that runs
 
 References:
-  Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/regularizers.md
+  docs/regularizers.md
 """
 
 from ._alignment import RareAndFrequent, frequency_alignment, sampled_tokens

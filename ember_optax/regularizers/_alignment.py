@@ -1,4 +1,4 @@
-"""Rare and frequent tokens, made to look like samples of one distribution, or of two."""
+"""A loss term that makes the rows of rare and frequent tokens look like samples of one distribution, or of two."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ._terms import times
 
 
 class RareAndFrequent(NamedTuple):
-    """Sampled tokens: ids of the rarer half of the tokens that occur, and of the more frequent half, (S,) int32; -1 for none."""
+    """Sampled ids of the rarer and of the more frequent half of the tokens that occur, (S,) int32 each, padded with -1."""
 
     rare: jax.Array
     frequent: jax.Array
@@ -29,20 +29,20 @@ def sampled_tokens(token_counts: Any, key: jax.Array, samples: int = 256) -> Rar
 
     .. math:: rare \subset \{i : 0 < c_i,\ rank_i < n / 2\}, \qquad frequent \subset \{i : 0 < c_i,\ rank_i \ge n / 2\}
 
-    where ranks 0 ... n - 1 go by counts, equal ones by ids, over the n tokens with a count above zero: of an odd n, the middle
-    token is rare, as in `geometry.report`. O(V log V), of vectors over tokens.
+    where the n tokens with a count above zero have the ranks 0 ... n - 1 by count, and for equal counts by id. The middle token
+    of an odd n is rare, as in `geometry.report`. O(V log V) on vectors over tokens.
 
     Args:
-      token_counts: (V,), how often each token occurs: of a corpus, or streamed (`updated_counts`).
-      key: of the draw, a new one for each step: `jax.random.fold_in(key, step)`.
-      samples: S, of each half. Where a half has fewer tokens, the rest of the ids is -1.
+      token_counts: (V,), how often each token occurs, in a corpus or streamed (`updated_counts`).
+      key: the key of the draw, a new one for each step, such as `jax.random.fold_in(key, step)`.
+      samples: S, the number of tokens from each half. If a half has fewer tokens, the remaining ids are -1.
 
     Returns:
-      `RareAndFrequent`. Declare both for a table in row-sparse steps.
+      `RareAndFrequent`. In row-sparse steps, declare both for the table.
 
     Raises:
-      TypeError: `token_counts` are no numbers, `key` is none, `samples` is no integer.
-      ValueError: `token_counts` is no vector; `samples` below 2 or above V.
+      TypeError: `token_counts` are not numbers, `key` is not a key, or `samples` is not an integer.
+      ValueError: `token_counts` is not a vector, or `samples` is below 2 or above V.
 
     Example:
       >>> import jax
@@ -65,7 +65,7 @@ def sampled_tokens(token_counts: Any, key: jax.Array, samples: int = 256) -> Rar
     key = checked_key(key)
 
     def draw(counts_V, key):
-        # Counts are a constant of most programs, and XLA takes seconds to sort a constant while it compiles.
+        # In most programs the counts are a constant, and XLA takes seconds to sort a constant at compile time.
         counts_V = jax.lax.optimization_barrier(counts_V)
         noise_V = jax.random.uniform(key, counts_V.shape, jnp.float32, minval=0.5)
         drawn = [jax.lax.top_k(jnp.where(half_V, noise_V, 0), size) for half_V in halves_by_count(counts_V)]
@@ -77,33 +77,34 @@ def sampled_tokens(token_counts: Any, key: jax.Array, samples: int = 256) -> Rar
 def frequency_alignment(
     table: Any, sample: RareAndFrequent, coefficient: jax.typing.ArrayLike = 1.0, *, token_axis: int = 0
 ) -> jax.Array:
-    r"""How far rare and frequent rows of a table are apart as distributions: the energy coefficient of a sample, in [0, 1] for
-    large S.
+    r"""The distance between the distributions of rare and frequent rows, as the energy coefficient of a sample.
 
     .. math:: c \, \frac{2\, E|r - f| - E|r - r'| - E|f - f'|}{2\, E|r - f|}
 
-    over rows r of rare and f of frequent tokens, means over pairs of different tokens. Zero in expectation if both are samples of
-    one distribution, one if each is a single point of its own. The first term pulls rare rows to frequent ones, the others
-    push rows of one kind apart, as in a contrastive loss, so nothing collapses; a positive coefficient aligns, a negative one
-    separates. It does not depend on the table's scale. No discriminator is trained, as it is in FRAGE; this form with an energy
-    distance is ours, simple and without numbers to tune, and its effect on a loss is what docs/regularizers.md measured.
+    over rows r of rare and f of frequent tokens, with means over pairs of different tokens. It is in [0, 1] for large S: zero in
+    expectation if both are samples of one distribution, and one if each is a single point and the points differ. The first term
+    pulls rare rows to frequent rows. The other terms push rows of one kind apart, as in a contrastive loss, so nothing collapses.
+    A positive coefficient aligns, and a negative one separates. The value does not depend on the table's scale. Unlike FRAGE, it
+    trains no discriminator. The form with an energy distance is ours. It is simple and has no numbers to tune. Its measured
+    effect on a loss is in docs/regularizers.md.
 
-    O(S D + S^2). Only the sampled rows are read, so it works in row-sparse steps: declare the sampled ids too. On a sharded table
-    the 2 S rows are summed over the devices.
+    O(S D + S^2). It reads only the sampled rows, so it works in row-sparse steps if the sampled ids are declared too. For a
+    sharded table the 2 S rows are summed over the devices.
 
     Args:
-      table: (V, D), or any layout with `token_axis`; or the `RowSlice` of `row_sparse.value_and_grad` with the sampled ids
+      table: (V, D), or any layout with `token_axis`, or the `RowSlice` of `row_sparse.value_and_grad` with the sampled ids
         declared.
-      sample: from `sampled_tokens`.
-      coefficient: c; may be traced.
-      token_axis: the axis that counts the tokens; a `RowSlice` knows its own.
+      sample: the result of `sampled_tokens`.
+      coefficient: c, which may be traced.
+      token_axis: the axis of the tokens. A `RowSlice` has its own.
 
     Returns:
-      A scalar, float32 (float64 for float64); 0 if one of both has less than two tokens. Slightly below zero where chance has it.
+      A scalar, float32 (float64 for float64). It is 0 if one of the halves has fewer than two tokens. By chance, it may be
+      slightly below zero.
 
     Raises:
-      TypeError: the table is no array of real floats, the sample no pair of ids, the coefficient no number.
-      ValueError: an axis out of range, an empty table; the coefficient is not finite.
+      TypeError: the table is not an array of real floats, the sample is not a pair of ids, or the coefficient is not a number.
+      ValueError: an axis is out of range, the table is empty, or the coefficient is not finite.
 
     Example:
       >>> import jax
@@ -116,8 +117,8 @@ def frequency_alignment(
       0.4
 
     References:
-      Gong et al., "FRAGE: frequency-agnostic word representation", https://arxiv.org/abs/1809.06858 (rare and popular words lie
-      apart; there with an adversary); Yu et al., "Rare tokens degenerate all tokens", https://arxiv.org/abs/2109.03127 (gates
+      Gong et al., "FRAGE: frequency-agnostic word representation", https://arxiv.org/abs/1809.06858 (rare and popular words are
+      far apart; it uses an adversary); Yu et al., "Rare tokens degenerate all tokens", https://arxiv.org/abs/2109.03127 (gates
       gradients of rare rows instead); the energy coefficient: Szekely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018;
       docs/regularizers.md
     """

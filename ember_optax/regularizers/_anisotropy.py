@@ -18,28 +18,29 @@ def anisotropy(table: Any, coefficient: jax.typing.ArrayLike = 1.0, *, token_axi
         c \, \frac{\|\sum_i p_i u_i\|^2 - \sum_i p_i^2}{1 - \sum_i p_i^2}, \qquad
         u_i = x_i / \|x_i\|, \quad p_i = w_i / \textstyle\sum_j w_j
 
-    which for equal weights is :math:`c\, (|\sum_i u_i|^2 - n) / (n (n - 1))`, with gradient
+    For equal weights this is :math:`c\, (|\sum_i u_i|^2 - n) / (n (n - 1))`, with gradient
     :math:`c\, \frac{2 p_i}{1 - \sum p^2} (s - (s \cdot u_i) u_i) / \|x_i\|`, :math:`s = \sum_i p_i u_i`. With a positive
-    coefficient rows turn away from their common direction (cosine regularization); with a negative one towards it: lower isotropy
-    was often better for the task (I-STAR, where the measure is IsoScore of hidden states). The gradient is orthogonal to each
-    row, so norms hardly change. O(V D), without a temporary of the table's size (docs/regularizers.md has what the compiler
-    says). It needs every row, so a table in row-sparse steps cannot have it. On a mesh vectors of D numbers (of V where features
-    are split) and scalars are summed over the devices.
+    coefficient, rows turn away from their common direction (cosine regularization). With a negative one, they turn towards it.
+    Lower isotropy was often better for the task (I-STAR, whose measure is IsoScore of hidden states). The gradient is orthogonal
+    to each row, so norms hardly change. O(V D), without a temporary of the table's size (docs/regularizers.md has the compiled
+    memory). It needs every row, so it does not work for a table in row-sparse steps. On a mesh, vectors of D numbers (of V if
+    features are sharded) and scalars are summed over the devices.
 
     Args:
-      table: (V, D), or any layout with `token_axis`; all other axes together are features. Any real floating dtype.
-      coefficient: c; may be traced.
-      token_axis: the axis that counts the tokens.
-      weights: (V,) numbers that are not negative, constants of the gradient; None for one each. A token of weight 0 does not take
-        part: padding rows, say.
+      table: (V, D), or any layout with `token_axis`. All other axes together are features. Any real floating dtype.
+      coefficient: c, which may be traced.
+      token_axis: the axis of the tokens.
+      weights: (V,) numbers that are not negative, which are constants for the gradient. None is a weight of one for each. A token
+        of weight 0 is left out, for example a row of padding.
 
     Returns:
-      A scalar, float32 (float64 for float64). A row of zeros has no direction, is left out and gets no gradient; NaN with less
-      than two rows left.
+      A scalar, float32 (float64 for float64). A row of zeros has no direction, so it is left out and gets no gradient. NaN if
+      fewer than two rows are left.
 
     Raises:
-      TypeError: the table is no array of real floats, or a `RowSlice`; the coefficient is no number.
-      ValueError: an axis out of range, an empty table, weights of another shape or negative; the coefficient is not finite.
+      TypeError: the table is not an array of real floats, or is a `RowSlice`; the coefficient is not a number.
+      ValueError: an axis is out of range, the table is empty, weights have another shape or are negative, or the coefficient is
+        not finite.
 
     Example:
       >>> import jax

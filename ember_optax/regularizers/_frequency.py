@@ -1,4 +1,4 @@
-"""Weights from token counts: of each token's loss, and of the updates of each row."""
+"""Weights from token counts, for the loss of each token and for the update of each row."""
 
 import functools
 from typing import Any, NamedTuple
@@ -26,29 +26,29 @@ _SMOOTHING = "a number above 0, for example smoothing=1.0"
 def frequency_weights(
     token_counts: Any, power: jax.typing.ArrayLike = 0.5, *, smoothing: jax.typing.ArrayLike = 1.0
 ) -> jax.Array:
-    r"""A weight for each token from how often it occurs, to be multiplied with its loss or with the updates of its row.
+    r"""A weight for each token that depends on its count. Multiply the loss of the token or the update of its row by it.
 
     .. math:: w_i = (c_i + a)^{-p} \Big/ \frac{\sum_j c_j (c_j + a)^{-p}}{\sum_j c_j}
 
-    so that the mean weight over the text is one, and the loss keeps its scale. With p = 1 every token that occurs has nearly the
-    same share of the loss; 0 changes nothing; a negative power favours frequent tokens. The loss with these weights is another
-    objective: its minimum is no longer the text's distribution, so a validation loss without them rises. Works in
+    The mean weight over the text is one, so the loss keeps its scale. With p = 1, every token that occurs has nearly the same
+    share of the loss. With p = 0, nothing changes. A negative power favours frequent tokens. The loss with these weights is
+    another objective. Its minimum is no longer the text's distribution, so a validation loss without weights rises. It works in
     row-sparse steps. O(V).
 
         weights = regularizers.frequency_weights(counts, 0.25)
         loss = jnp.mean(weights[labels] * losses)
 
     Args:
-      token_counts: (V,) numbers that are not negative: of a corpus, or streamed (`updated_counts`).
-      power: p, of either sign; may be traced.
-      smoothing: a, above zero, in tokens: a token that never occurred has the weight of one that occurred a times.
+      token_counts: (V,) numbers that are not negative, from a corpus or streamed (`updated_counts`).
+      power: p, of either sign, which may be traced.
+      smoothing: a, above zero, which is added to every count.
 
     Returns:
-      (V,) float32, all ones before the first count.
+      (V,) float32, all ones if all counts are zero.
 
     Raises:
-      TypeError: an argument is no number, or no array of numbers.
-      ValueError: `token_counts` is no vector; `power` is not finite; `smoothing` is not above zero.
+      TypeError: an argument is not a number, or not an array of numbers.
+      ValueError: `token_counts` is not a vector, `power` is not finite, or `smoothing` is not above zero.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,21 +66,21 @@ def frequency_weights(
 
 
 def updated_counts(counts: Any, ids: Any, decay: jax.typing.ArrayLike = 1.0) -> jax.Array:
-    r"""Token counts after one more batch: a pure function to stream them with.
+    r"""The token counts after one more batch. Call this pure function for each batch to stream counts.
 
     .. math:: c_i \leftarrow d\, c_i + \#\{n : ids_n = i\}
 
     Args:
-      counts: (V,) floats; `jnp.zeros(V)` to begin with. float32 counts exactly to 16,777,216.
-      ids: integers of any shape; those below zero and from V on are padding.
-      decay: d in [0, 1]: 1 counts for ever, 0.99 forgets half in 69 batches; may be traced.
+      counts: (V,) floats, `jnp.zeros(V)` before the first batch. float32 counts exactly up to 16,777,216.
+      ids: integers of any shape. Ids below zero, or V and above, are padding.
+      decay: d in [0, 1], which may be traced. 1 never forgets, and 0.99 forgets half in 69 batches.
 
     Returns:
-      (V,), of the dtype and sharding of `counts`.
+      (V,), with the dtype and sharding of `counts`.
 
     Raises:
-      TypeError: counts are no floats, ids no integers, `decay` no number.
-      ValueError: `counts` is no vector, `decay` is not in [0, 1].
+      TypeError: counts are not floats, ids are not integers, or `decay` is not a number.
+      ValueError: `counts` is not a vector, or `decay` is not in [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,7 +99,7 @@ def updated_counts(counts: Any, ids: Any, decay: jax.typing.ArrayLike = 1.0) -> 
 
 
 class FrequencyState(NamedTuple):
-    """State of `scale_by_frequency` with streamed counts: for each table its token counts, (V,) float32."""
+    """State of `scale_by_frequency` with streamed counts: the token counts of each table, (V,) float32."""
 
     token_counts: Any
 
@@ -112,30 +112,31 @@ def scale_by_frequency(
     decay: float = 1.0,
     tables: DimensionNumbersLike = AUTO,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies the updates of each row of the tables by a weight from how often its token occurs.
+    r"""Multiplies the update of each row of the tables by a weight that depends on the count of its token.
 
     .. math:: u_{ij} \leftarrow w_i\, u_{ij}
 
-    with the weights of `frequency_weights`. It belongs behind `scale_by_ember` (`optax.chain(ember(1e-2, optax.adamw(1e-3)),
-    scale_by_frequency(...))`): before it, the second moment of the row would take the weight out again. A positive power gives
-    rare rows larger steps, a negative one smaller ones.
+    with the weights of `frequency_weights`. Put it after `scale_by_ember` (`optax.chain(ember(1e-2, optax.adamw(1e-3)),
+    scale_by_frequency(...))`). Before `scale_by_ember`, the second moment of the row would cancel the weight. A positive power
+    gives rare rows larger steps, and a negative power smaller ones.
 
     Args:
       power: as for `frequency_weights`.
-      token_counts: (V,) of a corpus; None to stream them: then every `update` takes `token_counts=`, (V,) of its batch, for
-        example `jnp.bincount(ids.reshape(-1), length=V)`.
+      token_counts: (V,), the counts of a corpus. None streams the counts: then every `update` takes `token_counts=`, (V,) of its
+        batch, for example `jnp.bincount(ids.reshape(-1), length=V)`.
       smoothing: as for `frequency_weights`.
-      decay: of streamed counts, in [0, 1], as for `updated_counts`.
-      tables: which leaves are tables, as in `ember`; all others pass unchanged. They need one vocabulary.
+      decay: the decay of streamed counts, in [0, 1], as for `updated_counts`.
+      tables: which leaves are tables, as in `ember`. All other leaves do not change. The tables need one vocabulary.
 
     Returns:
-      A `GradientTransformationExtraArgs`; dense and row-sparse. Its state is `FrequencyState` with streamed counts, V numbers for
-      each table, else empty.
+      A `GradientTransformationExtraArgs` for dense and row-sparse updates. With streamed counts its state is `FrequencyState`, V
+      numbers for each table. Otherwise the state is empty.
 
     Raises:
-      TypeError: `power`, `smoothing` or `decay` is no number, `token_counts` are none; at update, a state of something else.
-      ValueError: a number out of range; at init, no table is found; at update, no `token_counts` to stream, or of another size
-        than a table's vocabulary.
+      TypeError: `power`, `smoothing` or `decay` is not a number, or `token_counts` are not numbers; at update, the state is that
+        of another transformation.
+      ValueError: a number is out of range; at init, no table is found; at update, streamed `token_counts` are missing, or do not
+        have the size of a table's vocabulary.
 
     Example:
       >>> import jax.numpy as jnp
@@ -153,7 +154,7 @@ def scale_by_frequency(
     number, added = _checked_power(power, smoothing)
     decay = checked_number(decay, "decay", "a number in [0, 1], for example decay=0.999")
     if decay > 1.0:
-        raise ValueError(f"decay must be in [0, 1], got {decay!r}; pass 1.0 to count for ever.")
+        raise ValueError(f"decay must be in [0, 1], got {decay!r}; pass 1.0 to keep all counts.")
     fixed = None if token_counts is None else checked_counts(token_counts, "token_counts")
     if fixed is not None and decay != 1.0:
         raise ValueError(f"decay={decay!r} is of streamed counts, but token_counts are given once; leave one of the two out.")
@@ -165,12 +166,12 @@ def scale_by_frequency(
 
 
 def _counts_of(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | None) -> jax.Array:
-    """The counts of a table's tokens: given once, or those of this batch."""
+    """The counts of a table's tokens, which are fixed or those of this batch."""
     found = extra_args.get("token_counts") if fixed is None else fixed
     if found is None:
         raise ValueError(
             "scale_by_frequency streams counts: call update(updates, state, params, token_counts=counts) with those of the "
-            "batch, (V,), or give it token_counts once where it is made."
+            "batch, (V,), or pass token_counts to scale_by_frequency."
         )
     counts_V, axes = checked_counts(found, "token_counts"), table.axes
     assert axes is not None
@@ -183,7 +184,7 @@ def _counts_of(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | N
 
 
 def _scaled_step(table: Table, update, param, kept, counts_V, *, power, smoothing, decay: float):
-    """The update times the weights, and the streamed counts after it."""
+    """The update times the weights, and the streamed counts after this batch."""
     del param
     axes = table.axes
     assert axes is not None
@@ -195,7 +196,7 @@ def _scaled_step(table: Table, update, param, kept, counts_V, *, power, smoothin
 
 
 def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
-    """Rows times weights with the table's rank; compact rows times those of their ids."""
+    """The rows of an update times the weights of their tokens. Compact rows take the weights of their ids."""
     dtype = compute_dtype(update)
     if table.ids is None:
         return (update.astype(dtype) * weights.astype(dtype)).astype(update.dtype)
@@ -209,7 +210,7 @@ def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def checked_counts(token_counts: Any, argument: str) -> jax.Array:
-    """One number for each token."""
+    """The counts as an array. Raises unless there is one number for each token, finite and not negative if it is known."""
     check_array(token_counts, argument)
     counts = jnp.asarray(token_counts)
     if counts.ndim != 1 or not counts.size or jnp.iscomplexobj(counts):
@@ -218,7 +219,7 @@ def checked_counts(token_counts: Any, argument: str) -> jax.Array:
             f"pass jnp.bincount(ids.reshape(-1), length=V)."
         )
     if counts.dtype == jnp.bool_:
-        counts = counts.astype(jnp.int32)  # JAX compares no mask with numbers under strict promotion
+        counts = counts.astype(jnp.int32)  # under strict promotion, JAX does not compare a mask with numbers
     if not known_to_hold(counts, lambda c: (c >= 0) & jnp.isfinite(c)):
         raise ValueError(f"{argument} must be finite and not negative, got {shown(counts)}; count tokens.")
     return counts

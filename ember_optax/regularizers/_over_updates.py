@@ -1,4 +1,4 @@
-"""The one prologue of the transformations: which leaves are tables, what is kept of each, and what has no rows to work on."""
+"""`on_tables`, the common part of the transformations: it finds the tables, reads their state, and checks the updates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,15 +21,15 @@ from .._tree.watching import is_observed, tables_at_init
 
 
 class Rule(NamedTuple):
-    """What a transformation does with one table, and what it needs.
+    """The step of a transformation on one table, and its requirements.
 
     Attributes:
-      name: of the transformation, for messages.
-      step: `step(table, update, param, kept, given)` gives the update and what is kept; both arrays of the table's layout.
-      keeps: the field of Ember's state whose shape the kept vector has; None where nothing is kept.
-      needs_params: why it reads the parameters; None where it does not.
-      needs_all_rows: why it cannot work on the rows of a batch alone; None where it can.
-      given: reads what the extra arguments of `update` hold for a table; None where nothing is.
+      name: the name of the transformation, for messages.
+      step: `step(table, update, param, kept, given)` returns the update and the kept vector, both with the table's layout.
+      keeps: the field of Ember's state that has the shape of the kept vector. None if the transformation keeps nothing.
+      needs_params: the reason why it reads the parameters. None if it does not.
+      needs_all_rows: the reason why it cannot work on the rows of a batch only. None if it can.
+      given: a function that reads the value for a table from the extra arguments of `update`. None if there is no such value.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Rule(NamedTuple):
 def on_tables(
     rule: Rule, tables: DimensionNumbersLike, state_of: Callable[[Any], Any] | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of the tables that `tables` finds in a tree; all other updates pass unchanged.
+    """The transformation that applies `rule` to the tables that `tables` finds in a tree. Other updates do not change.
 
-    `state_of` makes the state from a tree of kept vectors, and is a named tuple of one field.
+    `state_of` is a named tuple of one field. It makes the state from a tree of kept vectors.
     """
     check_declaration(tables, "tables")
 
@@ -92,7 +92,7 @@ def _weights(found: TableTree, params: Any) -> list[Any]:
 
 
 def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
-    """What the state keeps of each leaf, in its box."""
+    """The kept vector of each leaf, in its box."""
     if state_of is None:
         return [None] * len(found.tables)
     if not isinstance(state, state_of):
@@ -103,7 +103,7 @@ def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
         return found.treedef.flatten_up_to(state[0])
     except (ValueError, TypeError):
         raise ValueError(
-            f"the updates have the tables {found.names}, but the state of {name} is of other parameters; pass the state that "
+            f"the updates have the tables {found.names}, but the state of {name} has other parameters; pass the state that "
             f"belongs to these updates."
         ) from None
 
@@ -155,7 +155,7 @@ def _check_rows(rule: Rule, table: Table, update: jax.Array) -> None:
 
 
 def expanded(vector: jax.Array, table: Table, field: str) -> jax.Array:
-    """A kept vector with the rank of its table: axes of length one for those that it has not."""
+    """A kept vector with the rank of its table. The axes that it does not keep have length one."""
     assert table.axes is not None
     kept = getattr(kept_axes(table.axes), field)
     return jnp.expand_dims(vector, [axis for axis in range(len(table.shape)) if axis not in kept])

@@ -1,4 +1,4 @@
-"""Transformations of rows: without a common shift, and none with too large a step."""
+"""Transformations of rows: `center_rows` removes a common shift, and `cap_row_steps` limits the step of a row."""
 
 import functools
 import math
@@ -21,30 +21,30 @@ from ._over_updates import Rule, on_tables
 def center_rows(
     what: Literal["updates", "table"] = "updates", *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the mean over the tokens out of updates, or moves tables so that their mean row is zero after the step.
+    r"""Subtracts the mean over the tokens from updates, or moves tables so that their mean row is zero after the step.
 
     .. math::
         u_{ij} &\leftarrow u_{ij} - \mathrm{mean}_i\, u_{ij} \quad\text{("updates")} \\
         u_{ij} &\leftarrow u_{ij} - \mathrm{mean}_i\, (W + u)_{ij} \quad\text{("table")}
 
-    A softmax does not see what all rows of a head have in common: every logit moves alike. So for a head the loss stays what it
-    was, to rounding, while the logits and the table's common direction stop drifting. For an input table, and for a tied one, the
-    mean row is part of what the model sees, and the loss changes: name the head alone with `tables`. All rows count
-    alike, rows of padding too, and these move then. No coefficient: there is nothing between to tune, and no other sign.
+    A common shift of all rows of a head shifts all logits by the same number, which a softmax ignores. So for a head the loss
+    stays the same up to rounding, and the logits and the table's common direction stop drifting. For an input table or a tied
+    table, the mean row is part of what the model sees, and the loss changes. So name only the head with `tables`. All rows
+    count equally, including rows of padding, which then move too. There is no coefficient, because there is nothing to tune.
 
-    Behind the learning rate with "table"; anywhere with "updates", but before `scale_by_ember` every row has a gradient then.
-    One more read of the updates (and of the table); on a mesh D numbers are summed over the devices.
+    With "table", put it after the learning rate. With "updates", it may be anywhere in the chain, but before `scale_by_ember` it
+    gives every row a gradient. It reads the updates (and the table) once more. On a mesh, D numbers are summed over the devices.
 
     Args:
       what: "updates" or "table".
-      tables: which leaves are tables, as in `ember`; all others pass unchanged. Each table of a stack has a mean of its own.
+      tables: which leaves are tables, as in `ember`. All other leaves do not change. Each table of a stack has its own mean.
 
     Returns:
-      A `GradientTransformationExtraArgs` without state. With "table", `update` needs the parameters. Row-sparse updates are
-      refused: every row moves.
+      A `GradientTransformationExtraArgs` without state. With "table", `update` needs the parameters. Row-sparse updates raise,
+      because every row moves.
 
     Raises:
-      ValueError: `what` is none of the two words; at init, no table is found; at update, compact updates.
+      ValueError: `what` is not one of the two words; at init, no table is found; at update, an update is compact.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,7 +58,7 @@ def center_rows(
       [0. 0. 0. 0.]
 
     References:
-      Stollenwerk et al., "Output embedding centering", https://arxiv.org/abs/2601.02031 (the head's table, after each step); of
+      Stollenwerk et al., "Output embedding centering", https://arxiv.org/abs/2601.02031 (the head's table, after each step); for
       gradients of hidden matrices: Yong et al., "Gradient centralization", https://arxiv.org/abs/2004.01461; docs/regularizers.md
     """
     if not isinstance(what, str) or what not in ("updates", "table"):
@@ -84,30 +84,30 @@ def center_rows(
 def cap_row_steps(
     max_rms: optax.ScalarOrSchedule | None = None, *, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Makes the update of a row smaller where its root mean square is above a cap; None, the default, is no cap.
+    r"""Scales the update of a row down if its root mean square is above a cap. None, the default, is no cap.
 
     .. math:: u_i \leftarrow u_i \min(1, \; m / \mathrm{rms}_j\, u_{ij})
 
-    For the first step of a token after a long silence, which with Ember is up to :math:`1 / \sqrt{1 - b_2}` learning rates
-    (31.6 for b2 = 0.999), where that of a token seen all the time is about 1. That is a property of the method and no error: see
-    docs/regularizers.md for what a cap did to the loss before using one.
+    With Ember, the first step of a token after a long time without a gradient is up to :math:`1 / \sqrt{1 - b_2}` learning rates
+    (31.6 for b2 = 0.999). The step of a token that occurs in every batch is about 1. This is a property of the method and not an
+    error. Before you use a cap, see docs/regularizers.md for its effect on the loss.
 
-    In units of the learning rate between `scale_by_ember` and the rate, in a chain of one's own: `optax.chain(scale_by_ember(),
-    cap_row_steps(3.0), optax.scale_by_learning_rate(1e-2))`; behind `ember(rate, body)` it is in units of the
-    parameters, `cap_row_steps(lambda step: 3.0 * rate(step))`. One more read
-    of the updates; nothing of the table's size is kept, and on a mesh V numbers are summed over the devices that share the
-    features.
+    The cap is in units of the learning rate if it is between `scale_by_ember` and the rate, as in
+    `optax.chain(scale_by_ember(), cap_row_steps(3.0), optax.scale_by_learning_rate(1e-2))`. After `ember(rate, body)` it is in
+    units of the parameters: `cap_row_steps(lambda step: 3.0 * rate(step))`. It reads the updates once more, and keeps nothing of
+    the table's size. On a mesh, V numbers are summed over the devices that shard the features.
 
     Args:
-      max_rms: m, the cap, above zero; or a schedule of it; may be traced.
-      tables: which leaves are tables, as in `ember`; all others pass unchanged.
+      max_rms: m, the cap, above zero, which may be traced; or a schedule of it.
+      tables: which leaves are tables, as in `ember`. All other leaves do not change.
 
     Returns:
-      A `GradientTransformationExtraArgs`, dense and row-sparse, whose only state is the step of a schedule. Rows below the cap
-      pass bit for bit. Compact updates of equal ids are one row: the first one gets the capped sum, and the others get zeros.
+      A `GradientTransformationExtraArgs` for dense and row-sparse updates. Its only state is the step of a schedule. Rows below
+      the cap do not change, bit for bit. Compact updates of equal ids are one row: the first one gets the capped sum, and the
+      others get zeros.
 
     Raises:
-      TypeError: `max_rms` is no number.
+      TypeError: `max_rms` is not a number.
       ValueError: `max_rms` is not above zero; at init, no table is found.
 
     Example:
@@ -122,8 +122,8 @@ def cap_row_steps(
        [ 0.  0.]]
 
     References:
-      The step: Ember, https://arxiv.org/abs/2607.01455; a clip by root mean square, of a whole matrix: Shazeer and Stern,
-      "Adafactor", https://arxiv.org/abs/1804.04235; docs/regularizers.md
+      Shazeer and Stern, "Adafactor", https://arxiv.org/abs/1804.04235 (clips the root mean square of a whole matrix);
+      docs/regularizers.md
     """
     fix = "a number above 0, a schedule or None, for example max_rms=3.0"
     fixed = max_rms if max_rms is None or callable(max_rms) else checked_positive(max_rms, "max_rms", fix)
@@ -143,7 +143,7 @@ def cap_row_steps(
 
 
 def _scheduled(capping: optax.GradientTransformationExtraArgs, schedule: Any) -> optax.GradientTransformationExtraArgs:
-    """The cap of each step from a schedule; the state counts the steps."""
+    """`cap_row_steps` with a cap from a schedule. The state counts the steps."""
 
     def init_fn(params):
         capping.init(params)  # checks the tables
@@ -161,7 +161,7 @@ def _scheduled(capping: optax.GradientTransformationExtraArgs, schedule: Any) ->
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _capped_rows(update: jax.Array, ids: jax.Array, cap: Any, token: int, size: int) -> jax.Array:
-    """A compact update whose rows are capped: a row's whole update where its id stands first, zeros where it stands again."""
+    """A compact update with capped rows. The first occurrence of an id has the capped sum, later occurrences have zeros."""
     rows_NxF, _ = sum_duplicates(rows_first(update, token, ids.ndim), flat_ids(ids, size), size)
     capped = _capped(rows_NxF, tuple(range(1, rows_NxF.ndim)), cap).astype(update.dtype)
     return rows_back(capped, update.shape, token, ids.ndim)

@@ -1,4 +1,4 @@
-"""The spectral norm of a table: as a loss term, and held below a bound, by power iteration with a vector of D numbers."""
+"""The spectral norm of a table by power iteration: as a loss term, and as a transformation that keeps it below a bound."""
 
 from typing import Any, NamedTuple
 
@@ -22,26 +22,27 @@ _REASON = "its spectral norm was asked for"
 
 
 def singular_vector(table: Any, vector: Any = None, *, token_axis: int = 0, iterations: int = 1) -> jax.Array:
-    r"""The first right singular vector of a table by power iteration, from a vector that is carried from step to step.
+    r"""The first right singular vector of a table by power iteration, which starts from the vector of the last step.
 
     .. math:: v \leftarrow W^\top W v / \|W^\top W v\|
 
-    The error shrinks by :math:`(\sigma_2 / \sigma_1)^2` in each iteration; that of the norm :math:`\|W v\|`, which is never too
-    large, by the square of this. Each reads the table twice. As a table moves slowly, one iteration a step follows it. Constant
-    for the gradient. On a mesh a vector of V and one of D numbers are summed over the devices that share the other axis.
+    The error shrinks by :math:`(\sigma_2 / \sigma_1)^2` in each iteration. The error of the norm :math:`\|W v\|`, which is never
+    too large, shrinks by the square of this. Each iteration reads the table twice. A table moves slowly, so one iteration for
+    each step is enough. The vector is a constant for the gradient. On a mesh, a vector of V and one of D numbers are summed over
+    the devices that shard the other axis.
 
     Args:
       table: as for `anisotropy`.
-      vector: of the features' shape, (D,): what the last step returned; zeros or None for a fixed vector to start with.
-      token_axis: the axis that counts the tokens.
-      iterations: how many, 0 or more.
+      vector: the result of the last step, of the features' shape, (D,). Zeros or None start with a fixed vector.
+      token_axis: the axis of the tokens.
+      iterations: the number of iterations, 0 or more.
 
     Returns:
-      A unit vector of the features' shape, float32 (float64 for float64), zeros for a table of zeros.
+      A unit vector of the features' shape, float32 (float64 for float64). Zeros for a table of zeros.
 
     Raises:
-      TypeError: the table is no array of real floats, or a `RowSlice`; `iterations` is no integer.
-      ValueError: an axis out of range, an empty table, a vector of another shape, negative `iterations`.
+      TypeError: the table is not an array of real floats, or is a `RowSlice`; `iterations` is not an integer.
+      ValueError: an axis is out of range, the table is empty, the vector has another shape, or `iterations` is negative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,22 +70,22 @@ def spectral_penalty(
 
     .. math:: \frac{c}{2} \sigma_1(W)^2, \qquad \text{with gradient}\quad c\, \sigma_1\, u_1 v_1^\top
 
-    by power iteration, whose vector counts as a constant. Pass the vector of `singular_vector` that is carried through
-    training; without it 20 iterations start afresh each time. A positive coefficient makes the largest direction smaller, a
-    negative one larger, without bound.
+    It uses power iteration, whose vector is a constant for the gradient. Pass the vector of `singular_vector` of the last step.
+    Without it, each call starts again with 20 iterations. A positive coefficient makes the largest direction smaller. A negative
+    one makes it larger without bound.
 
     Args:
       table: as for `anisotropy`.
-      coefficient: c, of either sign; may be traced.
+      coefficient: c, of either sign, which may be traced.
       vector: as for `singular_vector`.
-      token_axis: the axis that counts the tokens.
-      iterations: of the vector before it is used; None is 20 without a vector, and 0 with one.
+      token_axis: the axis of the tokens.
+      iterations: the number of iterations before the vector is used. None is 20 without a vector, and 0 with a vector.
 
     Returns:
       A scalar, float32 (float64 for float64).
 
     Raises:
-      TypeError: as `singular_vector`; the coefficient is no number.
+      TypeError: as `singular_vector`; the coefficient is not a number.
       ValueError: as `singular_vector`; the coefficient is not finite.
 
     Example:
@@ -110,7 +111,7 @@ def spectral_penalty(
 
 
 class SpectralState(NamedTuple):
-    """State of `normalize_spectral_norm`: for each table the singular vector, (D,) float32."""
+    """State of `normalize_spectral_norm`: the singular vector of each table, (D,) float32."""
 
     vector: Any
 
@@ -118,29 +119,32 @@ class SpectralState(NamedTuple):
 def normalize_spectral_norm(
     max_norm: jax.typing.ArrayLike, *, iterations: int = 1, tables: DimensionNumbersLike = AUTO
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Changes updates so that no table's spectral norm exceeds a bound after the step: the last transformation of a chain.
+    r"""Changes updates so that the spectral norm of every table is within a bound after the step. Put it last in the chain.
 
     .. math:: u \leftarrow W' \min(1, \; m / \|W' v\|) - W, \qquad W' = W + u
 
-    with v from `singular_vector` of :math:`W'`, carried in the state: D numbers for each table. While the norm is below the bound
-    an update passes bit for bit. :math:`\|W' v\|` is at most the norm; until v has converged, in the first steps, tables may
-    be larger than the bound by what it lacks. Every step reads the table `2 iterations + 1` times more.
+    where v is the `singular_vector` of :math:`W'`. The state holds v, which is D numbers for each table. While the norm is below
+    the bound, updates do not change, bit for bit. :math:`\|W' v\|` is at most the norm, and smaller until v has converged. So in
+    the first steps the norm of a table may exceed the bound by this difference. Every step reads the table `2 iterations + 1`
+    times more.
 
-    Put it behind everything that scales updates, the learning rate too: `optax.chain(ember(1e-2, optax.adamw(1e-3)),
+    Put it after everything that scales updates, including the learning rate: `optax.chain(ember(1e-2, optax.adamw(1e-3)),
     normalize_spectral_norm(10.0))`.
 
     Args:
       max_norm: the bound m, above zero.
-      iterations: of power iteration in each step.
-      tables: which leaves are tables, as in `ember`; all others pass unchanged. Each table of a stack has a norm of its own.
+      iterations: the number of power iterations in each step.
+      tables: which leaves are tables, as in `ember`. All other leaves do not change. Each table of a stack has its own norm.
 
     Returns:
-      A `GradientTransformationExtraArgs` with state `SpectralState`. `update` needs the parameters. Row-sparse updates are
-      refused: the whole table is scaled.
+      A `GradientTransformationExtraArgs` with state `SpectralState`. `update` needs the parameters. Row-sparse updates raise,
+      because the whole table is scaled.
 
     Raises:
-      TypeError: `max_norm` is no number, `iterations` no integer; at update, a state of something else.
-      ValueError: `max_norm` is not above zero, `iterations` below 1; at init, no table is found; at update, compact updates.
+      TypeError: `max_norm` is not a number, or `iterations` is not an integer; at update, the state is that of another
+        transformation.
+      ValueError: `max_norm` is not above zero, or `iterations` is below 1; at init, no table is found; at update, an update is
+        compact.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Loss terms: what they take, and their sum over the tables of a model."""
+"""`over_tables`, the sum of a loss term over the tables of a model, and the checks that loss terms share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,20 +27,20 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     .. math:: \sum_{W \in tables} term(W)
 
     Args:
-      term: called as `term(table, token_axis=axis)`; `functools.partial` gives it its other arguments.
+      term: a function that is called as `term(table, token_axis=axis)`. Set its other arguments with `functools.partial`.
       params: the parameters.
-      tables: which ones are tables, as in `ember`: "auto" for what `token_tables` finds. Each table of a stack counts by itself.
-        A declared parameter without features, the bias of a head say, has no rows and is left out.
+      tables: which parameters are tables, as in `ember`. "auto" means the tables that `token_tables` finds. Each table of a stack
+        counts separately. A declared parameter without features, for example the bias of a head, has no rows and is left out.
 
     Returns:
-      A scalar, to be added to a loss of `params`.
+      A scalar. Add it to a loss of `params`.
 
     Raises:
-      TypeError: `term` is no function; a table is not floating.
-      ValueError: no table with features is found; and what the term raises.
+      TypeError: `term` is not a function, or a table is not floating.
+      ValueError: no table with features is found, or the term raises.
 
     Warns:
-      UserWarning: the finder may have missed a head, or guesses its token axis; the message says what to write.
+      UserWarning: the finder may have missed a head, or guesses its token axis. The message says what to write.
 
     Example:
       >>> import functools
@@ -58,7 +58,7 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
         raise TypeError(f"term must be a function of a table, got {shown(term)}; pass for example regularizers.anisotropy.")
     check_declaration(tables, "tables")
     check_tree(params, "params")
-    # A bare `RowSlice` is a pytree of its rows and ids: in its place the finder sees the table that it stands for.
+    # A bare `RowSlice` is a pytree of its rows and ids, so the finder sees the shape of the whole table instead.
     found = tables_of(_whole(params), tables, "found", argument="tables", what="the parameters are")
     check_found(found, complete=True)
     warn_of_suspects(found, "over_tables")
@@ -70,8 +70,8 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     ]
     if not values:
         raise ValueError(
-            f"tables declares only {[table.name for table in found.tables if table.axes is not None]}, which have no features: a "
-            f"term is of rows. Declare the tables that they belong to."
+            f"tables declares only {[table.name for table in found.tables if table.axes is not None]}, which have no features, "
+            f"but a term is about rows: declare their tables too."
         )
     return jnp.sum(jnp.stack(values))
 
@@ -98,7 +98,7 @@ def _of_table(term: Callable[..., jax.Array], table: Table, array: Any) -> jax.A
 
 
 def checked_whole_table(table: Any, token_axis: Any, reason: str) -> tuple[jax.Array, TableAxes]:
-    """A table of which all rows exist, and its axes."""
+    """A table with its axes. Raises with `reason` if it is a `RowSlice`, which has only some rows."""
     if isinstance(table, RowSlice):
         raise whole_table_error(table, reason)
     array, token = checked_table(table, token_axis)
@@ -106,5 +106,5 @@ def checked_whole_table(table: Any, token_axis: Any, reason: str) -> tuple[jax.A
 
 
 def times(coefficient: Any, value: jax.Array) -> jax.Array:
-    """A checked coefficient times a term."""
+    """The value of a term times its coefficient, after a check of the coefficient."""
     return jnp.asarray(checked_coefficient(coefficient, "coefficient", COEFFICIENT), value.dtype) * value

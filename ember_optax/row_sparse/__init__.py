@@ -11,7 +11,7 @@ steps use the same state and may be mixed. One line of a train step changes:
 >>> from ember_optax import row_sparse  # `row_sparse.value_and_grad` has an example that runs
 
 References:
-  Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/row_sparse.md
+  docs/row_sparse.md
 """
 
 from .._tree.compact_rows import CompactRows

@@ -1,8 +1,8 @@
-"""The vocabulary changed in mid-training: parameters and the whole optimizer state together.
+"""Changes of the vocabulary during training, in the parameters and in the whole optimizer state.
 
-A token's row moves with everything that an optimizer knows of it. In Ember that is one number, `nu_token`; in the Adam of a body
-that owns a table two rows; accumulated gradients of `optax.MultiSteps` follow as well. Which axis of which state array counts the
-tokens is asked of the transformation itself, so chains, partitions and any body need nothing special.
+A token's row moves together with its optimizer state. In Ember that is one number, `nu_token`. In an Adam that trains a table it
+is two rows. Accumulated gradients of `optax.MultiSteps` move too. The transformation itself shows the token axis of each state
+array, so chains, partitions and any body need nothing special.
 
     params, opt_state, _ = vocab.resize(tx, params, opt_state, 50_304)
     params, opt_state, new_ids = vocab.take(tx, params, opt_state, kept_ids)
@@ -10,7 +10,7 @@ tokens is asked of the transformation itself, so chains, partitions and any body
 >>> from ember_optax import vocab  # each function has an example that runs
 
 References:
-  Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/vocabulary.md
+  docs/vocabulary.md
 """
 
 from ._change import Changed

@@ -1,4 +1,4 @@
-"""One change of a vocabulary carried through parameters and optimizer state."""
+"""`change`: applies one change of the vocabulary to parameters and optimizer state."""
 
 import functools
 from collections import Counter
@@ -21,14 +21,14 @@ from .._tree.watching import check_same_axes, watched_tables
 from ._row_moves import filled_rows, mean_row, moved_rows
 from ._vocabulary import Vocabulary
 
-# From a table, its token axis and its number among the parameters: its new rows, as an array of the new table's shape or one that
-# broadcasts to it.
+# A function from a table, its token axis and its number among the parameters to the new rows. The result has the shape of the new
+# table, or broadcasts to it.
 NewRows = Callable[[jax.Array, int, int], jax.Array]
 Shapes = dict[tuple[str, int], tuple[int, ...]]
 
 
 def mean_rows(table: jax.Array, axis: int, _: int) -> jax.Array:
-    """New rows that are the mean of the old ones."""
+    """New rows that are the mean of the old rows."""
     return mean_row(table, axis)
 
 
@@ -38,8 +38,8 @@ class Changed(NamedTuple):
     Attributes:
       params: the parameters.
       opt_state: the optimizer's state; None if none was given.
-      new_ids: (V_old,) of int64: the id that each old token has now, -1 for those that are gone. Of a token that is there more
-        than once, the first. `new_ids[batch]` renumbers text that has been turned into ids.
+      new_ids: (V_old,) of int64: the new id of each old token, -1 for removed tokens. For a duplicated token it is the first id.
+        `new_ids[batch]` converts the ids of a text.
     """
 
     params: Any
@@ -48,17 +48,17 @@ class Changed(NamedTuple):
 
 
 def check_model(tx: Any, params: Any, opt_state: Any) -> None:
-    """Raises where parameters, state and transformation as a whole are none, or one of the last two is missing."""
+    """Raises if an argument has the wrong type, if only one of `tx` and `opt_state` is given, or if the state does not fit."""
     if opt_state is None and tx is None:
         tx = optax.identity()
     elif tx is None:
-        raise TypeError("tx is None: pass the transformation whose init made opt_state, which knows what follows the tokens.")
+        raise TypeError("tx is None: pass the transformation whose init made opt_state, which shows the state's token axes.")
     check_tx_and_params(tx, params)
     wanted = _shapes(_state_of(tx, params))
     if opt_state is None and wanted:
         raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or None for tx.")
     given = _shapes(opt_state)
-    # What `nnx.state(optimizer)` holds has the same arrays in another order.
+    # Sorted, because `nnx.state(optimizer)` has the same arrays in another order.
     if sorted(given.items()) != sorted(wanted.items()):
         if holds_state(opt_state):
             raise TypeError(
@@ -74,9 +74,9 @@ def check_model(tx: Any, params: Any, opt_state: Any) -> None:
 def change(
     tx: Any, params: Any, opt_state: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
 ) -> Changed:
-    """Parameters and state whose token i is the old token `ids_W[i]`, or a new one where that is -1.
+    """Parameters and state whose token i is the old token `ids_W[i]`, or a new token where that is -1.
 
-    A new token's parameters are `new_rows`, zeros without; its state is what `tx.init` gives it.
+    The parameters of a new token are `new_rows`, or zeros without `new_rows`. Its state is that of `tx.init`.
     """
     found = read_tree(params)
     changed = [table.array for table in found.tables]
@@ -110,7 +110,7 @@ def _changed_state(params: Any, new_params: Any, opt_state: Any, tx: Any, vocabu
     for name, leaf, want in zip(names, moved, wanted, strict=True):
         if np.shape(leaf) != want.shape:
             raise ValueError(
-                f"the state of tx at {name!r} cannot follow the vocabulary: without the tokens on an axis of its own "
+                f"the state of tx at {name!r} cannot follow the vocabulary: no axis of it is the vocabulary, so "
                 f"it would keep the shape {np.shape(leaf)}, but init makes {want.shape} of the changed parameters. Change the "
                 f"parameters alone, with opt_state=None, and begin with a new state."
             )
@@ -125,7 +125,7 @@ def _changed_state(params: Any, new_params: Any, opt_state: Any, tx: Any, vocabu
 
 
 def _places(opt_state: Any, wanted: Any) -> list[int]:
-    """Where each array of `tx.init` is in a state that may have them in another order, as `nnx.state(optimizer)` has."""
+    """The position of each array of `tx.init` in a state whose order may differ, such as `nnx.state(optimizer)`."""
     given = {key: place for place, key in enumerate(_shapes(opt_state))}
     return [given[key] for key in _shapes(wanted)]
 
@@ -135,7 +135,7 @@ def _moved_leaf(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, i
         _check_share(name, leaf, axis, len(ids_W))
         leaf = moved_rows(jnp.asarray(leaf), ids_W, axis)
     if any(map(vocabulary.has, origin.averaged)) and ratio != 1:
-        # The sum over the rows is what stays.
+        # The average changes so that the sum over the rows stays the same.
         leaf = leaf * jnp.float32(ratio)
     return leaf
 
@@ -145,7 +145,7 @@ def _token_axes(origin: Origins, vocabulary: Vocabulary) -> list[int]:
 
 
 def _initial(tx: optax.GradientTransformation, params: Any, numbers: list[int], like: list[Any]) -> Iterator[Any]:
-    """Some arrays of `tx.init(params)`, each lying as the one that stands for it; the others are never made."""
+    """The arrays `numbers` of `tx.init(params)`, each with the sharding of its counterpart in `like`. No others are made."""
     if not numbers:
         return iter(())
 
@@ -154,7 +154,7 @@ def _initial(tx: optax.GradientTransformation, params: Any, numbers: list[int], 
         return [leaves[i] for i in numbers]
 
     shardings = [named_sharding(like[i]) for i in numbers]
-    with watched_tables():  # `init` warns where it is not watched, and has done so before
+    with watched_tables():  # a watched `init` does not warn again
         return iter(jax.jit(init, out_shardings=shardings)(params))
 
 
@@ -165,7 +165,7 @@ def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def _shapes(state: Any) -> Shapes:
-    """The shape of each array by its path, and by its number among those of the same path."""
+    """The shape of each array, by its path and by its number among the arrays of the same path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)
     found: Shapes = {}
     seen = Counter()
@@ -186,7 +186,7 @@ def _difference(given: Shapes, wanted: Shapes) -> str:
 
 
 def _check_axes(tx: optax.GradientTransformation, params: Any, vocabulary: Vocabulary) -> None:
-    """Raises where an Ember takes the vocabulary for features: what it averages over them would keep the old size."""
+    """Raises if an Ember takes the vocabulary for features. Its averages over the features would keep the old size."""
     with watched_tables() as seen:
         _state_of(tx, params)
     ours = {vocabulary.leaves[i].name: (axis,) for i, axis in vocabulary.axis_of.items()}
@@ -200,15 +200,15 @@ def _check_shares(vocabulary: Vocabulary, leaves: list[Any], size: int) -> None:
 
 
 def _check_share(name: str, leaf: Any, axis: int, size: int) -> None:
-    """Raises where the devices that share the rows of an array could not share so many."""
+    """Raises if `size` rows do not divide by the devices that shard the rows of an array."""
     if (sharding := named_sharding(leaf)) is not None:
         shape = np.shape(leaf)
-        fix = "Pass pad_to_multiple_of to resize or transplant, or so many ids to take, so that it comes"
+        fix = "Pass pad_to_multiple_of to resize or transplant, or more ids to take, so that it grows"
         check_divisible([(name, (*shape[:axis], size, *shape[axis + 1 :]), sharding)], fix)
 
 
 def _new_ids(ids_W: np.ndarray, size: int) -> np.ndarray:
     new_ids = np.full(size, -1, np.int64)
-    places = np.flatnonzero(ids_W >= 0)[::-1]  # backwards, so that of several places the first one stays
+    places = np.flatnonzero(ids_W >= 0)[::-1]  # reversed, so that the first of several positions is written last
     new_ids[ids_W[places]] = places
     return new_ids

@@ -1,4 +1,4 @@
-"""Rows drawn from the Gaussian with the mean and the covariance of a table's rows."""
+"""Random rows of a Gaussian with the mean and the covariance of a table's rows."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A vocabulary that grows, or is cut at its end."""
+"""`resize`: adds new tokens at the end of a vocabulary, or removes its last tokens."""
 
 import functools
 from collections.abc import Sequence
@@ -35,48 +35,49 @@ def resize(
     names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> Changed:
-    r"""Grows a vocabulary by new tokens at its end, or cuts its end off, in every table and in the optimizer's state.
+    r"""Adds new tokens at the end of a vocabulary, or removes its last tokens, in every table and in the optimizer's state.
 
-    All tables of the model with this vocabulary change together: input table, head, a head's bias, tied or not, (V, D), (D, V),
-    (V, L, P) or stacked; and in the state of `tx` every array along the axis that counts their tokens. A new token's state is
-    what `tx.init` gives it: zeros in Ember and in Adam. Ember's :math:`\nu^{feature}` is an average over all V rows, so it
-    becomes :math:`V_{old} / V_{new}` times itself and the sums behind it stay. So a run that grows by zeros is the run that had
-    the rows from the start, to rounding: rows without a gradient change nothing in Ember. (With `feature_mean="active_rows"` the
-    average is over rows with a gradient, and stays.)
+    All tables of the model with this vocabulary change together: input table, head and the bias of a head, tied or not, (V, D),
+    (D, V), (V, L, P) or stacked. In the state of `tx`, every array changes along its token axis. The state of a new token is that
+    of `tx.init`, which is zero in Ember and in Adam. Ember's :math:`\nu^{feature}` is an average over all V rows, so it is
+    multiplied by :math:`V_{old} / V_{new}`, and the sum over the rows stays the same. Rows without a gradient change nothing in
+    Ember. So a run that grows by rows of zeros equals a run that had these rows from the start, up to rounding. (With
+    `feature_mean="active_rows"` the average is over rows with a gradient, and does not change.)
 
-    Growing by zeros and cutting back gives the same parameters and state bit for bit, but for `nu_feature`, which the two factors
-    leave within one unit in the last place; exactly, if :math:`V_{old} / V_{new}` is a power of two.
+    Growing by zeros and cutting back gives the same parameters and state bit for bit, except for `nu_feature`. It is within one
+    unit in the last place, and exact if :math:`V_{old} / V_{new}` is a power of two.
 
-    Arrays stay on the devices on which they are. Where these share the rows, parts go round and no device holds a whole table.
+    Arrays stay on their devices. If the rows are sharded, shards visit the devices in turn, and no device holds a whole table.
 
     Args:
       tx: the transformation whose `init` made `opt_state`; None without an optimizer.
-      params: the parameters, arrays alone. Sizes that a module keeps beside them (`num_embeddings`, say) are yours to change.
+      params: the parameters, a tree of arrays. Change sizes that a module stores (for example `num_embeddings`) yourself.
       opt_state: the state of `tx`; None without an optimizer.
       size: the new number of tokens, V.
-      initializer: of new rows. "zeros"; "mean", the mean of the table's rows, whose logit in a head is the mean of the others'
-        (with zeros it is 0, often far above them); "gaussian", drawn with the rows' mean and `covariance_scale` times their
-        covariance.
-      key: of random rows, `jax.random.key(seed)`.
-      covariance_scale: 1e-9 as in Hugging Face's `mean_resizing`, where the draws only tell the new tokens apart; with 1 they are
-        spread as the others.
-      pad_to_multiple_of: rounds `size` up, to 128 for example; the rows of padding are new tokens.
-      tables: which parameters have the vocabulary, and along which axis: as in `ember`. A bias of V numbers beside a table
-        belongs to it.
-      names: regular expressions for whole paths of the tables of this vocabulary. Needed where it cannot be told: with two input
-        tables or two heads of one size (users and items, source and target, three codebooks), or tables of several sizes. All
-        other tables stay as they are. An input table and a head of one size need no names.
-      unrelated: regular expressions for whole paths of parameters that have an axis of V by coincidence. Any other one that is no
-        table is refused: it would be left behind.
+      initializer: the initial value of new rows: "zeros", "mean" or "gaussian". "mean" is the mean of the table's rows. In a
+        head, the new tokens then have the mean of the other logits, while with "zeros" they have a logit of 0, which is often far
+        above the others. "gaussian" draws rows with the mean of the table's rows and `covariance_scale` times their covariance.
+      key: the key of random rows, for example `jax.random.key(seed)`.
+      covariance_scale: the factor of the covariance. 1e-9 is that of Hugging Face's `mean_resizing`, which makes the new rows
+        different, but hardly. With 1, new rows vary as much as the old ones.
+      pad_to_multiple_of: rounds `size` up to a multiple of this, for example 128. Rows of padding are new tokens.
+      tables: which parameters are tables, and along which axis, as in `ember`. A bias of V numbers next to a table changes with
+        it.
+      names: regular expressions for whole paths of the tables of this vocabulary. They are needed if there are two input tables
+        or two heads of one size (users and items, source and target, three codebooks), or tables of several sizes. All other
+        tables do not change. An input table and a head of one size need no names.
+      unrelated: regular expressions for whole paths of parameters that have an axis of length V by coincidence. Any other
+        parameter with such an axis that is not a table raises, because it would keep the old size.
 
     Returns:
       `Changed(params, opt_state, new_ids)`.
 
     Raises:
-      TypeError: `size` or `pad_to_multiple_of` is no integer; `tx` is missing; random rows without a key; arguments of other
-        kinds.
-      ValueError: `size` below 1; an unknown initializer; a table, or another parameter with an axis of V, that cannot be told; a
-        state that does not belong to `tx` and `params`, or that keeps no axis of tokens; devices that cannot share V rows.
+      TypeError: `size` or `pad_to_multiple_of` is not an integer, `tx` is missing, random rows have no key, or an argument has
+        another type.
+      ValueError: `size` is below 1; the initializer is unknown; it is unclear which tables, or other parameters with an axis of
+        length V, have the vocabulary; the state does not belong to `tx` and `params`, or has no token axis; V rows do not divide
+        by the devices.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,8 +91,7 @@ def resize(
       (8,)
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; Hewitt, "Initializing New Word Embeddings for Pretrained
-      Language Models" (the Gaussian)
+      Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (the Gaussian); docs/vocabulary.md
     """
     new_size = padded_size(_at_least_1(size, "size", 50_304), pad_to_multiple_of)
     draw = _checked_initializer(initializer, key, covariance_scale)

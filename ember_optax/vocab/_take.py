@@ -1,4 +1,4 @@
-"""Tokens picked out: pruned, permuted, duplicated."""
+"""`take`: prunes, permutes and duplicates tokens. `removed_share` and `unused` help to prune."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,30 +29,30 @@ def take(
     names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> Changed:
-    r"""The model whose token i is the old token `token_ids[i]`: pruned, permuted, tokens duplicated, in parameters and state.
+    r"""The model whose token i is the old token `token_ids[i]`. This prunes, permutes or duplicates tokens.
 
-    As `resize` in all that is said there of tables, state and devices. Rows and their state move bit for bit.
+    Tables, state and devices are treated as in `resize`. Rows and their state move bit for bit.
 
-    Pruning a token that never had a gradient is exact for ever. One that had leaves its share in :math:`\nu^{feature}`, an
-    average over all rows: `removed_share` gives it, s. What is left of it after n steps is :math:`b_2^n` times as large. A
-    feature's profile is at least 1 - s of what it would be without the token, so no step is more than :math:`1 / \sqrt{1 - s}`
-    times as large.
+    Pruning a token that never had a gradient is exact. A pruned token that had gradients leaves a share s in
+    :math:`\nu^{feature}`, which is an average over all rows. `removed_share` returns s. After n steps its effect is
+    :math:`b_2^n` times as large. The profile of a feature is at least 1 - s of its value without the token, so no step is more
+    than :math:`1 / \sqrt{1 - s}` times as large.
 
     Args:
       tx: the transformation whose `init` made `opt_state`; None without an optimizer.
-      params: the parameters, arrays alone.
+      params: the parameters, a tree of arrays.
       opt_state: the state of `tx`; None without an optimizer.
-      token_ids: (W,) old ids in the order of the new vocabulary; an id may stand more than once.
+      token_ids: (W,) old ids in the order of the new vocabulary. An id may occur more than once.
       tables: as for `resize`.
       names: as for `resize`.
       unrelated: as for `resize`.
 
     Returns:
-      `Changed(params, opt_state, new_ids)`; `new_ids[old_id]` is where a token is now, -1 if it is gone.
+      `Changed(params, opt_state, new_ids)`. `new_ids[old_id]` is the new id of a token, or -1 if it was removed.
 
     Raises:
-      TypeError: `token_ids` are no concrete integers; as `resize`.
-      ValueError: `token_ids` are empty, out of range or of more than one axis; as `resize`.
+      TypeError: `token_ids` are not concrete integers; as `resize`.
+      ValueError: `token_ids` are empty, out of range or have more than one axis; as `resize`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def take(
       ([0.0, 1.0, 2.0, 4.0, 5.0], [0, 1, 2, -1, 3, 4])
 
     References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+      docs/vocabulary.md
     """
     check_model(tx, params, opt_state)
     vocabulary = vocabulary_of(params, tables, names, unrelated)
@@ -87,23 +87,23 @@ def removed_share(
     names: Sequence[str] | None = None,
     unrelated: Sequence[str] = (),
 ) -> dict[str, jax.Array]:
-    r"""What `take` leaves behind in Ember's feature statistic: :math:`s = \sum_{i\ gone} \nu^{token}_i / \sum_i \nu^{token}_i`.
+    r"""The share of removed tokens in Ember's feature statistic: :math:`s = \sum_{i\ gone} \nu^{token}_i / \sum_i \nu^{token}_i`.
 
     Args:
       params: the parameters before `take`.
       opt_state: their state, which contains Ember.
-      kept_ids: (W,) the ids that stay, as `take` gets them.
+      kept_ids: (W,) the ids that stay, which `take` gets as `token_ids`.
       tables: as for `resize`.
       names: as for `resize`.
       unrelated: as for `resize`.
 
     Returns:
-      The share of each table that Ember trains, in [0, 1], by its path; float32, of the shape of the table's batch axes, ()
-      without. 0 before the first gradient.
+      A dictionary from the path of each table that Ember trains to its share, in [0, 1]. It is float32, in the shape of the
+      table's batch axes, or () without batch axes. It is 0 before the first gradient.
 
     Raises:
-      TypeError: `kept_ids` are no concrete integers.
-      ValueError: Ember trains none of the tables; `kept_ids` are out of range; as `resize`.
+      TypeError: `kept_ids` are not concrete integers.
+      ValueError: Ember trains none of the tables, or `kept_ids` are out of range; as `resize`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -134,19 +134,19 @@ def _share(nu_token: jax.Array, ids_W: np.ndarray, axes: TableAxes) -> jax.Array
 
 
 def unused(token_counts: Any, *, keep: Sequence[int] | np.ndarray | jax.Array = (), below: float = 1) -> np.ndarray:
-    """The tokens that a text hardly uses, which pruning may take away.
+    """The ids of tokens that a text hardly uses, which may be pruned.
 
     Args:
-      token_counts: (V,) how often each token is in the text: not negative.
-      keep: ids that stay whatever their count: special tokens, the bytes of a byte-level vocabulary, pieces that merges need.
+      token_counts: (V,) how often each token occurs in the text, not negative.
+      keep: ids that stay for any count: special tokens, the bytes of a byte-level vocabulary, pieces that merges need.
       below: a token is unused if its count is less than this.
 
     Returns:
-      Their ids in increasing order, int64. `np.delete(np.arange(V), unused(...))` are those for `take`.
+      The ids of unused tokens in increasing order, int64. Pass `np.delete(np.arange(V), unused(...))` to `take`.
 
     Raises:
-      TypeError: counts are no numbers; ids are no integers.
-      ValueError: counts are negative or not finite, or have other than one axis; ids out of range.
+      TypeError: counts are not numbers, or ids are not integers.
+      ValueError: counts are negative or not finite, or do not have one axis; ids are out of range.
 
     Example:
       >>> from ember_optax import vocab
@@ -169,7 +169,7 @@ def unused(token_counts: Any, *, keep: Sequence[int] | np.ndarray | jax.Array = 
 
 
 def checked_ids(ids: Any, size: int, argument: str) -> np.ndarray:
-    """Concrete ids of one axis, each in [0, size), as int32; there may be none."""
+    """Concrete ids as a vector of int32. Raises if an id is not in [0, size). The vector may be empty."""
     if isinstance(ids, Tracer):
         raise TypeError(f"{argument} is traced, but decides shapes: pass concrete integers, outside of jax.jit or closed over.")
     try:

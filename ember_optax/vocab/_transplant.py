@@ -1,4 +1,4 @@
-"""A model moved to another tokenizer: tokens that both have keep what is known of them."""
+"""`transplant`: moves a model to the vocabulary of another tokenizer. Tokens that both have keep their rows and state."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -33,20 +33,20 @@ def transplant(
 ) -> Changed:
     """Moves a model from one tokenizer's vocabulary to another's, in every table and in the optimizer's state.
 
-    A token (its text) that both have keeps its rows and its state, bit for bit. A new one begins with the mean of the rows of its
-    pieces under the old tokenizer; without pieces, with the mean of all rows. Its state is what `tx.init` gives it. As `resize`
-    and `take` in all that is said there of tables, state, devices, and of what tokens that are gone leave behind.
+    A token (its text) that both vocabularies have keeps its rows and its state, bit for bit. A new token starts with the mean of
+    the rows of its pieces under the old tokenizer, or without pieces, with the mean of all rows. Its state is that of `tx.init`.
+    Tables, state and devices are treated as in `resize`, and removed tokens as in `take`.
 
     Args:
       tx: the transformation whose `init` made `opt_state`; None without an optimizer.
-      params: the parameters, arrays alone.
+      params: the parameters, a tree of arrays.
       opt_state: the state of `tx`; None without an optimizer.
       old_vocabulary: the texts of the tokens in the order of their ids, or a mapping from texts to ids, as
-        `tokenizers.Tokenizer.get_vocab()` returns it. A table may have more rows: padding, which is dropped.
-      new_vocabulary: likewise; its ids are those of the result.
-      pieces: from a new token's text to old ids: what the old tokenizer makes of it. Texts are given as they stand in
-        `new_vocabulary`; with byte-level vocabularies turn them into plain text first.
-      pad_to_multiple_of: rounds the number of rows up; those of padding begin with the mean of all rows.
+        `tokenizers.Tokenizer.get_vocab()` returns it. A table may have more rows. These are padding, and are dropped.
+      new_vocabulary: the same for the new tokenizer. The result has its ids.
+      pieces: a function from the text of a new token to old ids, which calls the old tokenizer. It gets texts exactly as in
+        `new_vocabulary`. For byte-level vocabularies, it must convert them to plain text first.
+      pad_to_multiple_of: rounds the number of rows up to a multiple of this. Rows of padding start with the mean of all rows.
       tables: as for `resize`.
       names: as for `resize`.
       unrelated: as for `resize`.
@@ -55,9 +55,9 @@ def transplant(
       `Changed(params, opt_state, new_ids)`.
 
     Raises:
-      TypeError: tokens that are no texts, ids or pieces that are no integers; as `resize`.
-      ValueError: a text stands twice, ids are not 0, 1, 2, ...; the old vocabulary has more tokens than the tables; a piece that
-        is no old id; as `resize`.
+      TypeError: tokens are not texts, or ids or pieces are not integers; as `resize`.
+      ValueError: a text occurs twice, ids are not 0, 1, 2, ..., the old vocabulary has more tokens than the tables, or a piece is
+        not an old id; as `resize`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -113,7 +113,7 @@ def _ids_of(vocabulary: Any, argument: str) -> dict[Any, int]:
         raise ValueError(f"{argument} is empty; pass the texts of all tokens.")
     texts = list(vocabulary)
     if wrong := [text for text in texts if not isinstance(text, str | bytes)]:
-        raise TypeError(f"{argument} must hold texts, got {shown(wrong[0])}; pass what the tokens stand for, not their ids.")
+        raise TypeError(f"{argument} must hold texts, got {shown(wrong[0])}; pass the texts of the tokens, not their ids.")
     if isinstance(vocabulary, Mapping):
         return _checked_mapping(dict(vocabulary), argument)
     ids = {text: i for i, text in enumerate(texts)}

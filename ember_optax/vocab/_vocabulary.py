@@ -1,4 +1,4 @@
-"""Which parameters have the vocabulary, and along which axis: all of them, or none is changed."""
+"""`vocabulary_of`: finds the parameters that have the vocabulary, and their token axes. It raises if one is unclear."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Vocabulary(NamedTuple):
     Attributes:
       size: the number of its tokens, V.
       leaves: every parameter of the model, in the order of `jax.tree.leaves`.
-      axis_of: the token axis of each one that has the vocabulary, by its number.
+      axis_of: the token axis of each parameter that has the vocabulary, by its number.
     """
 
     size: int
@@ -26,23 +26,23 @@ class Vocabulary(NamedTuple):
     axis_of: dict[int, int]
 
     def has(self, origin: AxisOrigin | None) -> bool:
-        """Whether an axis counts the tokens."""
+        """Whether an axis is the token axis of a parameter of this vocabulary."""
         return origin is not None and self.axis_of.get(origin.parameter) == origin.axis
 
 
 def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str] | None, unrelated: Sequence[str]) -> Vocabulary:
-    """The tables of one vocabulary, and the biases beside them.
+    """The tables of one vocabulary, and the biases next to them.
 
     Args:
       params: the parameters.
-      tables: which of them are tables, of this vocabulary or of another.
-      names: patterns for the paths of those that have this vocabulary; None where it can be told.
+      tables: which parameters are tables, of this vocabulary or of another.
+      names: patterns for the paths of the tables of this vocabulary. None if there is only one vocabulary.
       unrelated: patterns for the paths of parameters that have an axis of its size by coincidence.
 
     Raises:
-      ValueError: no table; tables that may be of several vocabularies; another parameter with an axis of that size, which would
-        be left behind; a pattern that matches nothing.
-      TypeError: `names` or `unrelated` holds no patterns.
+      ValueError: there is no table, tables may have several vocabularies, another parameter has an axis of that size and would
+        keep it, or a pattern matches nothing.
+      TypeError: `names` or `unrelated` does not hold patterns.
     """
     found = tables_of(params, tables, "found", argument="tables", what="the parameters are")
     owned = [table for table in found.tables if table.axes is not None and table.axes.token]
@@ -66,7 +66,10 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str
 
 
 def _of_one_vocabulary(owned: list[Table], named: set[str] | None) -> list[Table]:
-    """The tables that change together: the named ones, else all of them if an input table and a head are the most there are."""
+    """The tables that change together: the named tables, or without names all tables. Raises if these are not of one vocabulary.
+
+    Without names, there may be at most one input table and one head.
+    """
     if named is not None:
         if not (changing := [table for table in owned if table.name in named]):
             raise ValueError(f"names matches none of the tables {[table.name for table in owned]}; correct the path.")
@@ -96,7 +99,10 @@ def _check_sizes(tables: list[Table]) -> None:
 
 
 def _refuse_heads_alone(head: Table, found: TableTree) -> None:
-    """An embedding that was not found would be left behind; the guard of equal sizes does not see it where the head is padded."""
+    """Raises the error for a head without an embedding: an embedding that was not found would keep the old size.
+
+    `_check_others` does not find the embedding if the head is padded, because then their sizes differ.
+    """
     axis = _token_axis(head)
     features = {size for a, size in enumerate(head.shape) if a != axis}
     others = [table for table in found.tables if table.axes is None and len(table.shape) == 2]
@@ -118,7 +124,7 @@ def _size(table: Table) -> int:
 
 
 def _biases(found: TableTree, owned: list[Table]) -> list[str]:
-    """Vectors beside a table with a number for each of its tokens."""
+    """The paths of vectors next to a table with one number for each of its tokens."""
     sizes: dict[str, set[int]] = {}
     for table in owned:
         sizes.setdefault(parent_of(table.name), set()).add(_size(table))
@@ -128,7 +134,7 @@ def _biases(found: TableTree, owned: list[Table]) -> list[str]:
 
 
 def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:
-    """The paths that the patterns of an argument match, each at least one."""
+    """The paths that the patterns of an argument match. Raises if a pattern matches none."""
     compiled = compile_patterns(patterns, argument)
     if unused := [p.pattern for p in compiled if not any(p.fullmatch(name) for name in found.names)]:
         raise ValueError(f"{argument} has {unused}, which match none of {found.names}; correct the path.")
@@ -136,7 +142,7 @@ def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[st
 
 
 def _unrelated(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -> set[str]:
-    """The paths that the patterns match: none of a table."""
+    """The paths that the patterns match. Raises if one of them is a table."""
     matched = _matched(unrelated, "unrelated", found)
     if tables := sorted(matched & {table.name for table in owned}):
         raise ValueError(
@@ -146,7 +152,7 @@ def _unrelated(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -
 
 
 def _check_others(found: TableTree, axis_of: dict[int, int], size: int, staying: set[str]) -> None:
-    """Raises where a parameter that is not changed may have the vocabulary as well: a head that was not found, say."""
+    """Raises if another parameter may have the vocabulary too, for example a head that was not found."""
     others = {
         table.name: table.shape
         for i, table in enumerate(found.tables)
@@ -156,6 +162,6 @@ def _check_others(found: TableTree, axis_of: dict[int, int], size: int, staying:
         changed = {found.tables[i].name: found.tables[i].shape for i in axis_of}
         raise ValueError(
             f"of the parameters with an axis of {size} only {changed} are known to have the vocabulary, and {others} would be "
-            f"left behind. If one has it, declare it: tables={finder_with('its/path', 0)}. If its size is a coincidence, name it "
-            f"in unrelated={sorted(others)}."
+            f"left behind. If one has the vocabulary, declare it: tables={finder_with('its/path', 0)}. If its size is a "
+            f"coincidence, name it in unrelated={sorted(others)}."
         )
