@@ -4,16 +4,16 @@ Shapes are written for a (V, D) table. Everything is float32, except that the up
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .axes import TableAxes
-from .mean_square import compute_dtype, cpu_mean_square, mean_square
-from .mesh import mean_over, on_one_device
+from .mean_square import compute_dtype
+from .mesh import mean_over
 from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
+from .platform_forms import batch_statistics, mean_of_moment
 
 # The smallest normal float32. XLA flushes a smaller constant to zero, and then 0 / 0 is NaN.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -78,52 +78,6 @@ def after_batch(
     return finite_11, new, mean_moment(new, axes, active_rows=active_rows)
 
 
-def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The two mean squares of one batch, in the form that moves the fewest bytes on each platform.
-
-    No form writes anything of the gradient's size. The numbers are tables read and written by a step on 262144 x 1024 (XLA of jax
-    0.10.2; docs/speed.md has the whole account):
-
-        platform          form               tables   the other form
-        TPU v5e, v5p, v6e both means at once 4.0      5.0: a barrier forbids the one read that serves both
-        H100              both means at once 5        5: XLA reads the gradient once for each of them in any form
-        CPU               one after another  5        7 and a temporary of a table: `g^2` is written for both, 6 to 8 axpy for 2.1
-
-    Returns:
-      The gradient for the next pass, `mean_j g[i,j]^2` of shape (V, 1) and `mean_i g[i,j]^2` of shape (1, D).
-    """
-    one_by_one, at_once = (functools.partial(means, axes=axes) for means in (_means_one_by_one, _means_at_once))
-    g_VxD, token_V1, feature_1D = jax.lax.platform_dependent(g_VxD, cpu=one_by_one, default=at_once)
-    # These means come after the barriers: shard_map types every result of a barrier as varying over the mesh axes of all of them.
-    token_V1 = mean_over(axes.feature_mesh, token_V1)
-    feature_1D = mean_over(axes.token_mesh, feature_1D)
-    return g_VxD, token_V1, feature_1D
-
-
-def _means_at_once(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient and its two means. XLA may fuse both means into one read, and that read into the producer of the gradient.
-
-    On several devices a barrier prevents the fusion with the producer. Without it, XLA keeps the whole gradient that was summed
-    over the devices until its last reader has taken this device's shard. (A model in the shape of Llama 3 8B on 256 v5e has 6.9
-    GB of temporaries on each device without the barrier, and 3.8 GB with it.)
-    """
-    if not on_one_device(g_VxD):
-        g_VxD = jax.lax.optimization_barrier(g_VxD)
-    return g_VxD, mean_square(g_VxD, axes.feature), mean_square(g_VxD, axes.token)
-
-
-def _means_one_by_one(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient and its two means. Each pass reads the gradient behind its own barrier.
-
-    Without the barriers, XLA on CPU writes `g^2` or a float32 copy of the gradient to memory and shares it among the passes.
-    """
-    token_V1 = cpu_mean_square(g_VxD, axes.feature)
-    g_VxD, token_V1 = jax.lax.optimization_barrier((g_VxD, token_V1))
-    feature_1D = cpu_mean_square(g_VxD, axes.token)
-    g_VxD, feature_1D = jax.lax.optimization_barrier((g_VxD, feature_1D))
-    return g_VxD, token_V1, feature_1D
-
-
 def over_active_rows(feature_1D: jax.Array, share_11: jax.Array, axes: TableAxes) -> jax.Array:
     """`sum_i g[i,j]^2 / n_active`, from `sum_i g[i,j]^2 / V` and the share of active rows in this shard.
 
@@ -139,23 +93,8 @@ def mean_moment(moments: Moments, axes: TableAxes, *, active_rows: bool) -> jax.
     The two means are equal, unless `active_rows`.
     """
     if active_rows:
-        return mean_over(axes.token_mesh, _mean(moments.nu_token, axes.token, stacked=bool(axes.batch)))
-    return mean_over(axes.feature_mesh, _mean(moments.nu_feature, axes.feature, stacked=bool(axes.batch)))
-
-
-def _mean(moment: jax.Array, axes: tuple[int, ...], *, stacked: bool) -> jax.Array:
-    """The mean over axes, which are kept with length one.
-
-    For stacked tables it is a product with equal weights. XLA on CPU (jax 0.10.2) fuses a large sum with the preconditioning that
-    follows into one kernel, and writes its result, which is as large as the table, to memory. (For 4,096 tables of 64 x 64 the
-    temporaries are 103 % of the tables with a sum, and 6 % with the product.)
-    """
-    if not (stacked and axes):
-        return jnp.mean(moment, axes, keepdims=True)
-    sizes = [moment.shape[axis] for axis in axes]
-    weights = jnp.full(sizes, 1.0 / math.prod(sizes), moment.dtype)
-    kept = [axis for axis in range(moment.ndim) if axis not in axes]
-    return jnp.expand_dims(jnp.einsum(moment, range(moment.ndim), weights, axes, kept, precision="highest"), axes)
+        return mean_over(axes.token_mesh, mean_of_moment(moments.nu_token, axes.token, stacked=bool(axes.batch)))
+    return mean_over(axes.feature_mesh, mean_of_moment(moments.nu_feature, axes.feature, stacked=bool(axes.batch)))
 
 
 def precondition(g_VxD: jax.Array, nu_token_V1, nu_feature_1D, mean_11, correction_11, eps) -> jax.Array:

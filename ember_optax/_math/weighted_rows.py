@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .mean_square import compute_dtype, cpu_mean_square, mean_square
+from .mean_square import compute_dtype, mean_square
+from .platform_forms import cpu_mean_square
 
 
 class Rows(NamedTuple):

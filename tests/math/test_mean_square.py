@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import make_mesh
 
-from ember_optax._math.mean_square import blocked_mean_square, cpu_mean_square, parted_mean_square
+from ember_optax._math.platform_forms import blocked_mean_square, cpu_mean_square, parted_mean_square
 
 LARGE = {
     "(V, D)": ((16_411, 129), (0,)),

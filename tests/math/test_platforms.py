@@ -16,10 +16,11 @@ from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 from ember_optax._math import row_writes
 from ember_optax._math.axes import TableAxes
 from ember_optax._math.moments import decay_rate, init_moments
+from ember_optax._math.platform_forms import _means_at_once, _means_one_by_one
 from ember_optax._math.rounding import bits_at, places_of
 from ember_optax._math.row_writes import add_once, add_once_as_bits, scatter_add
 from ember_optax._math.softmax import _lowest, _times_one
-from ember_optax._math.step import _means_at_once, _means_one_by_one, ember_step
+from ember_optax._math.step import ember_step
 from ember_optax.losses import linear_softmax_cross_entropy
 
 AXES = TableAxes(token=(0,), feature=(1,), batch=())

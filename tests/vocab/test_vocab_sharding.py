@@ -15,7 +15,7 @@ from layouts import make_mesh
 
 from benchmarks.harness.compiled import collectives
 from ember_optax import TokenTables, ember, state_shardings, vocab
-from ember_optax._math import row_moves
+from ember_optax.vocab import _row_moves as row_moves
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 32, 8

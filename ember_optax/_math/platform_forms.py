@@ -1,0 +1,163 @@
+"""Forms that exist for one compiler: what XLA does with the plain form, and what is fast instead. Arrays only.
+
+XLA fuses the square into the reduction. On a CPU, XLA reduces over leading axes at a fraction of memory speed, and longer rows
+are slower: it reduces a 1024 x 131072 gradient over its first axis in 0.7 s, while a read takes 0.02 s (jax 0.10.2, two cores).
+A sum of blocks of rows runs at memory speed for every shape. Over a long last axis XLA uses one core. A sum over parts of the
+rows uses all cores. benchmarks/README.md has the figures.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from .axes import TableAxes
+from .mean_square import compute_dtype, mean_square, square
+from .mesh import mean_over, on_one_device
+
+# Elements of one block, so that the accumulator stays in the cache. 2^16 to 2^18 were equally fast within the noise.
+_BLOCK = 1 << 17
+# A block is at most 1 / _PART of the array, so that the temporaries stay below 1 % of it.
+_PART = 512
+# One step of the loop adds this many blocks pairwise. It rounds less and passes over the accumulator less often than one by one.
+_UNROLLED = 8
+# A smaller array fits into the cache, and the plain reduction is as fast.
+_SMALL = 1 << 20
+# Longer rows are summed in parts, whose length divides that of the rows.
+_LONG = 1 << 15
+# Shorter parts are slower than whole rows.
+_SHORT = 64
+
+
+def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The two mean squares of one batch, in the form that moves the fewest bytes on each platform.
+
+    No form writes anything of the gradient's size. The numbers are tables read and written by a step on 262144 x 1024 (XLA of jax
+    0.10.2; docs/speed.md has the whole account):
+
+        platform          form               tables   the other form
+        TPU v5e, v5p, v6e both means at once 4.0      5.0: a barrier forbids the one read that serves both
+        H100              both means at once 5        5: XLA reads the gradient once for each of them in any form
+        CPU               one after another  5        7 and a temporary of a table: `g^2` is written for both, 6 to 8 axpy for 2.1
+
+    Returns:
+      The gradient for the next pass, `mean_j g[i,j]^2` of shape (V, 1) and `mean_i g[i,j]^2` of shape (1, D).
+    """
+    one_by_one, at_once = (functools.partial(means, axes=axes) for means in (_means_one_by_one, _means_at_once))
+    g_VxD, token_V1, feature_1D = jax.lax.platform_dependent(g_VxD, cpu=one_by_one, default=at_once)
+    # These means come after the barriers: shard_map types every result of a barrier as varying over the mesh axes of all of them.
+    token_V1 = mean_over(axes.feature_mesh, token_V1)
+    feature_1D = mean_over(axes.token_mesh, feature_1D)
+    return g_VxD, token_V1, feature_1D
+
+
+def _means_at_once(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradient and its two means. XLA may fuse both means into one read, and that read into the producer of the gradient.
+
+    On several devices a barrier prevents the fusion with the producer. Without it, XLA keeps the whole gradient that was summed
+    over the devices until its last reader has taken this device's shard. (A model in the shape of Llama 3 8B on 256 v5e has 6.9
+    GB of temporaries on each device without the barrier, and 3.8 GB with it.)
+    """
+    if not on_one_device(g_VxD):
+        g_VxD = jax.lax.optimization_barrier(g_VxD)
+    return g_VxD, mean_square(g_VxD, axes.feature), mean_square(g_VxD, axes.token)
+
+
+def _means_one_by_one(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradient and its two means. Each pass reads the gradient behind its own barrier.
+
+    Without the barriers, XLA on CPU writes `g^2` or a float32 copy of the gradient to memory and shares it among the passes.
+    """
+    token_V1 = cpu_mean_square(g_VxD, axes.feature)
+    g_VxD, token_V1 = jax.lax.optimization_barrier((g_VxD, token_V1))
+    feature_1D = cpu_mean_square(g_VxD, axes.token)
+    g_VxD, feature_1D = jax.lax.optimization_barrier((g_VxD, feature_1D))
+    return g_VxD, token_V1, feature_1D
+
+
+def mean_of_moment(moment: jax.Array, axes: tuple[int, ...], *, stacked: bool) -> jax.Array:
+    """The mean over axes, which are kept with length one.
+
+    For stacked tables it is a product with equal weights. XLA on CPU (jax 0.10.2) fuses a large sum with the preconditioning that
+    follows into one kernel, and writes its result, which is as large as the table, to memory. (For 4,096 tables of 64 x 64 the
+    temporaries are 103 % of the tables with a sum, and 6 % with the product.)
+    """
+    if not (stacked and axes):
+        return jnp.mean(moment, axes, keepdims=True)
+    sizes = [moment.shape[axis] for axis in axes]
+    weights = jnp.full(sizes, 1.0 / math.prod(sizes), moment.dtype)
+    kept = [axis for axis in range(moment.ndim) if axis not in axes]
+    return jnp.expand_dims(jnp.einsum(moment, range(moment.ndim), weights, axes, kept, precision="highest"), axes)
+
+
+def cpu_mean_square(x: jax.Array, axes: tuple[int, ...], factor: float = 1.0) -> jax.Array:
+    """`mean_square` in the form that is fast on a CPU for this shape.
+
+    On several devices this is the plain reduction: GSPMD gathers a sharded array to take slices of it.
+    """
+    if x.size < _SMALL or not _adjacent(axes) or not on_one_device(x):
+        return mean_square(x, axes, factor)
+    if axes[-1] < x.ndim - 1:
+        return blocked_mean_square(x, axes, min(_BLOCK, x.size // _PART), factor)
+    if (length := math.prod(x.shape[axis] for axis in axes)) > _LONG:
+        return parted_mean_square(x, axes, _divisor(length, _LONG // 2), factor)
+    return mean_square(x, axes, factor)
+
+
+def blocked_mean_square(x: jax.Array, axes: tuple[int, ...], block: int, factor: float = 1.0) -> jax.Array:
+    """`mean_square` over adjacent axes before the last one, as a sum of blocks of about `block` elements.
+
+    The array is seen as (outer, rows, inner), and the sum is over rows. A block is (outer, k, inner). Full blocks are added to an
+    accumulator of that shape. At the end its k rows are added up, together with the fewer than k rows that remain.
+    """
+    before, after = x.shape[: axes[0]], x.shape[axes[-1] + 1 :]
+    rows = math.prod(x.shape[axis] for axis in axes)
+    x_OxRxI = x.reshape(math.prod(before), rows, math.prod(after))
+    k = max(1, min(block // (x_OxRxI.shape[0] * x_OxRxI.shape[2]), rows))
+
+    def squares(x_OxRxI, first, count):
+        return square(jax.lax.dynamic_slice_in_dim(x_OxRxI, first, count, axis=1), factor)
+
+    def add_many(i, carry):
+        x_OxRxI, total = carry
+        total = total + _pairwise_sum([squares(x_OxRxI, (i * _UNROLLED + j) * k, k) for j in range(_UNROLLED)])
+        return jax.lax.optimization_barrier(x_OxRxI), total
+
+    def add_one(i, carry):
+        x_OxRxI, total = carry
+        return jax.lax.optimization_barrier(x_OxRxI), total + squares(x_OxRxI, i * k, k)
+
+    # The carry holds the array behind barriers. Otherwise XLA converts a whole bfloat16 array to float32 before the loop.
+    blocks, many = rows // k, rows // (k * _UNROLLED)
+    carry = x_OxRxI, jnp.zeros((x_OxRxI.shape[0], k, x_OxRxI.shape[2]), compute_dtype(x))
+    carry = jax.lax.fori_loop(0, many, add_many, carry)
+    x_OxRxI, total = jax.lax.fori_loop(many * _UNROLLED, blocks, add_one, carry)
+    summed = jnp.sum(total, 1) + jnp.sum(squares(x_OxRxI, blocks * k, rows - blocks * k), 1)
+    return (summed / rows).astype(jnp.float32).reshape(*before, *(1 for _ in axes), *after)
+
+
+def parted_mean_square(x: jax.Array, axes: tuple[int, ...], part: int, factor: float = 1.0) -> jax.Array:
+    """`mean_square` over the last axes, first over parts of `part` elements. `part` must divide the length of the rows."""
+    length = math.prod(x.shape[axis] for axis in axes)
+    # Without the barrier XLA undoes the reshape to many short rows.
+    parts_PxN = jax.lax.optimization_barrier(x.reshape(x.size // part, part))
+    sums_P = jax.lax.optimization_barrier(jnp.sum(square(parts_PxN, factor), 1))
+    summed = jnp.sum(sums_P.reshape(x.size // length, length // part), 1)
+    return (summed / length).astype(jnp.float32).reshape(*x.shape[: axes[0]], *(1 for _ in axes))
+
+
+def _pairwise_sum(terms: list[jax.Array]) -> jax.Array:
+    while len(terms) > 1:
+        terms = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+    return terms[0]
+
+
+def _adjacent(axes: tuple[int, ...]) -> bool:
+    return bool(axes) and axes == tuple(range(axes[0], axes[-1] + 1))
+
+
+def _divisor(number: int, largest: int) -> int:
+    """The largest divisor of a number that is at most `largest`, or the number itself if that divisor is below _SHORT."""
+    divisor = next(candidate for candidate in range(largest, 0, -1) if number % candidate == 0)
+    return divisor if divisor >= _SHORT else number
