@@ -261,7 +261,7 @@ def test_a_mesh_changes_nothing(pretrain, tmp_path, text):
     """Batch, vocabulary and features split over eight devices. At this size XLA needs the model's `split_batch` to be right."""
     arguments = [
         *TINY,
-        "--vocabulary-size=1024",
+        "--vocabulary-size=1536",
         "--width=128",
         "--heads=4",
         "--batch-size=8",

@@ -196,9 +196,11 @@ def test_streamed_counts_are_kept_and_decay():
 
 @pytest.mark.slow  # two programs, of parts that are tested alone
 def test_row_sparse_training_with_a_weighted_loss_and_cap():
-    """One step of the README's three lines with both, against the dense one."""
+    """One row-sparse step with both, against the dense one."""
     tx = optax.chain(ember(1e-2, optax.adamw(1e-2)), regularizers.cap_row_steps(5e-3))
-    params, ids = {"wte": jnp.ones((V, D)), "lm_head": {"kernel": jnp.ones((D, V))}}, jnp.array([[1, 5, 5]])
+    # Equal columns would leave the table a gradient of rounding errors.
+    kernel = jax.random.normal(jax.random.key(0), (D, V))
+    params, ids = {"wte": jnp.ones((V, D)), "lm_head": {"kernel": kernel}}, jnp.array([[1, 5, 5]])
     weights = regularizers.frequency_weights(COUNTS)
 
     def loss(params):
@@ -210,7 +212,8 @@ def test_row_sparse_training_with_a_weighted_loss_and_cap():
     found = optax.apply_updates(params, updates)
     updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
     np.testing.assert_allclose(found["wte"], optax.apply_updates(params, updates)["wte"], rtol=1e-6)
-    assert np.abs(found["wte"] - 1).max() == pytest.approx(5e-3, rel=1e-3)
+    row_steps = np.sqrt(np.mean(np.square(found["wte"] - 1), 1))
+    np.testing.assert_allclose(row_steps[[1, 5]], 5e-3, rtol=1e-3)
 
 
 SAME_IDS = {
