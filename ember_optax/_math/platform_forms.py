@@ -37,9 +37,9 @@ def batch_statistics(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax.
     0.10.2; docs/speed.md has the whole account):
 
         platform          form               tables   the other form
-        TPU v5e, v5p, v6e both means at once 4.0      5.0: a barrier forbids the one read that serves both
-        H100              both means at once 5        5: XLA reads the gradient once for each of them in any form
-        CPU               one after another  5        7 and a temporary of a table: `g^2` is written for both, 6 to 8 axpy for 2.1
+        TPU v5e, v5p, v6e both means at once 4.0      5.0: the barrier prevents one read for both means
+        H100              both means at once 5        5: in any form, XLA reads the gradient once for each mean
+        CPU               one after another  5        7 and a temporary table for `g^2`, in the time of 6 to 8 axpy instead of 2.1
 
     Returns:
       The gradient for the next pass, `mean_j g[i,j]^2` of shape (V, 1) and `mean_i g[i,j]^2` of shape (1, D).

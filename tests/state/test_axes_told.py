@@ -80,7 +80,7 @@ def test_a_function_is_asked_with_real_shapes_alone():
 
 def test_two_embers_that_disagree():
     tx = optax.chain(scale_by_ember(), scale_by_ember(dimension_numbers=EmberDimensionNumbers(1)))
-    with pytest.raises(ValueError, match=r"two Embers in tx take 'w' with other axes"):
+    with pytest.raises(ValueError, match=r"two Embers in tx take 'w' with different axes"):
         state_partition_specs(tx, {"w": jnp.zeros((4, 6))}, P())
 
 

@@ -191,7 +191,7 @@ BAD |= {
         "of ids": (
             {"old": list(range(6))},
             TypeError,
-            r"old_vocabulary must hold texts, got 0 of type int; pass what the tokens",
+            r"old_vocabulary must hold texts, got 0 of type int; pass the texts of the tokens",
         ),
         "as a number": ({"old": 6}, TypeError, r"old_vocabulary must be the texts of the tokens .*got 6 of type int"),
         "as one text": ({"new": "abc"}, TypeError, r"new_vocabulary must be the texts of the tokens .*got 'abc' of type str"),
