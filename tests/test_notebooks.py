@@ -14,8 +14,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-# By default those that compile least; `.ci/run` runs all.
-QUICK = {"sharding"}
 # What each one must print in smoke mode; the groups are numbers that must be below 1e-5.
 PRINTED = {
     "fine_tuning": r"This is a tiny random model.*\nnew rows only .* 100\.0% of the old ones are bit-identical",
@@ -29,7 +27,8 @@ _OF_A_MACHINE = re.compile(r"(?<![\w.])(/(home|root|tmp|usr|opt|var|work|content
 
 
 @pytest.mark.filterwarnings("default")  # Jupyter's own packages warn about themselves
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NOTEBOOKS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_in_smoke_mode(name, tmp_path, tmp_path_factory, monkeypatch):
     settings = {
         "EMBER_SMOKE": "1",
