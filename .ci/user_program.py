@@ -1,6 +1,5 @@
 """What a user writes, for environments with nothing but the package: type-checked strictly, then run (`package.py`)."""
 
-import functools
 from typing import Any, cast
 
 import jax
@@ -64,8 +63,8 @@ def main() -> None:
     scale = ember_optax.scale_by_ember(b2=0.99, eps=1e-8, dimension_numbers=EmberDimensionNumbers(0))
     moments = scale.init(params["embed"])
     assert isinstance(moments, ScaleByEmberState)
-    tables = functools.partial(ember_optax.token_tables, include=["kernel"])
-    assert tables({"kernel": jnp.eye(4)})["kernel"] == EmberDimensionNumbers(1)
+    tables = ember_optax.TokenTables(include=["kernel"])
+    assert tables({"kernel": jnp.eye(4)})["kernel"].token_axis == 1
     print(ember_optax.__version__)
 
 

@@ -90,7 +90,8 @@ def apply_head_step(
     write_touched = _keep
     if touched is not None:
         rows_MxD = take_rows(table_VxD, touched.ids, token_axis)
-        new_MxD = _updated(rows_MxD, touched.rows, touched.ids, step, 0, token_axis)
+        at_MxD = rows_MxD if source_VxD is None else take_rows(source_VxD, touched.ids, token_axis)
+        new_MxD = _updated(rows_MxD, at_MxD, touched.rows, touched.ids, step, 0, token_axis)
         write_touched = functools.partial(set_rows, rows=new_MxD, ids_N=touched.ids, token_axis=token_axis)
 
     def update(stored: Any) -> jax.Array:
@@ -116,19 +117,20 @@ def _over_chunks(
         chunk_CxD, tokens_C = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype), tokens_from(start, count)
         at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
         of_chunk_CxD = gradient_of_rows(tap, at_CxD, tokens_C, loss)
-        new_CxD = _updated(chunk_CxD, of_chunk_CxD, tokens_C, step, token_axis, token_axis)
+        new_CxD = _updated(chunk_CxD, at_CxD, of_chunk_CxD, tokens_C, step, token_axis, token_axis)
         return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, step
 
     def decay(start, count, carry):
         # Rows of padding have no gradient, but a dense step applies weight decay to them too.
-        (stored_VxD, step), start = carry, loss.num_tokens + start
+        (stored_VxD, source_VxD, step), start = carry, loss.num_tokens + start
         chunk_CxD = _as_type(take_chunk(stored_VxD, start, count, token_axis), dtype)
+        at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
         none_CxD = jnp.zeros(chunk_CxD.shape, jnp.float32)
-        new_CxD = _updated(chunk_CxD, none_CxD, tokens_from(start, count), step, token_axis, token_axis)
-        return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), step
+        new_CxD = _updated(chunk_CxD, at_CxD, none_CxD, tokens_from(start, count), step, token_axis, token_axis)
+        return put_chunk(stored_VxD, _as_type(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, step
 
     stored_VxD, *_ = over_chunks(update, (stored_VxD, source_VxD, tap, step), loss.num_tokens, loss.chunk)
-    stored_VxD, _ = over_chunks(decay, (stored_VxD, step), size - loss.num_tokens, loss.chunk)
+    stored_VxD, *_ = over_chunks(decay, (stored_VxD, source_VxD, step), size - loss.num_tokens, loss.chunk)
     return stored_VxD
 
 
@@ -140,15 +142,19 @@ def _keep(table_VxD: jax.Array) -> jax.Array:
     return table_VxD
 
 
-def _updated(chunk: jax.Array, gradient: jax.Array, tokens_C: jax.Array, step: HeadStep, here: int, in_table: int) -> jax.Array:
+def _updated(
+    chunk: jax.Array, at: jax.Array, gradient: jax.Array, tokens_C: jax.Array, step: HeadStep, here: int, in_table: int
+) -> jax.Array:
     """Some rows after the step, added as `optax.apply_updates` does.
+
+    `at` are the same rows where the gradient was taken. Weight decay is a part of the update, so it is theirs.
 
     The token axis is `here` in the arrays of these rows, and `in_table` in the table.
     """
     nu_token = jnp.expand_dims(jnp.take(step.nu_token, tokens_C, mode="fill", fill_value=0), 1 - here)
     nu_feature = jnp.expand_dims(step.nu_feature, here)
     update = precondition(gradient * step.factor, nu_token, nu_feature, step.mean, step.correction, step.eps)
-    update = jnp.where(step.finite, update + decay_term(chunk, step.weight_decay).astype(update.dtype), 0.0) * step.scale
+    update = jnp.where(step.finite, update + decay_term(at, step.weight_decay).astype(update.dtype), 0.0) * step.scale
     if step.rounding_key is not None:
         features = places_along(1 - here, chunk.shape[1 - here], 2)
         places = sorted([(in_table, jnp.expand_dims(tokens_C, 1 - here)), (1 - in_table, features)], key=lambda place: place[0])

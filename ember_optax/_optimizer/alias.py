@@ -159,7 +159,7 @@ def _routed(
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         check_tree(updates, "updates", may_be_empty=True)
-        _check_state(state)
+        _check_state(state, with_head_rate=rates.head is not None)
         check_tree(params, "params", may_be_empty=True, may_be_missing=True)
         ids = token_ids_by_name(token_ids)
         check_given(params, with_ids=bool(ids))
@@ -202,12 +202,19 @@ def _check_arrays(found: TableTree, what: str) -> None:
         check_array(table.box, f"{what} {table.name!r}")
 
 
-def _check_state(state: Any) -> None:
+def _check_state(state: Any, *, with_head_rate: bool) -> None:
     inner = getattr(state, "inner_states", None)
     if not isinstance(inner, Mapping) or set(inner) != {"ember", "body"}:
         raise TypeError(
             f"state must be the one that init or the last update of this ember returned, got {shown(state)}: call "
             f"update(updates, state, params)."
+        )
+    of_tables = getattr(inner["ember"], "inner_state", None)
+    if isinstance(of_tables, tuple) and len(of_tables) == 2 and hasattr(of_tables[1], "inner_states") != with_head_rate:
+        made, has = ("without", "has one") if with_head_rate else ("with", "has none")
+        raise ValueError(
+            f"the state was made {made} head_learning_rate, but this ember {has}: make a new state with tx.init(params) and put "
+            f"the ScaleByEmberState and the body's state of the old one into it."
         )
 
 

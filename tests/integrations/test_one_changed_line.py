@@ -185,3 +185,43 @@ def test_a_third_rate_by_the_recipe():
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params()), tx.init(params()), params())
     np.testing.assert_allclose(updates["embed"]["embedding"], -3e-3, rtol=1e-5)
     np.testing.assert_allclose(updates["lm_head"]["kernel"], -1e-2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("old, new", [("numbers", "one rate"), ("one rate", "numbers"), ("schedules", "one rate")])
+def test_a_state_of_other_rates_is_refused_by_name(old, new):
+    grads = jax.tree.map(jnp.ones_like, params())
+    with pytest.raises(ValueError, match=r"the state was made with(out)? head_learning_rate, but this ember has .*tx.init"):
+        transformation(new).update(grads, transformation(old).init(params()), params())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weight_decay_is_that_of_the_parameters_where_updates_go_elsewhere(tied):
+    """Schedule-free training adds updates to another copy. The decay is a part of the update, as in the dense step."""
+    tx = optax.contrib.schedule_free(ember(1e-2, optax.sgd(1e-2), weight_decay=0.5), 1e-2)
+    path = "embed/embedding" if tied else "lm_head/kernel"
+    start = {name: leaf for name, leaf in params().items() if not (tied and name == "lm_head")}
+
+    def loss_fn(params, ids):
+        if not tied:
+            return plain_loss(params, ids)
+        hidden = jnp.tanh(params["embed"]["embedding"][ids[:, :-1]]) @ params["body"]
+        table = params["embed"]["embedding"]
+        return linear_softmax_cross_entropy(hidden, table, ids[:, 1:], chunk=32, num_tokens=V - 5).mean()
+
+    def trained(gradient):
+        @jax.jit
+        def step(now, state, ids):
+            updates, state = tx.update(gradient(now, ids), state, now)
+            return optax.apply_updates(now, updates), state
+
+        now, state = start, tx.init(start)
+        for number in range(6):
+            now, state = step(now, state, jnp.minimum(batch(number), V - 6))
+        return now
+
+    def fused(now, ids):
+        looked_up = {path: ids[:, :-1]} if tied else {}
+        return row_sparse.value_and_grad(loss_fn, heads=path)(now, looked_up, ids)[1]
+
+    expected, found = trained(jax.grad(loss_fn)), trained(fused)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
