@@ -52,7 +52,7 @@ def main() -> None:
     rows: dict[str, jax.Array] = {"embed": jnp.array([3, 5])}
     _, grads = row_sparse.value_and_grad(loss_fn)(params, rows, jnp.array([3, 5]))
     updates, state = tx.update(grads, state, params)
-    params = optax.apply_updates(params, updates)
+    params = cast(Params, optax.apply_updates(params, updates))
     assert float(loss_fn(params, jnp.arange(12))) < before
 
     rank: jax.Array = geometry.effective_rank(params["embed"])
