@@ -17,7 +17,7 @@ GRID_SEEDS = (SWEEP_SEED, 101, 102)
 # A pair behind the first grid that is so much worse with the first seed needs no other: differences of pairs of equal seeds
 # vary by a fifth of it.
 CLEARLY_WORSE = 0.05
-# A best pair that is still at an edge after so many more is reported as such.
+# After this many extensions, a best pair at an edge of the grid is reported as being at the edge.
 MOST_EXTENSIONS = 24
 
 Pair = tuple[float, float]
