@@ -10,6 +10,7 @@ import tokenizers
 from gguf_files import write_gguf
 from programs import call
 
+from benchmarks.measure import repeated_tokens, unused_names
 from ember_optax import geometry
 
 import inspect_tables as program  # isort: skip
@@ -181,10 +182,13 @@ def test_features_first(inspect_tables, tmp_path):
 
 
 def test_the_page_of_published_tables_shows_their_results():
-    names = ("smollm2", "minilm")
+    names = ("smollm2", "gemma3", "minilm")
     paths = [ROOT / "benchmarks" / "results" / f"geometry_{name}.json" for name in names]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     page = (ROOT / "docs" / "geometry_tables.md").read_text(encoding="utf-8")
     assert published_table([of["report"] for of in found]) in page
     for of in found:
         assert suspicious_table(of["under_trained"][:20]) in page
+    for module in (repeated_tokens, unused_names):
+        results = (ROOT / "benchmarks" / "results" / f"{module.__name__.rpartition('.')[2]}.json").read_text(encoding="utf-8")
+        assert module.table_of(json.loads(results)) in page
