@@ -1,13 +1,10 @@
 """Eight CPU devices, and the helpers that tests of several folders import; warnings are errors by pyproject.toml."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 import jax
 import pytest

@@ -18,8 +18,7 @@ from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import FOLDER, Record
 from benchmarks.evidence.statistics import paired_difference
 from benchmarks.harness.results import ROOT
-
-from lm.errors import UsageError  # isort: skip
+from examples.lm.errors import UsageError
 
 CELL = Cell("pretraining", "0.5M", "ember", (1e-3, 2e-3, 5e-3), seeds=3)
 

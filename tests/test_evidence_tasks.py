@@ -11,11 +11,10 @@ import pytest
 
 from benchmarks.evidence import finetuning, reinforcement, reinforcement_base
 from benchmarks.evidence.training import kinds, tree_hash
-
-from lm import finetuning as lessons  # isort: skip
-from lm.arithmetic import LENGTH, draw_problems, encode, solutions, worked_rewards  # isort: skip
-from lm.config import ModelConfig, TrainingConfig  # isort: skip
-from lm.training import init_params  # isort: skip
+from examples.lm import finetuning as lessons
+from examples.lm.arithmetic import LENGTH, draw_problems, encode, solutions, worked_rewards
+from examples.lm.config import ModelConfig, TrainingConfig
+from examples.lm.training import init_params
 
 
 def test_the_manual_is_the_pinned_one():

@@ -4,12 +4,11 @@ import runpy
 from pathlib import Path
 
 import jax
+import minimal
 import numpy as np
 import optax
 import pytest
 from programs import EXAMPLES
-
-import minimal  # isort: skip
 
 ROOT = Path(__file__).parents[1]
 

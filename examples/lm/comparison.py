@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from lm.config import OutputConfig, Part, RatesConfig, RunsConfig
-from lm.optimizers import make_body_optimizer, make_optimizer, state_bytes, with_label
-from lm.option_types import learning_rate
+from .config import OutputConfig, Part, RatesConfig, RunsConfig
+from .optimizers import make_body_optimizer, make_optimizer, state_bytes, with_label
+from .option_types import learning_rate
 
 
 @dataclass(frozen=True)
