@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
-from quickly import quickly_compiled
+from quickly import fully_compiled, quickly_compiled
 
 # The files of the default suite above 14 s of CPU, longest first (`time pytest FILE -m "not slow"`: user + sys).
 LONGEST = [
@@ -49,10 +49,21 @@ def strict_promotion():
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For files whose cost is compiling, and whose tests look at what a program computes and not at how it is compiled."""
+@pytest.fixture(autouse=True, scope="session")
+def _quick_compilation():
+    """Most of the suite's cost is compiling, and most tests look at what a program computes, not at how it was compiled."""
     with quickly_compiled():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _full_compilation(request):
+    """As users compile: for the files of tests that look at compiled programs, `pytestmark = pytest.mark.fully_compiled`."""
+    marks = getattr(request.module, "pytestmark", [])
+    if any(mark.name == "fully_compiled" for mark in (marks if isinstance(marks, list) else [marks])):
+        with fully_compiled():
+            yield
+    else:
         yield
 
 

@@ -18,7 +18,6 @@ DOCUMENTS = [
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "```python\n" in path.read_text(encoding="utf-8")
 ]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
 

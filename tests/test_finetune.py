@@ -17,7 +17,6 @@ from lm.llama import logits, read_llama
 from lm.new_tokens import read_new_tokens, with_new_tokens
 from programs import call
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH = 16
 PAIRS = [Pair(f"package{i}", f'def f{i}(a):\n    """', f'Does number {i} well.\n    """') for i in range(40)]
 TINY = ["--steps=3", "--batch-size=2", "--evaluate-every=2", "--evaluation-examples=16", "--length=48"]

@@ -15,7 +15,6 @@ from programs import call
 
 from ember_optax import geometry
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 64, 8
 ROOT = Path(__file__).parents[1]
 TEXTS = [f"w{i}" for i in range(V)]

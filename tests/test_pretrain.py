@@ -16,7 +16,6 @@ from programs import call, compiled_once, start
 
 import ember_optax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ["--vocabulary-size=512", "--width=16", "--heads=2", "--layers=1"]
 TINY += ["--sequence-length=32", "--batch-size=4", "--validate-every=10"]
 

@@ -13,7 +13,6 @@ from lm.arithmetic import END, LENGTH, PAD, VOCABULARY_SIZE, decode, draw_proble
 from lm.grpo import Batch, complete, completion_mask, policy_loss, token_log_probs
 from programs import call
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ["--width=8", "--layers=1", "--warm-up-steps=4", "--warm-up-batch-size=4"]
 TINY += ["--steps=3", "--prompts=2", "--group=2", "--updates=2", "--evaluate-every=2"]
 

@@ -14,7 +14,6 @@ from programs import call
 
 from ember_optax import row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 5, 3
 RNG = np.random.default_rng(0)
 HIDDEN, HEAD = RNG.standard_normal((4, D), np.float32), RNG.standard_normal((V, D), np.float32)

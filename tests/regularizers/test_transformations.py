@@ -13,7 +13,6 @@ from three_matrices import TABLES, assert_trees_equal, initial_params
 
 from ember_optax import EmberDimensionNumbers, TokenTables, ember, regularizers, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 COUNTS = np.arange(V)
 HEAD = TokenTables(exclude=["embed/embedding"])

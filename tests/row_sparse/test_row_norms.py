@@ -8,7 +8,6 @@ import pytest
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 # The table's shape, its token axis, and what tells the axis: the name, or a declaration.
 LAYOUTS = {
     "(V, D)": ("wte", (12, 5), 0, None),

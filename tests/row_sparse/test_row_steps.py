@@ -11,7 +11,6 @@ from steps import dense_step, sparse_step, to_dense
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TABLE = EmberDimensionNumbers()
 
 
