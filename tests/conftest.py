@@ -1,6 +1,7 @@
 """Eight CPU devices, and the helpers that tests of several folders import; warnings are errors by pyproject.toml."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -59,12 +60,9 @@ def _quick_compilation():
 @pytest.fixture(autouse=True, scope="module")
 def _full_compilation(request):
     """As users compile: for the files of tests that look at compiled programs, `pytestmark = pytest.mark.fully_compiled`."""
-    marks = getattr(request.module, "pytestmark", [])
-    if any(mark.name == "fully_compiled" for mark in (marks if isinstance(marks, list) else [marks])):
-        with fully_compiled():
-            yield
-    else:
+    with fully_compiled() if request.node.get_closest_marker("fully_compiled") else nullcontext():
         yield
+    jax.clear_caches()  # the programs of all files would come to gigabytes
 
 
 @pytest.fixture(scope="session")
