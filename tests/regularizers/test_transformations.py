@@ -105,17 +105,6 @@ def test_the_loss_does_not_see_the_centre_of_a_head():
     assert np.abs(heads[0].mean(1)).max() > 1e-2
 
 
-@EACH
-def test_keeps_dtypes_and_types(name, dtype=jnp.bfloat16):
-    tx, params, updates = TRANSFORMATIONS[name], initial_params(dtype), gradients(dtype=dtype)
-    state = tx.init(params)
-    found, after = jax.eval_shape(functools.partial(tx.update, token_counts=COUNTS), updates, state, params)
-    assert {u.dtype for u in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
-    assert jax.eval_shape(lambda: state) == after
-    doubled = optax.tree.map_params(tx, lambda v: v, state, is_leaf=lambda v: isinstance(v, optax.MaskedNode))
-    assert jax.tree.structure(doubled) == jax.tree.structure(state)
-
-
 @pytest.mark.parametrize("name", ["scale by fixed counts", "scale by streamed counts", "cap", "cap by a schedule"])
 @pytest.mark.parametrize("token_axis", [0, 1])
 def test_row_sparse_updates_are_the_dense_ones(name, token_axis):
