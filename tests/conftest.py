@@ -1,5 +1,6 @@
 """Eight CPU devices, and the helpers that tests of several folders import; warnings are errors by pyproject.toml."""
 
+import gc
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
-from quickly import fully_compiled, quickly_compiled
+from quickly import forget_programs, fully_compiled, quickly_compiled
 
 # The files of the default suite above 14 s of CPU, longest first (`time pytest FILE -m "not slow"`: user + sys).
 LONGEST = [
@@ -33,6 +34,11 @@ LONGEST = [
 def pytest_configure(config):
     """Files are handed out to workers as they were collected; by the number of tests, the longest would be among the last."""
     config.option.loadscopereorder = False
+
+
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked at in each collection of garbage."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
@@ -62,7 +68,7 @@ def _full_compilation(request):
     """As users compile: for the files of tests that look at compiled programs, `pytestmark = pytest.mark.fully_compiled`."""
     with fully_compiled() if request.node.get_closest_marker("fully_compiled") else nullcontext():
         yield
-    jax.clear_caches()  # the programs of all files would come to gigabytes
+    forget_programs()
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,32 @@
 """Compiling as little as XLA can be made to: compiling is most of what the tests cost."""
 
 import functools
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
+
+
+def _private(name: str) -> Any:
+    """A module of JAX's own, None where this version has none of this name."""
+    try:
+        return importlib.import_module(f"jax._src.{name}")
+    except ImportError:
+        return None
+
 
 # For a step of `ember`: 0.46 s of CPU without, 0.18 s with LLVM's optimizations off and XLA's older emitters of fusions, 0.12 s
 # if one thread makes the code of all of a program too.
 OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 _FLAG = "jax_disable_most_optimizations"
+# What JAX has no setting for: the options of all compilations, and one context of MLIR for many programs. With one for each, a
+# tiny program takes a third longer.
+_compiler, _lowering = (_private(name) for name in ("compiler", "interpreters.mlir"))
 
 
 @functools.cache
@@ -34,20 +48,28 @@ _now = SimpleNamespace(options={})
 
 @contextmanager
 def quickly_compiled() -> Iterator[None]:
-    """Without optimizations of LLVM and with `OPTIONS`, which JAX has no setting for, here and in processes started here."""
+    """Without optimizations of LLVM, with `OPTIONS` and in one context, also in processes started here."""
     options = _accepted()
-    compiler = getattr(getattr(jax, "_src", None), "compiler", None)
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
     with _setting("1", f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(), options) as patch:
-        if hasattr(compiler, "get_compile_options"):
-            original = compiler.get_compile_options
+        if hasattr(_compiler, "get_compile_options"):
+            original = _compiler.get_compile_options
 
             @functools.wraps(original)
             def get_compile_options(*args, env_options_overrides=None, **kwargs):
                 return original(*args, env_options_overrides=_now.options | dict(env_options_overrides or {}), **kwargs)
 
-            patch.setattr(compiler, "get_compile_options", get_compile_options)
+            patch.setattr(_compiler, "get_compile_options", get_compile_options)
+        if hasattr(_lowering, "make_ir_context"):
+            patch.setattr(_lowering, "make_ir_context", functools.cache(_lowering.make_ir_context))
         yield
+
+
+def forget_programs() -> None:
+    """Everything that was compiled, and what it was written in: together, for all files, it would come to gigabytes."""
+    jax.clear_caches()
+    if hasattr(context := getattr(_lowering, "make_ir_context", None), "cache_clear"):
+        context.cache_clear()
 
 
 @contextmanager
@@ -55,22 +77,21 @@ def fully_compiled() -> Iterator[None]:
     """As users compile, within `quickly_compiled`. The two do not share programs."""
     flags = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag[2:].partition("=")[0] not in OPTIONS)
     with _setting("0", flags, {}):
-        jax.clear_caches()
+        forget_programs()
         yield
-    jax.clear_caches()
+    forget_programs()
 
 
 @contextmanager
 def _setting(without_optimizations: str, flags: str, options: dict[str, bool | int]) -> Iterator[pytest.MonkeyPatch]:
     """The options, JAX's setting, and the environment of processes that are started here."""
-    name = "jax_disable_most_optimizations"
-    before = os.environ.get(name.upper(), "0")
+    before = os.environ.get(_FLAG.upper(), "0")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(name.upper(), without_optimizations)
+        patch.setenv(_FLAG.upper(), without_optimizations)
         patch.setenv("XLA_FLAGS", flags)
         patch.setattr(_now, "options", options)
-        jax.config.update(name, without_optimizations == "1")
+        jax.config.update(_FLAG, without_optimizations == "1")
         try:
             yield patch
         finally:
-            jax.config.update(name, before == "1")
+            jax.config.update(_FLAG, before == "1")
