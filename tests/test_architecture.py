@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "ember_optax"
 LEVELS = [
     {"_math"},
     {"_tree"},
+    {"_fused_heads"},
     {"_optimizer", "geometry"},
     {"_state", "row_sparse"},
     {"vocab", "losses", "regularizers", "integrations"},

@@ -13,6 +13,7 @@ from lm.standing_out import number_standing_out
 from lm.table_inspection import caveat, published_table, suspicious_table
 from programs import call
 
+from benchmarks.measure import repeated_tokens, unused_names
 from ember_optax import geometry
 
 V, D = 64, 8
@@ -179,10 +180,13 @@ def test_features_first(inspect_tables, tmp_path):
 
 
 def test_the_page_of_published_tables_shows_their_results():
-    names = ("smollm2", "minilm")
+    names = ("smollm2", "gemma3", "minilm")
     paths = [ROOT / "benchmarks" / "results" / f"geometry_{name}.json" for name in names]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     page = (ROOT / "docs" / "geometry_tables.md").read_text(encoding="utf-8")
     assert published_table([of["report"] for of in found]) in page
     for of in found:
         assert suspicious_table(of["under_trained"][:20]) in page
+    for module in (repeated_tokens, unused_names):
+        results = (ROOT / "benchmarks" / "results" / f"{module.__name__.rpartition('.')[2]}.json").read_text(encoding="utf-8")
+        assert module.table_of(json.loads(results)) in page

@@ -5,7 +5,9 @@ from pathlib import Path
 from benchmarks.evidence import pair_tables, tables
 from benchmarks.evidence.claims import claims
 from benchmarks.evidence.comparison import results
-from benchmarks.evidence.pair_comparison import pair_results
+from benchmarks.evidence.conclusions import MARGINS, conclusions
+from benchmarks.evidence.conclusions import table as conclusions_table
+from benchmarks.evidence.pair_comparison import PairResults, pair_results
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.studies import TASKS, Study
 from benchmarks.harness.report import markdown
@@ -16,8 +18,17 @@ What training with Ember comes to, measured by `python -m benchmarks.evidence` a
 --write`. Only what trains the token tables differs within a comparison: model, text, batches and the body's AdamW with its
 rate are the same. The runs are lines of JSON in `benchmarks/results/evidence/`.
 
-How a comparison is made:
+These are small models and short runs on two processor cores. They can show that the saved memory costs something. They
+cannot show that it never does.
+"""
 
+_PARTS_OF_THE_GAIN = """
+Adam without momentum has the full second moment, V x D numbers, and no first moment. So the first difference is what momentum is
+worth on the tables, the second is what a user gains who swaps AdamW for Ember, and the third is what Ember's factored second
+moment adds or costs. "Two" rates are one for input tables and one for heads, each method at its own best pair.
+"""
+
+_HOW = """
 * Every method is run with seed 0 at each rate of the same grid (1, 2, 5, 10, ...), which is extended until the best rate
   has worse neighbours on both sides. A rate "at the edge" has not got there.
 * At its own best rate it is run again with fresh seeds, 1, 2, ..., the same for all methods. They decide initial parameters
@@ -29,19 +40,18 @@ How a comparison is made:
   here.
 * AdamW has its defaults on the tables, b2 = 0.999 and a decay of 1e-4 (and the same rates to choose from); Ember has its
   own.
-
-These are small models and short runs on two processor cores. They can show that the saved memory costs something; that it
-never does, they cannot show.
 """
 
 
 def page(study: Study, records: dict[str, Records]) -> str:
     """The document."""
-    found = results(study.cells, records)
-    parts = [_HEAD, _what_was_run(study, records), _claims(found, study)]
-    parts += ["## AdamW and Ember", tables.headline(found, study)]
+    found, two = results(study.cells, records), pair_results(study.pairs, records)
+    parts = [_HEAD, "## In short", conclusions(found, two, study), MARGINS, "## What the gain is made of", _PARTS_OF_THE_GAIN]
+    parts += [conclusions_table(found, two, study), "## What the paper claims", _claims(found, two, study)]
+    parts += ["## How a comparison is made", _HOW, _what_was_run(study, records)]
+    parts += _two_rates(two)
+    parts += ["## One rate for all tables", tables.headline(found, study)]
     parts += ["![Ember minus AdamW over size and batch size](images/evidence_scaling.png)"]
-    parts += _two_rates(study, records)
     for task in TASKS:
         parts += _task(found, task)
     parts += [_ADVICE, tables.best_rates(found), _FORMS, tables.forms_of_ember(found)]
@@ -72,8 +82,7 @@ def _what_was_run(study: Study, records: dict[str, Records]) -> str:
     )
 
 
-def _two_rates(study: Study, records: dict[str, Records]) -> list[str]:
-    found = pair_results(study.pairs, records)
+def _two_rates(found: PairResults) -> list[str]:
     if not found:
         return []
     parts = ["## Two rates", _PAIRS, pair_tables.headline(found)]
@@ -84,9 +93,9 @@ def _two_rates(study: Study, records: dict[str, Records]) -> list[str]:
     return parts
 
 
-def _claims(found: tables.Results, study: Study) -> str:
-    rows = [tuple(claim) for claim in claims(found, study)]
-    return "## What the paper claims\n\n" + markdown(rows, ("claim", "here", "numbers (Ember - AdamW, 95 % interval)"), names=3)
+def _claims(one: tables.Results, two: PairResults, study: Study) -> str:
+    rows = [tuple(claim) for claim in claims(one, two, study)]
+    return markdown(rows, ("claim of the abstract", "here", "what would change that"), names=3)
 
 
 def _task(found: tables.Results, task: str) -> list[str]:
@@ -127,8 +136,6 @@ _ADVICE = """
   of it.
 * **b2.** Keep 0.999. Between 0.99 and 0.9999 it hardly matters in runs of this length, and b2 by half-life in tokens was no
   better; at 0.9 and below the loss is clearly higher (last table).
-* **Few completions in reinforcement learning.** Try a larger `eps` (1e-4; it is in units of the gradient, so look at the
-  size of yours). Whether it helps is open: the runs with it began with another base model.
 * **When not to.** Where the table of a setting above has Ember higher than AdamW and its interval above zero.
 """
 

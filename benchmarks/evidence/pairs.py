@@ -24,7 +24,10 @@ Pair = tuple[float, float]
 
 
 class PairCell(NamedTuple):
-    """One method in one setting: the rates of the input tables and of the heads to begin with, and the number of fresh seeds."""
+    """One method in one setting: the rates of the input tables and of the heads to begin with, and the number of fresh seeds.
+
+    `also` are pairs that are run with the seeds of the grid in any case: equal rates, to see what the second rate is worth.
+    """
 
     task: str
     setting: str
@@ -32,6 +35,7 @@ class PairCell(NamedTuple):
     rates: tuple[float, ...]
     head_rates: tuple[float, ...]
     seeds: int
+    also: tuple[Pair, ...] = ()
 
     def run(self, pair: Pair, seed: int) -> Run:
         """A run of this cell."""
@@ -115,6 +119,7 @@ def _runs(cell: PairCell, records: Records):
         open_pairs = [pair for pair in neighbours(found.pair) if not _is_settled(pair, found.pair, grid)]
         yield from (cell.run(pair, seed) for pair in open_pairs for seed in GRID_SEEDS)
     yield from (cell.run(found.pair, seed) for seed in _fresh_seeds(cell))
+    yield from (cell.run(pair, seed) for pair in cell.also for seed in GRID_SEEDS)
 
 
 def _fresh_seeds(cell: PairCell) -> range:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from benchmarks.evidence.statement_effects import effects_section
 from benchmarks.evidence.statement_model import model_section
 from benchmarks.evidence.statement_runs import AGED, DISPLACEMENTS, RECENT, SILENT
 from benchmarks.harness.report import markdown
@@ -38,6 +39,8 @@ def page(results: dict[str, Any]) -> str:
     )
     verdicts = [(statement.title, statement.verdict(_means(values))) for statement in STATEMENTS]
     sections = [section(statement, values) for statement in STATEMENTS]
+    if results.get("effects"):
+        sections.append("\n" + effects_section(results["effects"], OPTIMIZERS))
     if "SmolLM2" in results:
         sections.append("\n" + model_section(results["SmolLM2"]))
     return "\n".join([text, markdown(verdicts, ("statement", "verdict"), names=2), *sections, ""])

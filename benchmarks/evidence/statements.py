@@ -4,19 +4,23 @@ An interrupted measurement goes on with the runs that are missing; the page is m
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
+from benchmarks.evidence.statement_effects import measure_effects
 from benchmarks.evidence.statement_model import measure_model
 from benchmarks.evidence.statement_page import OPTIMIZERS, page
-from benchmarks.evidence.statement_runs import MODEL, measure
+from benchmarks.evidence.statement_runs import MODEL, Numbers, measure
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
 from examples.lm.text import read_documents
 from examples.lm.tokens import Corpus, default_cache_dir, load_corpus
 
 PAGE = ROOT / "docs" / "statements.md"
+# What is measured of each run, by its name in the results.
+PARTS = {"runs": measure, "effects": measure_effects}
 
 
 def main() -> None:
@@ -31,11 +35,13 @@ def main() -> None:
     results = load(options.output) or {"steps": options.steps, "machine": machine(), "runs": {}}
     if results["steps"] != options.steps:
         sys.exit(f"{options.output} holds runs of {results['steps']} steps; pass --steps {results['steps']} or another --output")
-    missing = [(o, seed) for seed in options.seeds for o in OPTIMIZERS if run_name(o, seed) not in results["runs"]]
-    corpus = load_corpus(read_documents(None), MODEL.vocabulary_size, default_cache_dir()) if missing else None
-    for optimizer, seed in missing:
-        results["runs"][run_name(optimizer, seed)] = one_run(optimizer, seed, results["steps"], corpus)
-        save(options.output, results)
+    corpus = None
+    for part, measured in PARTS.items():
+        runs = results.setdefault(part, {})
+        for optimizer, seed in [(o, s) for s in options.seeds for o in OPTIMIZERS if run_name(o, s) not in runs]:
+            corpus = corpus or load_corpus(read_documents(None), MODEL.vocabulary_size, default_cache_dir())
+            runs[run_name(optimizer, seed)] = one_run(measured, optimizer, seed, results["steps"], corpus)
+            save(options.output, results)
     if options.smollm2 and "SmolLM2" not in results:
         results["SmolLM2"] = _rounded(measure_model(options.smollm2))
         save(options.output, results)
@@ -49,16 +55,15 @@ def run_name(optimizer: str, seed: int) -> str:
     return f"{optimizer} seed {seed}"
 
 
-def one_run(optimizer: str, seed: int, steps: int, corpus: Corpus | None) -> dict[str, float]:
+def one_run(measured: Callable[..., Numbers], optimizer: str, seed: int, steps: int, corpus: Corpus) -> Numbers:
     """What one run measured, in as many digits as a page shows, and some."""
-    assert corpus is not None
     with tqdm(total=steps, desc=run_name(optimizer, seed), unit="step", mininterval=5) as bar:
-        numbers = measure(optimizer, seed, steps, corpus, tick=lambda _: _advance(bar))
+        numbers = measured(optimizer, seed, steps, corpus, tick=lambda *_: _advance(bar))
     jax.clear_caches()
     return _rounded(numbers)
 
 
-def _rounded(numbers: dict[str, float]) -> dict[str, float]:
+def _rounded(numbers: Numbers) -> Numbers:
     return {name: float(f"{value:.5g}") for name, value in numbers.items()}
 
 

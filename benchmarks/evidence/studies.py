@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.evidence.pairs import PairCell
+from benchmarks.evidence.pairs import Pair, PairCell
 from benchmarks.evidence.plan import Cell, cells
 
 
@@ -24,6 +24,7 @@ class Study(NamedTuple):
       batches: settings by batch size, for each task that has several.
       pairs: cells with two rates, in the order of the sweep, which goes through them first. A cell may come twice, first with
         few fresh seeds.
+      lengths: settings of pretraining by the number of steps.
     """
 
     cells: list[Cell]
@@ -31,6 +32,13 @@ class Study(NamedTuple):
     sizes: tuple[str, ...]
     batches: dict[str, tuple[str, ...]]
     pairs: tuple[PairCell, ...] = ()
+    lengths: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Tasks and settings in which Ember is compared, each once, task by task."""
+        found = dict.fromkeys((cell.task, cell.setting) for cell in (*self.cells, *self.pairs) if cell.method == OURS)
+        return sorted(found, key=lambda key: list(TASKS).index(key[0]))
 
 
 TASKS = {
@@ -49,15 +57,6 @@ _ANY_RATE = (1.0,)  # of what is not trained
 _HALF_LIVES = ("ember half_life=354717", "ember half_life=35472")
 _DECAYS = ("adamw weight_decay=0.1", "ember weight_decay=0.01", "ember weight_decay=0.1")
 _MEMORIES = ("ember b2=0", "ember b2=0.9", "ember b2=0.99", "ember b2=0.9999", "adamw b2=0.99", "rmsprop b2=0.99")
-# What may help where a batch gives few tokens a gradient.
-REMEDIES = (
-    "ember half_life=2000",
-    "ember half_life=20000",
-    "ember eps=0.0001",
-    "ember eps=0.001",
-    "ember accumulate=8",
-    "rmsprop",
-)
 
 
 def _of(task: str, settings: tuple[str, ...], methods: tuple[str, ...], seeds: int = 8, rates=None) -> list[Cell]:
@@ -75,19 +74,22 @@ _ADAFACTOR_PAIR = ((1e-1,), (2e-1,))  # its rate is in units of a table's root m
 _RL_PAIR = ((2e-3,), (2e-3,))
 _TUNING_PAIR = ((1e-2,), (1e-2,))
 _GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
+_EQUAL = ((5e-3, 5e-3), (1e-2, 1e-2), (2e-2, 2e-2))
 _SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
 ONE_VOCABULARY = ("size 3.1M", "size 4.7M", "size 6.3M", "size 9.4M", "size 12.6M")
 
 
-def _pairs(setting: str, start, seeds: int = 8, methods: tuple[str, ...] = FOUR, task: str = "pretraining") -> list[PairCell]:
+def _pairs(
+    setting: str, start, seeds: int = 8, methods: tuple[str, ...] = FOUR, task: str = "pretraining", also: tuple[Pair, ...] = ()
+) -> list[PairCell]:
     rates, head_rates = start
-    return [PairCell(task, setting, method, rates, head_rates, seeds) for method in methods]
+    return [PairCell(task, setting, method, rates, head_rates, seeds, also) for method in methods]
 
 
 _PAIRS = [
     *_pairs(_SHORT, _GRID, seeds=3),
     *_pairs(_LONGER, _PAIR, seeds=3),
-    *_pairs(_SHORT, _GRID),
+    *_pairs(_SHORT, _GRID, also=_EQUAL),
     *_pairs(_LONGER, _PAIR),
     *_pairs(_LONGEST, _LATE_PAIR, seeds=3),
     *_pairs(_LONGEST, _LATE_PAIR),
@@ -109,14 +111,12 @@ _PAIRS = [
 ]
 _FULL = [
     *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),
-    *_of("reinforcement", ("64 completions", "8 completions", "256 completions"), HEADLINE),
     *_of("finetuning", ("small",), HEADLINE),
     *_of("finetuning", ("SmolLM2-135M",), HEADLINE, seeds=3, rates=(1e-4, 2e-4, 5e-4)),
     *_of("pretraining", ("0.5M",), OTHERS),
     *_of("pretraining", ("0.5M",), ("frozen",), rates=_ANY_RATE),
     *_of("pretraining", ("0.5M, batch 2048", "0.5M, batch 128"), (*HEADLINE, *_HALF_LIVES)),
     *_of("pretraining", ("0.3M tied", "1.6M"), HEADLINE),
-    *_of("reinforcement", ("8 completions",), REMEDIES),
     *_of("pretraining", ("0.5M",), (*_MEMORIES, *_DECAYS)),
     *_of("finetuning", ("small",), ("rmsprop", *PARTS, "sgd", "adafactor")),
     *_of("finetuning", ("small",), ("frozen",), rates=_ANY_RATE),
@@ -125,7 +125,6 @@ _FULL = [
     *_of("pretraining", ("2.1M, main job",), HEADLINE),
     *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
     *_of("pretraining", ("2.1M, main job", "0.3M tied", "0.5M, batch 2048", "0.5M, batch 128"), _ACTIVE_ROWS),
-    *_of("reinforcement", ("256 completions",), ("rmsprop", *_ACTIVE_ROWS)),
 ]
 _QUICK = [
     *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),
@@ -135,13 +134,14 @@ _QUICK = [
 ]
 FULL = Study(
     _FULL,
-    {"pretraining": "0.5M", "finetuning": "small", "reinforcement": "64 completions"},
+    {"pretraining": "0.5M", "finetuning": "small", "reinforcement": "tables alone, 64 completions"},
     ("0.5M", "1.6M", "2.1M, main job", "4.2M", "12.6M"),
     {
         "pretraining": ("0.5M, batch 128", "0.5M", "0.5M, batch 2048"),
-        "reinforcement": ("8 completions", "64 completions", "256 completions"),
+        "reinforcement": tuple(f"tables alone, {number} completions" for number in (8, 64, 256)),
     },
     tuple(_PAIRS),
+    (_SHORT, _LONGER, _LONGEST),
 )
 # For one GPU; the toy shows that everything of it runs.
 _GPT2 = ("124M, GPT-2 small",)

@@ -1,13 +1,15 @@
 """Forms that exist for one compiler: what XLA does with the plain form, and what is fast instead. Arrays only.
 
-XLA fuses the square into the reduction. On a CPU, XLA reduces over leading axes at a fraction of memory speed, and longer rows
-are slower: it reduces a 1024 x 131072 gradient over its first axis in 0.7 s, while a read takes 0.02 s (jax 0.10.2, two cores).
-A sum of blocks of rows runs at memory speed for every shape. Over a long last axis XLA uses one core. A sum over parts of the
-rows uses all cores. benchmarks/README.md has the figures.
+Reductions: XLA fuses the square into the reduction. On a CPU, XLA reduces over leading axes at a fraction of memory speed, and
+longer rows are slower: it reduces a 1024 x 131072 gradient over its first axis in 0.7 s, while a read takes 0.02 s (jax 0.10.2,
+two cores). A sum of blocks of rows runs at memory speed for every shape. Over a long last axis XLA uses one core. A sum over
+parts of the rows uses all cores. benchmarks/README.md has the figures.
 """
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +76,51 @@ def _means_one_by_one(g_VxD: jax.Array, axes: TableAxes) -> tuple[jax.Array, jax
     feature_1D = cpu_mean_square(g_VxD, axes.token)
     g_VxD, feature_1D = jax.lax.optimization_barrier((g_VxD, feature_1D))
     return g_VxD, token_V1, feature_1D
+
+
+def write_in_place(write: Callable[[jax.Array], jax.Array], table: jax.Array) -> jax.Array:
+    """`write(table)`, which writes some rows of a donated table. On a CPU, `write` gets a bfloat16 table as uint16.
+
+    `write` converts between numbers and what is stored by `read_as`. XLA on CPU (jax 0.10.2) makes two float32 copies of the
+    whole table for a scatter of bfloat16, and copies the whole table for each chunk of bfloat16 that a loop writes. It copies a
+    table of integers once. On TPU and GPU, writes of bfloat16 copy nothing, while a scatter of the bits would copy the table.
+    docs/speed.md has the figures.
+    """
+
+    def write_bits(table: jax.Array) -> jax.Array:
+        return read_as(write(read_as(table, jnp.dtype(jnp.uint16))), table.dtype)
+
+    if table.dtype != jnp.bfloat16:
+        return write(table)
+    return jax.lax.platform_dependent(table, cpu=write_bits, default=write)
+
+
+def read_as(array: jax.Array, dtype: Any) -> jax.Array:
+    """The same bits as another dtype of the same size."""
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def cast_in_loop(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
+    """The chunk of a table that an iteration reads, so that a TPU casts this chunk and not the whole table.
+
+    Args:
+      chunk_CxD: the rows that begin with row `start`.
+      start: depends on the iteration.
+      lowest: the lowest label, at least zero.
+    """
+    if chunk_CxD.dtype != jnp.float32:
+        return chunk_CxD
+    return jax.lax.platform_dependent(chunk_CxD, start, lowest, tpu=times_one, default=lambda chunk_CxD, *_: chunk_CxD)
+
+
+def times_one(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
+    """The chunk times a factor that is always one, because no label is negative.
+
+    A TPU multiplies float32 in bfloat16. Its compiler sees that each iteration casts a part of the table, and casts the whole
+    table before the loop: 576 MiB for 262144 x 1152 (libtpu 0.0.42), with or without barriers. The compiler cannot move a factor
+    that depends on data and on the iteration out of the loop, nor move the cast past the factor.
+    """
+    return chunk_CxD * jnp.where(lowest == -1 - start, 0.0, 1.0).astype(chunk_CxD.dtype)
 
 
 def mean_of_moment(moment: jax.Array, axes: tuple[int, ...], *, stacked: bool) -> jax.Array:

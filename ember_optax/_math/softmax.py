@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from .chunks import over_chunks, put_chunk, take_chunk, tokens_from
 from .mean_square import compute_dtype
 from .mesh import as_varying, varying_axes
+from .platform_forms import cast_in_loop
 
 
-class HeadLoss(NamedTuple):
+class LossOptions(NamedTuple):
     """The options of the loss of a head. All of them are static."""
 
     token_axis: int
@@ -29,7 +30,7 @@ class HeadLoss(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: HeadLoss) -> jax.Array:
+def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: LossOptions) -> jax.Array:
     """The loss of each token, (N,) in float32.
 
         x[n,i]  = hidden[n] . table[i],  x = cap * tanh(x / cap) with a soft cap
@@ -50,10 +51,10 @@ def token_losses(hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Arra
 
 
 def losses_and_lse(
-    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: HeadLoss
+    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, loss: LossOptions
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of each token and its logsumexp, which is all that the backward pass needs in addition to the arguments."""
-    dtype, lowest = _sum_dtype(hidden_NxD, table_VxD), _lowest(labels_N)
+    dtype, lowest = _sum_dtype(hidden_NxD, table_VxD), jnp.min(labels_N, initial=0)
 
     def add(start, count, carry):
         hidden_NxD, table_VxD, highest_N, sum_N, picked_N, total_N = carry
@@ -86,7 +87,7 @@ def logit_gradients(
     lse_N: jax.Array,
     cotangents_N: jax.Array,
     tokens_C: jax.Array,
-    loss: HeadLoss,
+    loss: LossOptions,
 ) -> jax.Array:
     """The gradient with respect to the logits of one chunk (before the cap), in the dtype of the products.
 
@@ -126,51 +127,30 @@ def where_it_counts(residuals: Any, cotangents_N: jax.Array) -> Any:
     return hidden_NxD, table_VxD, jnp.where(counts_N, labels_N, 0), jnp.where(counts_N, lse_N, 0.0)
 
 
-def table_gradient(g_NxC: jax.Array, hidden_NxD: jax.Array, loss: HeadLoss) -> jax.Array:
+def table_gradient(g_NxC: jax.Array, hidden_NxD: jax.Array, loss: LossOptions) -> jax.Array:
     """The gradient of one chunk of the head from the gradient of its logits, in the layout of the head and in float32."""
     pair = (g_NxC, hidden_NxD) if loss.token_axis == 0 else (hidden_NxD, g_NxC)
     return _product(*pair, 0, 0)
 
 
-def hidden_gradient(g_NxC: jax.Array, chunk_CxD: jax.Array, loss: HeadLoss) -> jax.Array:
+def hidden_gradient(g_NxC: jax.Array, chunk_CxD: jax.Array, loss: LossOptions) -> jax.Array:
     """The part of the hidden states' gradient that one chunk adds, (N, D) in float32."""
     return _product(g_NxC, chunk_CxD, 1, loss.token_axis)
 
 
-def chunk_of(table_VxD: jax.Array, start: Any, count: int, loss: HeadLoss, lowest: jax.Array) -> jax.Array:
+def chunk_of(table_VxD: jax.Array, start: Any, count: int, loss: LossOptions, lowest: jax.Array) -> jax.Array:
     """The `count` rows of a head that begin with `start`, in the dtype of the products. `lowest` is the lowest label."""
-    chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
-    if chunk_CxD.dtype == jnp.float32:
-        chunk_CxD = jax.lax.platform_dependent(chunk_CxD, start, lowest, tpu=_times_one, default=_itself)
+    chunk_CxD = cast_in_loop(take_chunk(table_VxD, start, count, loss.token_axis), start, lowest)
     return chunk_CxD if loss.dtype is None else chunk_CxD.astype(loss.dtype)
 
 
-def _times_one(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
-    """The chunk times a factor that is always one, because no label is negative.
-
-    A TPU multiplies float32 in bfloat16. Its compiler sees that each iteration casts a part of the table, and casts the whole
-    table before the loop: 576 MiB for 262144 x 1152 (libtpu 0.0.42), with or without barriers. The compiler cannot move a factor
-    that depends on data and on the iteration out of the loop, nor move the cast past the factor.
-    """
-    return chunk_CxD * jnp.where(lowest == -1 - start, 0.0, 1.0).astype(chunk_CxD.dtype)
-
-
-def _itself(chunk_CxD: jax.Array, start: Any, lowest: jax.Array) -> jax.Array:
-    del start, lowest
-    return chunk_CxD
-
-
-def _lowest(labels_N: jax.Array) -> jax.Array:
-    return jnp.min(labels_N, initial=0)
-
-
-def _forward(hidden_NxD, table_VxD, labels_N, loss: HeadLoss):
+def _forward(hidden_NxD, table_VxD, labels_N, loss: LossOptions):
     losses_N, lse_N = losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)
     return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N)
 
 
 def gradients_over_chunks(
-    loss: HeadLoss, residuals: Any, cotangents_N: jax.Array, total: Any, add: Callable[[Any, jax.Array, Any, int], Any]
+    loss: LossOptions, residuals: Any, cotangents_N: jax.Array, total: Any, add: Callable[[Any, jax.Array, Any, int], Any]
 ) -> tuple[jax.Array, Any]:
     """The gradient of the hidden states, and `total` after `total = add(total, of_chunk_CxD, start, count)` for every chunk.
 
@@ -178,7 +158,7 @@ def gradients_over_chunks(
     are in no chunk.
     """
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
-    lowest = _lowest(labels_N)
+    lowest = jnp.min(labels_N, initial=0)
 
     def step(start, count, carry):
         hidden_NxD, table_VxD, of_hidden_NxD, total = carry
@@ -196,7 +176,7 @@ def gradients_over_chunks(
     return of_hidden_NxD.astype(hidden_NxD.dtype), total
 
 
-def _backward(loss: HeadLoss, residuals, cotangents_N):
+def _backward(loss: LossOptions, residuals, cotangents_N):
     def put(table_VxD, of_chunk_CxD, start, count):
         del count
         return put_chunk(table_VxD, of_chunk_CxD, start, loss.token_axis)
@@ -209,7 +189,7 @@ def _backward(loss: HeadLoss, residuals, cotangents_N):
 token_losses.defvjp(_forward, _backward)
 
 
-def _logits(hidden_NxD: jax.Array, chunk_CxD: jax.Array, loss: HeadLoss) -> jax.Array:
+def _logits(hidden_NxD: jax.Array, chunk_CxD: jax.Array, loss: LossOptions) -> jax.Array:
     x_NxC = _product(hidden_NxD, chunk_CxD, 1, 1 - loss.token_axis)
     return x_NxC if loss.soft_cap is None else loss.soft_cap * jnp.tanh(x_NxC / loss.soft_cap)
 
@@ -232,7 +212,7 @@ def _is_label(labels_N: jax.Array, tokens_C: jax.Array) -> jax.Array:
     return labels_N[:, None] == tokens_C[None, :]
 
 
-def _in_vocabulary(labels_N: jax.Array, loss: HeadLoss) -> jax.Array:
+def _in_vocabulary(labels_N: jax.Array, loss: LossOptions) -> jax.Array:
     return (labels_N >= 0) & (labels_N < loss.num_tokens)
 
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._fused_heads.leaf import FusedLeaf
 from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
 from .._math.moments import Moments, moment_shapes
 from .._tree.boxes import unbox
 from .._tree.describe import no_table_message, unused_patterns_message
-from .._tree.fused_leaves import HeadGradient
 from .._tree.inputs import check_array, listed, shown
 from .._tree.tables import Table, TableTree
 from .._tree.token_ids import check_compact
@@ -165,9 +165,9 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
         check_compact(table.name, g.shape, table.ids, table.shape, axes)
 
 
-def check_head(table: Table, gradient: Any, axes: TableAxes) -> None:
+def check_head(table: Table, gradient: FusedLeaf, axes: TableAxes) -> None:
     """Raises if a transformation cannot take the gradient of a fused head."""
-    if not isinstance(gradient, HeadGradient):
+    if gradient.preconditioner is not None:
         raise TypeError(f"the gradient of {table.name!r} is an update already: put one scale_by_ember into the chain.")
     if axes.token != (gradient.loss.token_axis,) or axes.batch:
         raise ValueError(

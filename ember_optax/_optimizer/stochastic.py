@@ -10,12 +10,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from .._fused_heads.leaf import FusedLeaf
 from .._math.mesh import in_auto_mode, spec_like
 from .._math.rounding import bits_at, can_round_to, key_of, places_along, places_of, rounded_update
 from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.fused_leaves import HeadLeaf, HeadUpdate
 from .._tree.inputs import check_array, check_tree, checked_integer, shown
 from .._tree.tables import Table, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
@@ -148,23 +148,19 @@ def _rounded_leaf(table: Table, param: Any, key: jax.Array) -> Any:
             f"parameter {table.name!r} of shape {p.shape} has dtype {p.dtype}; stochastic_rounding rounds to bfloat16 and "
             f"float16: keep this leaf out with optax.masked."
         )
-    if isinstance(table.array, HeadLeaf):
-        return _rounded_head(table, key)
+    if isinstance(table.array, FusedLeaf):
+        if table.array.preconditioner is None:
+            raise TypeError(
+                f"the update of {table.name!r} is still the gradient of a fused head: put stochastic_rounding last in the chain, "
+                f"behind ember or scale_by_ember."
+            )
+        return table.array.update(table.array.preconditioner._replace(rounding_key=key))
     update = jnp.asarray(table.array)
     if table.ids is None or table.axes is None:
         return in_auto_mode(_round_all, functools.partial(spec_like, update), update, p, key)
     check_compact(table.name, update.shape, table.ids, p.shape, table.axes)
     of_rows = functools.partial(_round_rows, token_axis=table.axes.token[0])
     return in_auto_mode(of_rows, functools.partial(spec_like, update), update, p, table.ids, key)
-
-
-def _rounded_head(table: Table, key: jax.Array) -> HeadUpdate:
-    if not isinstance(table.array, HeadUpdate):
-        raise TypeError(
-            f"the update of {table.name!r} is still the gradient of a fused head: put stochastic_rounding last in the chain, "
-            f"behind ember or scale_by_ember."
-        )
-    return table.array.rounded(key)
 
 
 def _round_all(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:

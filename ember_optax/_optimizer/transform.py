@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._fused_heads.leaf import FusedLeaf
+from .._fused_heads.step import ember_head_step
 from .._math.axes import TableAxes
-from .._math.head_step import ember_head_step
 from .._math.mesh import in_auto_mode, spec_like
 from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_axes
 from .._math.step import ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.fused_leaves import HeadLeaf, HeadUpdate
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
 from .._tree.state import ScaleByEmberState
@@ -174,7 +174,7 @@ def _step_table(
 ) -> tuple[Any, Moments]:
     """The update of one table, dense or compact, and its next state in the boxes of the old state."""
     check_array(table.box, f"the gradient of {table.name!r}")
-    if isinstance(table.array, HeadLeaf):
+    if isinstance(table.array, FusedLeaf):
         return _step_head(table, boxes, axes=axes, rate=rate, eps=eps, weight_decay=weight_decay, active_rows=active_rows)
     g, moments = jnp.asarray(table.array), Moments(*map(unbox, boxes))
     if weight is not None:
@@ -192,15 +192,15 @@ def _step_table(
 
 def _step_head(
     table: Table, boxes: Moments, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
-) -> tuple[HeadUpdate, Moments]:
+) -> tuple[FusedLeaf, Moments]:
     """`_step_table` for the gradient of a fused head. Weight decay is added later, where the update is applied to the table."""
     gradient, moments = table.array, Moments(*map(unbox, boxes))
     check_head(table, gradient, axes)
     check_gradient(table, gradient.table, moments, axes)
-    step, moments = ember_head_step(
+    preconditioner, moments = ember_head_step(
         gradient.tap, gradient.factor, moments, rate, eps, weight_decay, axes=axes, active_rows=active_rows
     )
-    return HeadUpdate(gradient, step), Moments(*map(rebox, boxes, moments))
+    return gradient.update(preconditioner), Moments(*map(rebox, boxes, moments))
 
 
 def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:

@@ -29,10 +29,12 @@ class Declared(NamedTuple):
     Attributes:
       dimension_numbers: one entry for each leaf of the tree.
       options: the options of the finder, if the declaration called it on this tree; None for any other declaration.
+      matches: what the finder found with these options, if it is known.
     """
 
     dimension_numbers: list[EmberDimensionNumbers | None]
     options: TokenTables | None = None
+    matches: list[Any] | None = None
 
 
 def read_declaration(
@@ -60,7 +62,8 @@ def read_declaration(
         return Declared([declaration] * len(names))
     if isinstance(declaration, str | TokenTables):
         options = declaration if isinstance(declaration, TokenTables) else TokenTables()
-        return Declared([match.dimension_numbers for match in find_tables(names, leaves, options)], options)
+        matches = find_tables(names, leaves, options)
+        return Declared([match.dimension_numbers for match in matches], options, matches)
     options = None
     if callable(declaration):
         with finder_calls() as calls:
@@ -86,7 +89,8 @@ def check_axes_are_told(
     """
     if declared.options is None:
         return
-    matches, shapes = find_tables(names, leaves, declared.options), [np.shape(unbox(leaf)) for leaf in leaves]
+    matches = declared.matches or find_tables(names, leaves, declared.options)
+    shapes = [np.shape(unbox(leaf)) for leaf in leaves]
     known = KnownSizes()
     for match, shape in zip(matches, shapes, strict=True):
         known.add(match.dimension_numbers, shape)

@@ -128,7 +128,7 @@ def tables_of(
     """The leaves of a tree with their axes, from the declaration, or from the finder. Other leaves have the vocabulary first.
 
     Args:
-      tree: parameters, or updates.
+      tree: parameters, or updates, or what `read_tree` has read of them.
       declaration: as in `scale_by_ember`.
       among: which leaves are tables: "all" of them, unless the declaration has None; those that are "found" by the finder or
         declared; or those "with ids".
@@ -141,12 +141,11 @@ def tables_of(
       ValueError: as in `read_tree`; axes do not fit a leaf; ids are given for stacked tables or a head whose axis is a guess.
       TypeError: the declaration has the wrong type.
     """
-    found, dense = read_tree(tree, token_ids, what=what), tree
-    if any(table.ids is not None for table in found.tables):
-        found = found if params is None else _with_shapes(found, params)
-        dense = found.treedef.unflatten(map(_dense, found.tables))
-    leaves = [table.box for table in found.tables] if dense is tree else jax.tree.leaves(dense, is_leaf=is_box)
-    declared = read_declaration(declaration, dense, found.names, leaves, argument)
+    found = tree if isinstance(tree, TableTree) else read_tree(tree, token_ids, what=what)
+    if params is not None and any(table.ids is not None for table in found.tables):
+        found = _with_shapes(found, params)
+    leaves = list(map(_dense, found.tables))
+    declared = read_declaration(declaration, found.treedef.unflatten(leaves), found.names, leaves, argument)
     if among == "with ids":
         with_ids = {table.name for table in found.tables if table.ids is not None}
         check_axes_are_told(declared, found.names, leaves, with_ids, argument)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._math.softmax import HeadLoss
+from .._math.softmax import LossOptions
 from .._tree.boxes import unbox
 from .._tree.hyperparameters import checked_number
 from .._tree.inputs import check_array, checked_axis, checked_integer, shown
@@ -84,7 +84,7 @@ def checked_num_tokens(num_tokens: Any, size: int) -> int:
 
 def checked_loss(
     token_axis: int, num_tokens: int, chunk: Any, soft_cap: Any, z_loss: Any, label_smoothing: Any, hidden_states: int
-) -> HeadLoss:
+) -> LossOptions:
     """The options of a loss, with a chunk size that fits this number of hidden states."""
     if soft_cap is not None:
         soft_cap = checked_number(soft_cap, "soft_cap", "a number above 0 or None, for example soft_cap=30.0")
@@ -94,7 +94,7 @@ def checked_loss(
     label_smoothing = checked_number(label_smoothing, "label_smoothing", "a number in [0, 1], for example label_smoothing=0.1")
     if label_smoothing > 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share to spread, such as 0.1.")
-    return HeadLoss(token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing)
+    return LossOptions(token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing)
 
 
 def _checked_chunk(chunk: Any, hidden_states: int) -> int:

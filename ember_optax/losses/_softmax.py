@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
 from .._math.rows import flat_ids
-from .._math.softmax import HeadLoss, token_losses
+from .._math.softmax import LossOptions, token_losses
 from .._tree.boxes import unbox
 from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_num_tokens, checked_where
 
@@ -95,7 +95,7 @@ def linear_softmax_cross_entropy(
     return in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, array, labels, where)
 
 
-def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
+def _losses(hidden, table, labels, where, *, loss: LossOptions) -> jax.Array:
     hidden_NxD, labels_N = _flat(hidden, labels, where, loss)
     # Inside `jax.shard_map` the carry of a loop needs a varying type from the start. The gradient is summed over devices later.
     axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
@@ -103,7 +103,7 @@ def _losses(hidden, table, labels, where, *, loss: HeadLoss) -> jax.Array:
     return _shaped(token_losses(hidden_NxD, table, labels_N, loss), labels, where)
 
 
-def _flat(hidden, labels, where, loss: HeadLoss) -> tuple[jax.Array, jax.Array]:
+def _flat(hidden, labels, where, loss: LossOptions) -> tuple[jax.Array, jax.Array]:
     if where is not None:
         # The gradient does not need this, but `jax_debug_nans` also checks losses that are masked later.
         hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._fused_heads.leaf import FusedLeaf
 from .._math.rows import flat_ids, rows_first, sum_duplicates
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.fused_leaves import HeadGradient, HeadLeaf
 from .._tree.hyperparameters import checked_max_norm
 from .._tree.inputs import check_array, check_tree
 from .._tree.tables import Table, read_tree
@@ -67,7 +67,7 @@ def clip_by_global_norm(
         small, limit = norm < max_norm, jnp.asarray(max_norm, jnp.float32)
 
         def clip(table: Table) -> Any:
-            if isinstance(table.array, HeadLeaf):
+            if isinstance(table.array, FusedLeaf):
                 return table.array * jnp.where(small, 1.0, limit / norm)
             g = jnp.asarray(table.array)
             return jnp.where(small, g, g / norm.astype(g.dtype) * limit.astype(g.dtype))
@@ -78,8 +78,8 @@ def clip_by_global_norm(
 
 
 def _squared_norm(table: Table, vocabulary: Vocabulary | None) -> jax.Array:
-    if isinstance(table.array, HeadLeaf):
-        if not isinstance(table.array, HeadGradient):
+    if isinstance(table.array, FusedLeaf):
+        if table.array.preconditioner is not None:
             raise TypeError(f"the update of {table.name!r} has no norm: clip the gradients, before ember or scale_by_ember.")
         return table.array.squared_norm
     g = jnp.asarray(table.array)

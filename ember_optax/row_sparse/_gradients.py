@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._fused_heads.in_loss import TappedHead, calls_of, check_head_table, checked_heads, gradient_leaf
 from .._tree.boxes import unbox
 from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
@@ -13,7 +14,6 @@ from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import token_ids_by_name
-from ._fused_heads import Head, calls_of, check_head_table, checked_heads, head_gradient, tap_of
 from ._slice import RowSlice, slice_rows
 
 
@@ -79,68 +79,67 @@ def value_and_grad(
 
     def value_and_compact_grad(params, token_ids, /, *args, **kwargs):
         check_tree(params, "params")
-        found = _compact_tables(params, token_ids, heads, tables)
-        of_heads = [table for table in found.tables if table.name in checked_heads(heads, found.names)]
+        found, of_heads = _compact_tables(params, token_ids, heads, tables)
         sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None and t.axes}
 
-        def loss_with(heads_by_name, links, compact_params, args, kwargs):
+        def loss_with(heads_by_name, compact_params, links, *args, **kwargs):
             loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name, links), *args, **kwargs)
             _check_loss(loss, has_aux)
             return loss
 
         compact = found.rebuild(sliced[t.name][1] if t.name in sliced else t.array for t in found.tables)
-        calls = _calls(loss_with, has_aux, of_heads, compact, args, kwargs)
-        taps, links = {table.name: tap_of(calls[table.name], table) for table in of_heads}, _links(of_heads)
-
-        def compact_loss(compact_params, taps, links, *args, **kwargs):
-            return loss_with({t.name: Head(t, taps[t.name]) for t in of_heads}, links, compact_params, args, kwargs)
-
-        value_and_grads = jax.value_and_grad(compact_loss, (0, 1, 2), has_aux=has_aux)
-        value, (grads, taps, of_links) = value_and_grads(compact, taps, links, *args, **kwargs)
+        value, grads, of_calls = _differentiated(loss_with, has_aux, of_heads, compact, args, kwargs)
         leaves = dict(zip(found.names, map(unbox, found.treedef.flatten_up_to(grads)), strict=True))
         for table in of_heads:
             ids, _ = sliced.pop(table.name)
-            made_of = calls[table.name], taps[table.name], of_links[table.name]
-            leaves[table.name] = head_gradient(table, *made_of, ids, leaves[table.name])
+            leaves[table.name] = gradient_leaf(table, *of_calls[table.name], ids, leaves[table.name])
         with_ids = _with_ids(found, leaves, {name: distinct for name, (distinct, _) in sliced.items()})
         return value, found.rebuild(with_ids)
 
     return value_and_compact_grad
 
 
-def _calls(loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], compact: Any, args: Any, kwargs: Any) -> Any:
-    """The call of the fused loss for each head, found by tracing the loss function once. Without heads nothing is traced."""
+def _differentiated(
+    loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], compact: Any, args: Any, kwargs: Any
+) -> tuple[Any, Any, dict[str, tuple[Any, Any, jax.Array]]]:
+    """The value, the gradients of `compact`, and for each head its tap, the options of its loss and the gradient of its link."""
+    # The gradient of a link shows whether the head's gradient reaches the parameters (see `as_linked`).
+    links = {table.name: jnp.ones((), jnp.float32) for table in of_heads}
 
-    def trace(heads_by_name):
+    def traced(heads_by_name):
         def value(compact_params):
-            loss = loss_with(heads_by_name, _links(of_heads), compact_params, args, kwargs)
+            loss = loss_with(heads_by_name, compact_params, links, *args, **kwargs)
             return loss[0] if has_aux else loss
 
         return jax.make_jaxpr(value)(compact)
 
-    return calls_of(trace, of_heads) if of_heads else {}
+    def loss_of(compact_params, taps, links, *args, **kwargs):
+        return loss_with({t.name: TappedHead(t, taps[t.name]) for t in of_heads}, compact_params, links, *args, **kwargs)
+
+    calls = calls_of(traced, of_heads) if of_heads else {}
+    taps = {name: tap for name, (tap, _) in calls.items()}
+    value, grads = jax.value_and_grad(loss_of, (0, 1, 2), has_aux=has_aux)(compact, taps, links, *args, **kwargs)
+    grads, taps, of_links = grads
+    return value, grads, {name: (taps[name], loss, of_links[name]) for name, (_, loss) in calls.items()}
 
 
-def _links(of_heads: list[Table]) -> dict[str, jax.Array]:
-    """The number one for each head. Its gradient shows whether the head's gradient reaches the parameters (see `as_linked`)."""
-    return {table.name: jnp.ones((), jnp.float32) for table in of_heads}
-
-
-def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNumbersLike) -> TableTree:
-    """The parameters, with axes for tables that have ids or are heads. A head without a lookup has an empty array of ids."""
-    leaves = read_tree(params)
-    names = checked_heads(heads, leaves.names)
-    for table in leaves.tables:
-        if table.name in names:
-            check_head_table(table)
-    ids = {name: jnp.zeros(0, jnp.int32) for name in names} | token_ids_by_name(token_ids)
-    found = tables_of(params, tables, "with ids", token_ids=ids, what="the parameters are")
+def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNumbersLike) -> tuple[TableTree, list[Table]]:
+    """The parameters, with axes for tables that have ids or are heads, and the heads. A head without a lookup has no ids."""
+    found = read_tree(params, token_ids_by_name(token_ids), what="the parameters are")
+    names = checked_heads(heads, found.names)
     for table in found.tables:
         check_array(table.box, f"parameter {table.name!r}", floating=True)
-    return found
+        if table.name in names:
+            check_head_table(table)
+    no_ids = jnp.zeros(0, jnp.int32)
+    with_ids = [table._replace(ids=no_ids) if table.name in names and table.ids is None else table for table in found.tables]
+    found = tables_of(TableTree(with_ids, found.treedef), tables, "with ids")
+    return found, [table for table in found.tables if table.name in names]
 
 
-def _parts(found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, Head], links: dict[str, Any]) -> Any:
+def _parts(
+    found: TableTree, compact_params: Any, sliced: dict[str, Any], heads: dict[str, TappedHead], links: dict[str, Any]
+) -> Any:
     """The tree that the loss function gets instead of the parameters: a `RowSlice` for each table with ids."""
 
     def part(table: Table, leaf: Any) -> Any:

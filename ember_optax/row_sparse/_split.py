@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
+from .._fused_heads.leaf import FusedLeaf
 from .._tree.boxes import rebox
-from .._tree.fused_leaves import HeadLeaf
 from .._tree.inputs import check_tree
 from .._tree.tables import read_tree
 
@@ -41,7 +41,7 @@ def split(grads: Any) -> tuple[Any, dict[str, jax.Array]]:
     check_tree(grads, "grads")
     found = read_tree(grads)
     for table in found.tables:
-        if isinstance(table.array, HeadLeaf):
+        if isinstance(table.array, FusedLeaf):
             table.array.refuse("its arrays were asked for")
     rows = found.treedef.unflatten([rebox(table.box, table.array) for table in found.tables])
     return rows, {table.name: table.ids for table in found.tables if table.ids is not None}

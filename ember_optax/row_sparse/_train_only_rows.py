@@ -8,12 +8,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from .._fused_heads.leaf import FusedLeaf
 from .._math.rows import flat_ids
 from .._optimizer.checks import check_transformation
 from .._tree.boxes import unbox
 from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
-from .._tree.fused_leaves import HeadLeaf
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.tables import Table, TableTree, read_tree, tables_of
 from .._tree.token_ids import check_compact, token_ids_by_name
@@ -77,15 +77,15 @@ def train_only_rows(
         of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
         given = token_ids_by_name(token_ids)
         found = read_tree(updates, given)
-        kept = _kept_ids(found, trained)
+        ids_by_name = _trained_ids(found, trained)
         for table in found.tables:
             _check_update(table, of_params)
         masked = [table for table in found.tables if table.name in trained]
-        masks = {table.name: _mask(table, kept.get(table.name), of_params[table.name]) for table in masked}
-        beside = {"token_ids": {name: kept[name] for name in given}} if given else {}
-        updates, state = inner.update(_masked(found, masks, kept, updates, 0.0), state, params, **beside, **extra_args)
+        masks = {table.name: _mask(table, ids_by_name.get(table.name), of_params[table.name]) for table in masked}
+        beside = {"token_ids": {name: ids_by_name[name] for name in given}} if given else {}
+        updates, state = inner.update(_masked(found, masks, ids_by_name, updates, 0.0), state, params, **beside, **extra_args)
         # Frozen rows get the update -0.0, because x + -0.0 is x bit for bit, also for x = -0.0.
-        return _masked(found, masks, kept, updates, -0.0), state
+        return _masked(found, masks, ids_by_name, updates, -0.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -101,17 +101,17 @@ def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree
     return state
 
 
-def _kept_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _trained_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The ids of the compact updates by path, with padding instead of the ids of frozen rows."""
     return {
-        table.name: table.ids if (rows := trained.get(table.name)) is None else _keep(table.ids, rows)
+        table.name: table.ids if (rows := trained.get(table.name)) is None else _padded_ids(table.ids, rows)
         for table in found.tables
         if table.ids is not None
     }
 
 
-def _masked(found: TableTree, masks: dict[str, jax.Array], kept: dict[str, jax.Array], tree: Any, value: float) -> Any:
-    """The tree with `value` where the mask of a leaf is False. A `CompactRows` gets the kept ids too."""
+def _masked(found: TableTree, masks: dict[str, jax.Array], ids_by_name: dict[str, jax.Array], tree: Any, value: float) -> Any:
+    """The tree with `value` where the mask of a leaf is False. A `CompactRows` gets its ids of `ids_by_name` too."""
 
     def masked(table: Table, leaf: Any) -> Any:
         inside = unbox(leaf)
@@ -119,18 +119,18 @@ def _masked(found: TableTree, masks: dict[str, jax.Array], kept: dict[str, jax.A
             return inside
         array = inside.rows if isinstance(inside, CompactRows) else inside
         array = jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype))
-        return inside.replaced(array, kept[table.name]) if isinstance(inside, CompactRows) else array
+        return inside.replaced(array, ids_by_name[table.name]) if isinstance(inside, CompactRows) else array
 
     return found.rebuild(map(masked, found.tables, found.treedef.flatten_up_to(tree)))
 
 
-def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
-    """A mask of the rows to train, with feature axes of length one. `kept` are the ids of a compact update, or None."""
+def _mask(table: Table, ids: jax.Array | None, of_params: Table) -> jax.Array:
+    """A mask of the rows to train, with feature axes of length one. `ids` are those of a compact update, or None."""
     assert of_params.axes is not None
     assert of_params.ids is not None
     (token_axis,) = of_params.axes.token
-    if kept is not None:
-        of_tokens, rank = kept >= 0, kept.ndim
+    if ids is not None:
+        of_tokens, rank = ids >= 0, ids.ndim
     else:
         size = of_params.shape[token_axis]
         of_tokens, rank = jnp.zeros(size, bool).at[flat_ids(of_params.ids, size)].set(True, mode="drop"), 1
@@ -138,7 +138,7 @@ def _mask(table: Table, kept: jax.Array | None, of_params: Table) -> jax.Array:
     return jnp.expand_dims(of_tokens, [axis for axis in range(jnp.ndim(table.array)) if axis not in ids_axes])
 
 
-def _keep(ids: jax.Array, rows: jax.Array) -> jax.Array:
+def _padded_ids(ids: jax.Array, rows: jax.Array) -> jax.Array:
     """The ids, with padding instead of those that are not in `rows`."""
     size = jnp.iinfo(jnp.int32).max  # the table's size does not matter here, because no id in `rows` is beyond it
     flat = flat_ids(ids, size).reshape(ids.shape)
@@ -153,7 +153,7 @@ def _check_update(table: Table, of_params: dict[str, Table]) -> None:
     whole = of_params[table.name]
     if whole.axes is None:
         return
-    if isinstance(table.array, HeadLeaf):
+    if isinstance(table.array, FusedLeaf):
         raise TypeError(
             f"token_ids names rows of {table.name!r}, but its update is that of a fused head, which has no array to mask: leave "
             f"{table.name!r} out of the heads of value_and_grad, or out of token_ids."

@@ -1,5 +1,6 @@
 """Row-sparse steps are the dense steps, whatever the ids, the shapes and the mixture of both."""
 
+import collections
 import functools
 
 import jax
@@ -10,6 +11,8 @@ import pytest
 from steps import dense_step, sparse_step, to_dense
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
+from ember_optax._tree import declared, tables
+from ember_optax.losses import linear_softmax_cross_entropy
 
 TABLE = EmberDimensionNumbers()
 
@@ -166,3 +169,43 @@ def test_half_precision(table_dtype, grads_dtype):
     # To the bit, but before jax 0.10 two sums of the same numbers may differ in the last one.
     rtol = 0.0 if jax.__version_info__ >= (0, 10) else 3e-7
     np.testing.assert_allclose(run[0].astype(jnp.float32), reference[0].astype(jnp.float32), rtol=rtol)
+
+
+@pytest.mark.parametrize("heads", [(), "lm_head/kernel"], ids=["no head", "fused head"])
+def test_each_call_of_a_step_reads_the_tree_once(heads, monkeypatch):
+    """And the finder looks at it once."""
+    params = {"embed": {"embedding": jnp.ones((100, 4))}, "lm_head": {"kernel": jnp.ones((4, 100))}}
+    ids = jnp.array([[5, 9, 5]])
+
+    def loss_fn(params):
+        hidden, head = params["embed"]["embedding"][ids], params["lm_head"]["kernel"]
+        return linear_softmax_cross_entropy(hidden, head, ids, token_axis=1).mean()
+
+    reads = collections.Counter()
+    for module, name in ((tables, "flatten_named"), (declared, "find_tables")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name), reads))
+
+    def reads_of(call):
+        reads.clear()
+        return call(), dict(reads)
+
+    tx, once = ember(1e-2, optax.adamw(1e-2)), {"flatten_named": 1, "find_tables": 1}
+    opt_state = tx.init(params)
+    (_, grads), found = reads_of(lambda: row_sparse.value_and_grad(loss_fn, heads=heads)(params, {"embed/embedding": ids}))
+    assert found == once
+    (updates, _), found = reads_of(lambda: tx.update(grads, opt_state, params))
+    assert found == once
+    _, found = reads_of(lambda: optax.apply_updates(params, updates))
+    assert found == {}
+    if not heads:
+        updates, token_ids = row_sparse.split(updates)
+        _, found = reads_of(lambda: row_sparse.apply_updates(params, updates, token_ids))
+        assert found == once
+
+
+def counted(function, counter):
+    def counting(*args, **kwargs):
+        counter[function.__name__] += 1
+        return function(*args, **kwargs)
+
+    return counting

@@ -74,7 +74,7 @@ def apply(updates_of=updates, params=PARAMS, token_ids=None):
     return lambda: row_sparse.apply_updates(params, updates_of(), token_ids)
 
 
-PLACE = r"^Head(Gradient|Update)\('lm_head/kernel', \(4, 6\)\): "
+PLACE = r"^FusedLeaf\('lm_head/kernel', \(4, 6\)\): "
 NO_ARRAY = PLACE + r".*, but the .* never computed as an array\. .* For anything else leave 'lm_head/kernel' out of `heads`\.$"
 
 
@@ -88,7 +88,7 @@ def no_array(reason):
     return rf"{PLACE}{reason}.*{NO_ARRAY.removeprefix(PLACE)}"
 
 
-OF_JAX = r"HeadGradient"
+OF_JAX = r"FusedLeaf"
 
 
 def clipped(updates, params=..., tables="auto"):
@@ -236,7 +236,7 @@ BAD = {
     "parameters of another shape": (
         apply(params={**PARAMS, "lm_head": {"kernel": TABLE}}),
         ValueError,
-        r"HeadUpdate\('lm_head/kernel', \(4, 6\)\): it was added to a parameter of shape \(6, 4\); pass the parameters",
+        r"FusedLeaf\('lm_head/kernel', \(4, 6\)\): it was added to a parameter of shape \(6, 4\); pass the parameters",
     ),
     "ids of a fused head": (
         apply(token_ids={HEAD: IDS}),
@@ -244,7 +244,7 @@ BAD = {
         r"token_ids are given for 'lm_head/kernel', but its update .*holds its ids: leave them out",
     ),
     # The oldest JAX means to say the same, and fails while it spells the path of the result.
-    "a result of jit": (jax.jit(grad()), (TypeError, AttributeError), r"HeadGradient.*not a valid JAX type|'removeprefix'"),
+    "a result of jit": (jax.jit(grad()), (TypeError, AttributeError), r"FusedLeaf.*not a valid JAX type|'removeprefix'"),
     "max_norm of zero": (lambda: row_sparse.clip_by_global_norm(0), ValueError, r"max_norm must be above zero, got 0.0; pass"),
     "max_norm below zero": (lambda: row_sparse.clip_by_global_norm(-1), ValueError, r"max_norm must be .* not negative, got -1"),
     "max_norm of text": (lambda: row_sparse.clip_by_global_norm("1"), TypeError, r"max_norm must be a real number, got '1'"),

@@ -1,61 +1,68 @@
-"""Fused heads: differentiates a loss without storing the gradient of a head as an array.
-
-The loss is traced once to find the number of hidden states of each head. Then it is differentiated with respect to a tap, which
-is zeros of these sizes. The "gradient" of the tap holds the arrays that the head's gradient is computed from.
-"""
+"""A fused head inside a loss function, and how the loss function calls it."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from .._math.head_gradient import LARGEST_VOCABULARY, HeadTap, as_linked, tapped_losses, with_lookup, zero_tap
 from .._math.mesh import in_shard_map, varying_axes
 from .._math.rows import rows_first
-from .._math.softmax import HeadLoss, token_losses
+from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
-from .._tree.fused_leaves import HeadGradient
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Table
+from .gradient import LARGEST_VOCABULARY, Tap, as_linked, tap_shapes, tapped_losses, with_lookup
+from .leaf import FusedLeaf
 
 _MARK = "the loss of a fused head: "
 # The primitives that call a function once for each of their own calls. A `cond` that takes the other branch leaves zeros.
-_ONCE = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "cond", "custom_jvp_call", "custom_vjp_call")
-_ONCE += ("custom_vjp_call_jaxpr", "custom_lin")
+_RUN_ONCE = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "remat",
+    "remat2",
+    "checkpoint",
+    "cond",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
+_RUN_ONCE += ("custom_vjp_call_jaxpr", "custom_lin")
 
 
-class Call(NamedTuple):
-    """One call of the fused loss with a head: the number, width and dtype of the hidden states, and the options."""
+class TappedHead:
+    """A head inside a loss function: its table without a gradient, and a tap. The first trace has no tap, and records calls.
 
-    tokens: int
-    width: int
-    dtype: Any
-    loss: HeadLoss
+    Attributes:
+      name: the table's path.
+      table: the whole table, without a gradient.
+      token_axis: its vocabulary, by the declaration of `value_and_grad`.
+      tap: the tap of the one call; None in the first trace.
+      calls: the shapes of the tap and the options of each call of the loss.
+      link: the number that the loss function passed along with the table: see `as_linked`.
+    """
 
-
-class Head:
-    """A head inside a loss function: its table without a gradient, and a tap. While tracing, it has a list of calls instead."""
-
-    def __init__(self, table: Table, tap: HeadTap | None = None):
+    def __init__(self, table: Table, tap: Tap | None = None):
         assert table.axes is not None
         self.name, self.table, self.tap = table.name, jax.lax.stop_gradient(table.array), tap
         self.token_axis = table.axes.token[0]
-        self.calls: list[Call] = []
+        self.calls: list[tuple[Tap, LossOptions]] = []
         self.link: Any = None
 
-    def linked_by(self, link: Any) -> "Head":
+    def linked_by(self, link: Any) -> "TappedHead":
         """The same head, with the link that the loss function passed along with the table."""
         new = copy.copy(self)
         new.link = link
         return new
 
-    def losses(self, hidden_NxD: jax.Array, labels_N: jax.Array, loss: HeadLoss, dtype: Any) -> jax.Array:
+    def losses(self, hidden_NxD: jax.Array, labels_N: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
-        self.calls.append(Call(labels_N.size, hidden_NxD.shape[-1], hidden_NxD.dtype, loss))
+        self.calls.append((tap_shapes(hidden_NxD, self.table.shape[self.token_axis]), loss))
         if self.tap is None:
             return checkpoint_name(token_losses(hidden_NxD, self.table, labels_N, loss), _MARK + self.name)
         return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, self.link, loss)
@@ -108,8 +115,8 @@ def check_head_table(table: Table) -> None:
         )
 
 
-def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -> dict[str, Call]:
-    """The one call of the fused loss for each head, by path.
+def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Table]) -> dict[str, tuple[Tap, LossOptions]]:
+    """The one call of the fused loss for each head, by path: a tap of zeros, and the options of the loss.
 
     Args:
       trace: returns the jaxpr of the loss function with these heads.
@@ -119,7 +126,7 @@ def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -
       ValueError: the loss does not call linear_softmax_cross_entropy with a head, calls it more than once, or calls it where
         one call runs several times.
     """
-    heads = {table.name: Head(table) for table in tables}
+    heads = {table.name: TappedHead(table) for table in tables}
     found = list(_marked(trace(heads).jaxpr))
     for name, head in heads.items():
         places = [(inside, shape) for mark, inside, shape in found if mark == name]
@@ -134,17 +141,18 @@ def calls_of(trace: Callable[[dict[str, Head]], Any], tables: Sequence[Table]) -
                 f"{name!r}: call it once, with the hidden states and labels concatenated, or leave it out of heads."
             )
         ((inside, shape),) = places
-        if others := [primitive for primitive in inside if primitive not in _ONCE]:
+        if others := [primitive for primitive in inside if primitive not in _RUN_ONCE]:
             raise ValueError(
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one "
                 f"call may run several times: call it outside, on all hidden states, or leave it out of heads."
             )
-        if shape != (head.calls[0].tokens,):
+        if shape != head.calls[0][0].labels.shape:
             raise ValueError(
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states "
                 f"of all, of shape (batch, ..., D), in one call, or leave it out of heads."
             )
-    return {name: head.calls[0] for name, head in heads.items()}
+    zeros = {name: jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), head.calls[0][0]) for name, head in heads.items()}
+    return {name: (zeros[name], head.calls[0][1]) for name, head in heads.items()}
 
 
 def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
@@ -152,26 +160,17 @@ def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tup
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "name" and str(eqn.params["name"]).startswith(_MARK):
             yield eqn.params["name"].removeprefix(_MARK), inside, eqn.outvars[0].aval.shape
-        for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=_has_equations):
-            if _has_equations(part):
+        for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda part: hasattr(part, "eqns")):
+            if hasattr(part, "eqns"):
                 yield from _marked(getattr(part, "jaxpr", part), (*inside, eqn.primitive.name))
 
 
-def _has_equations(part: Any) -> bool:
-    return hasattr(part, "eqns")
-
-
-def tap_of(call: Call, table: Table) -> HeadTap:
-    """The tap of a call: zeros, whose "gradient" holds the arrays that the head's gradient is computed from."""
-    assert table.axes is not None
-    return zero_tap(call.tokens, call.width, call.dtype, table.shape[table.axes.token[0]])
-
-
-def head_gradient(
-    table: Table, call: Call, tap: HeadTap, of_link: jax.Array, ids_M: jax.Array, of_lookup: jax.Array
-) -> HeadGradient:
+def gradient_leaf(
+    table: Table, tap: Tap, loss: LossOptions, of_link: jax.Array, ids_M: jax.Array, of_lookup: jax.Array
+) -> FusedLeaf:
     """The gradient of a head from the "gradient" of its tap, plus the gradient of a lookup if there is one."""
     touched, tap = None, as_linked(tap, of_link)
     if ids_M.size:
-        tap, touched = with_lookup(tap, table.array, ids_M, rows_first(of_lookup, call.loss.token_axis, 1), call.loss)
-    return HeadGradient(table.name, table.array, tap, touched, call.loss)
+        tap, of_rows_MxD = with_lookup(tap, table.array, ids_M, rows_first(of_lookup, loss.token_axis, 1), loss)
+        touched = ids_M, of_rows_MxD
+    return FusedLeaf(table.name, table.array, tap, touched, loss)

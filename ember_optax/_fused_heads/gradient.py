@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .chunks import over_chunks, put_chunk, take_chunk
-from .rows import take_rows
-from .softmax import HeadLoss, gradients_over_chunks, logit_gradients, losses_and_lse, table_gradient, where_it_counts
+from .._math.chunks import over_chunks, put_chunk, take_chunk
+from .._math.rows import take_rows
+from .._math.softmax import LossOptions, gradients_over_chunks, logit_gradients, losses_and_lse, table_gradient, where_it_counts
 
 
-class HeadTap(NamedTuple):
+class Tap(NamedTuple):
     """The arrays that the gradient of a head is computed from.
 
     A tap of zeros is an argument of the loss. The "gradient" with respect to it is the tap with these arrays.
@@ -30,25 +30,18 @@ class HeadTap(NamedTuple):
     feature_squares: Any  # (D,): sum_i G[i,j]^2
 
 
-class TouchedRows(NamedTuple):
-    """The rows of a tied table that have a gradient from a lookup as well as from the head."""
-
-    ids: Any  # (M,), distinct, V for padding
-    rows: Any  # (M, D): the gradient of the table in these rows, float32
-
-
 LARGEST_VOCABULARY = 1 << 24
 
 
-def zero_tap(tokens: int, width: int, dtype: Any, size: int) -> HeadTap:
-    """A tap of zeros for a loss of `tokens` hidden states with `width` features and a vocabulary of `size`."""
-    zeros_N, zeros_V, zeros_D = (jnp.zeros(length, jnp.float32) for length in (tokens, size, width))
-    return HeadTap(jnp.zeros((tokens, width), dtype), zeros_N, zeros_N, zeros_N, zeros_V, zeros_D)
+def tap_shapes(hidden_NxD: jax.Array, size: int) -> Tap:
+    """The shapes and dtypes of the tap of a loss with these hidden states and a vocabulary of `size`."""
+    of_N, of_V, of_D = (jax.ShapeDtypeStruct((length,), jnp.float32) for length in (len(hidden_NxD), size, hidden_NxD.shape[1]))
+    return Tap(jax.ShapeDtypeStruct(hidden_NxD.shape, hidden_NxD.dtype), of_N, of_N, of_N, of_V, of_D)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def tapped_losses(
-    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: HeadTap, link: jax.Array, loss: HeadLoss
+    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: Tap, link: jax.Array, loss: LossOptions
 ) -> jax.Array:
     """`token_losses`, but with no gradient with respect to the table.
 
@@ -59,13 +52,13 @@ def tapped_losses(
     return losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)[0]
 
 
-def _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss: HeadLoss):
+def _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss: LossOptions):
     del tap
     losses_N, lse_N = losses_and_lse(hidden_NxD, table_VxD, labels_N, loss)
     return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N, link)
 
 
-def _backward(loss: HeadLoss, residuals, cotangents_N):
+def _backward(loss: LossOptions, residuals, cotangents_N):
     *residuals, link = residuals
     residuals = where_it_counts(residuals, cotangents_N)
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
@@ -81,20 +74,20 @@ def _backward(loss: HeadLoss, residuals, cotangents_N):
     zeros = tuple(jnp.zeros(table_VxD.shape[axis], jnp.float32) for axis in (token_axis, 1 - token_axis))
     of_hidden_NxD, squares = gradients_over_chunks(loss, residuals, cotangents_N, zeros, add_squares)
     of_tokens = (array_N.astype(jnp.float32) for array_N in (labels_N, lse_N, cotangents_N))
-    return _once(of_hidden_NxD, link), None, None, HeadTap(hidden_NxD, *of_tokens, *squares), jnp.ones_like(link)
+    return differentiable_once(of_hidden_NxD, link), None, None, Tap(hidden_NxD, *of_tokens, *squares), jnp.ones_like(link)
 
 
 tapped_losses.defvjp(_forward, _backward)
 
 
 @jax.custom_jvp
-def _once(gradient: jax.Array, link: jax.Array) -> jax.Array:
-    """The gradient itself. It depends on the head, but a second derivative sees only the link, so this refuses to have one."""
+def differentiable_once(gradient: jax.Array, link: jax.Array) -> jax.Array:
+    """The gradient, which refuses to be differentiated again: it depends on the head, but JAX would see only the link."""
     del link
     return gradient
 
 
-@_once.defjvp
+@differentiable_once.defjvp
 def _refuse(_, __):
     raise TypeError(
         "the gradient of a loss with a fused head was differentiated again, for a gradient penalty or a Hessian, and the head "
@@ -102,7 +95,7 @@ def _refuse(_, __):
     )
 
 
-def as_linked(tap: HeadTap, of_link: jax.Array) -> HeadTap:
+def as_linked(tap: Tap, of_link: jax.Array) -> Tap:
     """The tap, changed as the loss function would have changed the head's gradient on its way to the parameters.
 
     The loss function passes the link along with the table. The gradient of the link is one, unless the loss function stops
@@ -113,10 +106,10 @@ def as_linked(tap: HeadTap, of_link: jax.Array) -> HeadTap:
 
     # Zero times what is not finite would be NaN.
     hidden, labels, lse, *linear = (jnp.where(factor == 0, jnp.zeros((), array.dtype), array) for array in tap)
-    return HeadTap(hidden, labels, lse, *(factor * array for array in linear))  # the factor is its own square
+    return Tap(hidden, labels, lse, *(factor * array for array in linear))  # the factor is its own square
 
 
-def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: HeadLoss) -> jax.Array:
+def gradient_of_rows(tap: Tap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: LossOptions) -> jax.Array:
     """The gradient of some rows of the head in float32, (C, D), or (D, C) if `loss.token_axis` is 1.
 
     Args:
@@ -132,8 +125,8 @@ def gradient_of_rows(tap: HeadTap, rows_CxD: jax.Array, tokens_C: jax.Array, los
 
 
 def with_lookup(
-    tap: HeadTap, table_VxD: jax.Array, ids_M: jax.Array, of_lookup_MxD: jax.Array, loss: HeadLoss
-) -> tuple[HeadTap, TouchedRows]:
+    tap: Tap, table_VxD: jax.Array, ids_M: jax.Array, of_lookup_MxD: jax.Array, loss: LossOptions
+) -> tuple[Tap, jax.Array]:
     """The gradient of a tied table: the gradient of the head plus the gradient of a lookup.
 
     Args:
@@ -144,7 +137,7 @@ def with_lookup(
       loss: the options of the loss.
 
     Returns:
-      The tap with the sums of squares of the whole gradient, and the whole gradient of the rows of the lookup.
+      The tap with the sums of squares of the whole gradient, and the whole gradient of the rows of the lookup, (M, D) in float32.
     """
     size, by_rows = table_VxD.shape[loss.token_axis], loss._replace(token_axis=0)
     rows_MxD = take_rows(table_VxD, ids_M, loss.token_axis)
@@ -168,6 +161,4 @@ def with_lookup(
     *_, total_MxD, more_D = over_chunks(add, carry, ids_M.size, loss.chunk)
     token_V = tap.token_squares.at[ids_M].set(jnp.sum(jnp.square(total_MxD), 1), mode="drop")
     # `jnp.maximum` keeps NaN.
-    return tap._replace(token_squares=token_V, feature_squares=jnp.maximum(tap.feature_squares + more_D, 0.0)), TouchedRows(
-        ids_M, total_MxD
-    )
+    return tap._replace(token_squares=token_V, feature_squares=jnp.maximum(tap.feature_squares + more_D, 0.0)), total_MxD

@@ -1,0 +1,93 @@
+"""The first part of the page: what momentum is worth, what two rates are worth, what Ember adds and what it costs."""
+
+from collections.abc import Iterable
+
+from benchmarks.evidence.comparison import paired
+from benchmarks.evidence.methods import title
+from benchmarks.evidence.pair_comparison import PairResults, best_of, mean_of
+from benchmarks.evidence.pairs import GRID_SEEDS
+from benchmarks.evidence.studies import BASELINE, MOMENTA, OURS, TASKS, Study
+from benchmarks.evidence.tables import Results, shown_difference
+from benchmarks.evidence.verdicts import FEWEST, MARGIN, Compared, compared, missing, summary
+from benchmarks.harness.report import markdown
+
+NO_MOMENTUM = "rmsprop"
+_COMPARISONS = ((NO_MOMENTUM, BASELINE), (OURS, BASELINE), (OURS, NO_MOMENTUM))
+
+
+def conclusions(one: Results, two: PairResults, study: Study) -> str:
+    """One line for each question: in how many settings which verdict."""
+
+    def line(question: str, ours: str, theirs: str, settings: Iterable[tuple[str, str]]) -> str:
+        found = [compared(one, two, task, setting, ours, theirs) for task, setting in settings]
+        known = [each for each in found if each]
+        lacking = f" ({missing(found)})" if None in found else ""
+        return f"* **{question}** {summary(known)}{lacking}." if known else f"* **{question}** Not measured yet."
+
+    lengths = [("pretraining", setting) for setting in study.lengths]
+    lines = [
+        *(
+            line(
+                f"{task.title}: Ember against AdamW as it is used.",
+                OURS,
+                BASELINE,
+                [key for key in study.settings if key[0] == name],
+            )
+            for name, task in TASKS.items()
+        ),
+        line("What momentum is worth: Adam without it against AdamW.", NO_MOMENTUM, BASELINE, study.settings),
+        line("What Ember adds or costs: Ember against Adam without momentum.", OURS, NO_MOMENTUM, study.settings),
+        line("Over the length of a run, against AdamW.", OURS, BASELINE, lengths),
+        line("Over the length of a run, against Adam without momentum.", OURS, NO_MOMENTUM, lengths),
+        _to_the_best(two),
+        _two_rates(two),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def table(one: Results, two: PairResults, study: Study) -> str:
+    """Every setting with its three differences."""
+    rows = []
+    for task, setting in study.settings:
+        found = [compared(one, two, task, setting, *pair) for pair in _COMPARISONS]
+        if known := [each for each in found if each]:
+            sizes = sorted({each.difference.size for each in known})
+            rates = " or ".join(dict.fromkeys(each.rates for each in known))
+            cells = (shown_difference(each.difference) if each else "" for each in found)
+            rows.append((f"{TASKS[task].title}: {setting}", rates, " or ".join(map(str, sizes)), *cells))
+    headers = (f"{title(ours)} - {title(theirs)}" for ours, theirs in _COMPARISONS)
+    return markdown(rows, ("setting", "rates", "n", *headers))
+
+
+def _to_the_best(two: PairResults) -> str:
+    """Ember against the best b1 of each setting, as the seeds of the grid choose it."""
+    found: list[Compared] = []
+    for task, setting in dict.fromkeys(key[:2] for key in two):
+        best = best_of(two, task, setting, MOMENTA)
+        if best and (each := compared({}, two, task, setting, OURS, best)):
+            found.append(each._replace(setting=f"{setting}, {title(best)}"))
+    shown = "; ".join(f"{each.setting}: {shown_difference(each.difference)}" for each in found)
+    return (
+        f"* **Ember against AdamW with the best b1 of 0.9, 0.5 and 0, two rates each.** {summary(found)}. {shown}."
+        if found
+        else ""
+    )
+
+
+def _two_rates(two: PairResults) -> str:
+    """What a second rate is worth to each method, on the seeds of the grid: its best pair minus its best pair of equal rates."""
+    parts = []
+    for (_, setting, method), result in two.items():
+        equal = {pair: runs for pair, runs in result.grid.items() if pair[0] == pair[1] and len(runs) == len(GRID_SEEDS)}
+        if len(equal) >= FEWEST:
+            best = min(equal, key=lambda pair: mean_of(equal[pair]))
+            difference = paired(result.grid[result.best.pair], equal[best])
+            parts.append(f"{setting}, {title(method)}: {shown_difference(difference)}")
+    return f"* **What a rate of its own for the head is worth, on the seeds of the grid.** {'; '.join(parts)}." if parts else ""
+
+
+MARGINS = f"""
+The margin was fixed before the runs with two rates: {MARGIN} nats for each token, or {MARGIN} of the answers. The words go by the
+95 % interval of a difference: "lower" is below zero, "the same" is inside the margin on both sides, "not higher" has its upper end
+inside the margin, and "open" allows more. "Open" is not "the same".
+"""

@@ -1,0 +1,142 @@
+"""One step of Ember on a head whose gradient is not stored as an array.
+
+The statistics come from the gradient's sums of squares, and the table is updated chunk by chunk. Shapes are written for a (V, D)
+head.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._math.axes import TableAxes
+from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
+from .._math.moments import DecayRate, Moments, bias_correction, squeeze_moments
+from .._math.platform_forms import read_as, write_in_place
+from .._math.rounding import bits_at, places_along, rounded_update
+from .._math.row_writes import set_rows
+from .._math.rows import take_rows
+from .._math.softmax import LossOptions
+from .._math.step import after_batch, decay_term, precondition
+from .gradient import Tap, gradient_of_rows
+
+
+class Preconditioner(NamedTuple):
+    """The numbers that turn the gradient G of a head into an update.
+
+    The update is `scale * (precondition(factor * G) + weight_decay * table)`. It is then rounded.
+    """
+
+    factor: Any
+    nu_token: Any  # (V,)
+    nu_feature: Any  # (D,)
+    mean: Any
+    correction: Any
+    eps: Any
+    weight_decay: Any
+    finite: Any  # bool
+    scale: Any
+    rounding_key: Any = None  # uint32; None for rounding to the nearest
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "active_rows"))
+def ember_head_step(
+    tap: Tap,
+    factor: Any,
+    moments: Moments,
+    rate: DecayRate,
+    eps: Any,
+    weight_decay: Any,
+    *,
+    axes: TableAxes,
+    active_rows: bool,
+) -> tuple[Preconditioner, Moments]:
+    """`ember_step` from the sums of squares of the gradient, multiplied by `factor`. Returns the step and the state after it."""
+    (token_axis,), (feature_axis,) = axes.token, axes.feature
+    size, width = tap.token_squares.size, tap.feature_squares.size
+    token_V1 = jnp.expand_dims(jnp.square(factor) * tap.token_squares / width, feature_axis)
+    feature_1D = jnp.expand_dims(jnp.square(factor) * tap.feature_squares / size, token_axis)
+    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, rate, axes=axes, active_rows=active_rows)
+    correction, finite = bias_correction(new.count, rate).reshape(()), finite_11.reshape(())
+    moments = squeeze_moments(new, axes)
+    one = jnp.ones((), jnp.float32)
+    eps, weight_decay = jnp.asarray(eps, jnp.float32), jnp.asarray(weight_decay, jnp.float32)
+    vectors, mean = (moments.nu_token, moments.nu_feature), mean_11.reshape(())
+    return Preconditioner(factor, *vectors, mean, correction, eps, weight_decay, finite, one), moments
+
+
+# Compiled, but the caller donates: `jax.jit` inlines this function into the caller's program.
+@functools.partial(jax.jit, static_argnames=("loss",))
+def apply_head_step(
+    table_VxD: jax.Array,
+    source_VxD: jax.Array | None,
+    tap: Tap,
+    touched: tuple[jax.Array, jax.Array] | None,
+    preconditioner: Preconditioner,
+    *,
+    loss: LossOptions,
+) -> jax.Array:
+    """The table after a step, in its dtype. Each chunk of the gradient is computed again, preconditioned and added.
+
+    Args:
+      table_VxD: the table.
+      source_VxD: the table at which the gradient was taken. None if it is `table_VxD`, which then needs no copy.
+      tap: the arrays that the gradient is computed from.
+      touched: the ids, (M,), and the whole gradient, (M, D), of the rows of a tied table that a lookup touched too. They get an
+        update of their own.
+      preconditioner: the numbers that turn the gradient into an update.
+      loss: the options of the loss.
+    """
+    write = functools.partial(
+        _write_chunks, source_VxD=source_VxD, tap=tap, preconditioner=preconditioner, loss=loss, dtype=table_VxD.dtype
+    )
+    new_VxD = write_in_place(write, table_VxD)
+    if touched is None:
+        return new_VxD
+    ids_M, of_rows_MxD = touched
+    rows_MxD = take_rows(table_VxD, ids_M, loss.token_axis)
+    at_MxD = rows_MxD if source_VxD is None else take_rows(source_VxD, ids_M, loss.token_axis)
+    rows_MxD = _updated(rows_MxD, at_MxD, of_rows_MxD, ids_M, preconditioner, 0, loss.token_axis)
+    return set_rows(new_VxD, rows_MxD, ids_M, loss.token_axis)
+
+
+def _write_chunks(
+    stored_VxD: jax.Array, source_VxD: jax.Array | None, tap: Tap, preconditioner: Preconditioner, loss: LossOptions, dtype: Any
+) -> jax.Array:
+    """The table with all chunks updated. It is stored as bits or as numbers, and `dtype` is the dtype of the numbers."""
+    token_axis, size = loss.token_axis, stored_VxD.shape[loss.token_axis]
+
+    def write(start, count, carry, *, is_padding=False):
+        stored_VxD, source_VxD, tap, preconditioner = carry
+        start = loss.num_tokens + start if is_padding else start
+        chunk_CxD, tokens_C = read_as(take_chunk(stored_VxD, start, count, token_axis), dtype), tokens_from(start, count)
+        at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
+        # Rows of padding have no gradient, but a dense step applies weight decay to them too.
+        zeros_CxD = jnp.zeros(chunk_CxD.shape, jnp.float32)
+        of_chunk_CxD = zeros_CxD if is_padding else gradient_of_rows(tap, at_CxD, tokens_C, loss)
+        new_CxD = _updated(chunk_CxD, at_CxD, of_chunk_CxD, tokens_C, preconditioner, token_axis, token_axis)
+        return put_chunk(stored_VxD, read_as(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, preconditioner
+
+    carry = over_chunks(write, (stored_VxD, source_VxD, tap, preconditioner), loss.num_tokens, loss.chunk)
+    return over_chunks(functools.partial(write, is_padding=True), carry, size - loss.num_tokens, loss.chunk)[0]
+
+
+def _updated(
+    chunk: jax.Array, at: jax.Array, gradient: jax.Array, tokens_C: jax.Array, by: Preconditioner, here: int, in_table: int
+) -> jax.Array:
+    """Some rows after the step, added as `optax.apply_updates` does.
+
+    `at` are the same rows where the gradient was taken. Weight decay is a part of the update, so it is theirs.
+
+    The token axis is `here` in the arrays of these rows, and `in_table` in the table.
+    """
+    nu_token = jnp.expand_dims(jnp.take(by.nu_token, tokens_C, mode="fill", fill_value=0), 1 - here)
+    nu_feature = jnp.expand_dims(by.nu_feature, here)
+    update = precondition(gradient * by.factor, nu_token, nu_feature, by.mean, by.correction, by.eps)
+    update = jnp.where(by.finite, update + decay_term(at, by.weight_decay).astype(update.dtype), 0.0) * by.scale
+    if by.rounding_key is not None:
+        features = places_along(1 - here, chunk.shape[1 - here], 2)
+        places = sorted([(in_table, jnp.expand_dims(tokens_C, 1 - here)), (1 - in_table, features)], key=lambda place: place[0])
+        update = rounded_update(update, chunk, bits_at(by.rounding_key, places))
+    return (chunk + update).astype(chunk.dtype)
