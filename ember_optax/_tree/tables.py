@@ -183,7 +183,7 @@ def _dense(table: Table) -> Any:
     """The leaf with the shape of its table, if it is compact."""
     if table.ids is None:
         return table.box
-    return rebox(table.box, jax.ShapeDtypeStruct(table.shape, jnp.asarray(table.array).dtype))
+    return rebox(table.box, jax.ShapeDtypeStruct(table.shape, jnp.result_type(table.array)))
 
 
 def _knows_its_ids(table: Table) -> bool:

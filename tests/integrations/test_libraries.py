@@ -19,8 +19,6 @@ from next_token import TOKENS, D, T, V, assert_falls, needs_nnx_optimizer, next_
 from ember_optax import TokenTables, ember, token_tables
 from ember_optax._tree.paths import flatten_named
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def tables_of(params, **options):
     """Path and token axis of each table found."""
