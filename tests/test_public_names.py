@@ -19,6 +19,7 @@ MODULES = (
     "regularizers",
     "row_sparse",
     "vocab",
+    "integrations.keras",
     "integrations.linen",
     "integrations.nnx",
     "integrations.plots",
