@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.evidence import statement_page, statement_runs, statements
+from benchmarks.evidence import statement_effects, statement_page, statement_runs, statements
+from examples.lm.config import ModelConfig
+from examples.lm.tokens import Corpus
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "statements.json").read_text(encoding="utf-8"))
@@ -28,9 +30,10 @@ def test_a_measurement_that_begins_with_nothing(monkeypatch, tmp_path):
     """Each run is kept as it comes, and the page made when there are two optimizers to compare."""
     made = []
 
-    def one_run(optimizer, seed, steps, corpus):
-        made.append((optimizer, seed))
-        return RESULTS["runs"][f"{optimizer} seed {seed}"]
+    def one_run(measured, optimizer, seed, steps, corpus):
+        (part,) = (name for name, function in statements.PARTS.items() if function is measured)
+        made.append((part, optimizer, seed))
+        return RESULTS[part][f"{optimizer} seed {seed}"]
 
     monkeypatch.setattr(statements, "one_run", one_run)
     monkeypatch.setattr(statements, "load_corpus", lambda *_: None)
@@ -43,7 +46,7 @@ def test_a_measurement_that_begins_with_nothing(monkeypatch, tmp_path):
     statements.main()
     monkeypatch.setattr("sys.argv", [*command, "0", "1"])
     statements.main()
-    assert made == [(optimizer, seed) for seed in (0, 1) for optimizer in statement_page.OPTIMIZERS]
+    assert made == [(part, o, seed) for seed in (0, 1) for part in statements.PARTS for o in statement_page.OPTIMIZERS]
     assert "2 of AdamW and 2 of Ember" in " ".join((tmp_path / "s.md").read_text(encoding="utf-8").split())
 
 
@@ -74,9 +77,6 @@ def test_verdicts_follow_their_rules():
 @pytest.mark.slow  # compiles a train step and every metric
 @pytest.mark.parametrize("optimizer", statement_page.OPTIMIZERS)
 def test_a_run_measures_what_the_page_shows(optimizer):
-    from examples.lm.config import ModelConfig  # noqa: PLC0415
-    from examples.lm.tokens import Corpus  # noqa: PLC0415
-
     ids = np.random.default_rng(0).zipf(1.2, 40_000) % 4096
     model = ModelConfig(vocabulary_size=4096, width=16, layers=1, heads=2, tied=False)
     losses = []
@@ -86,3 +86,14 @@ def test_a_run_measures_what_the_page_shows(optimizer):
     assert losses[-1] < losses[0]
     assert 0 < numbers["ray share/random walk"] < 1
     jax.clear_caches()
+
+
+@pytest.mark.slow  # compiles a train step
+def test_effects_are_measured_of_a_small_model():
+    """Rows at their start are those of a fresh model, and a rank is at most the number of rows with a gradient."""
+    corpus = Corpus(*(np.arange(4000, dtype=np.uint16) % 64,) * 2)
+    model = ModelConfig(vocabulary_size=64, width=16, layers=1, heads=2, tied=False)
+    found = statement_effects.measure_effects("ember", 0, 30, corpus, model=model)
+    assert set(found) == set(RESULTS["effects"]["ember seed 0"])
+    assert found["loss"] < found["loss/on its ray/embed"] < found["loss/back to the start/embed"]
+    assert all(found[f"rank/64/{kind}"] <= 16 for kind in statement_effects.KINDS)

@@ -129,7 +129,7 @@ def effects_section(runs: dict[str, Numbers], optimizers: dict[str, str]) -> str
         values = [of(numbers) for name, numbers in runs.items() if name.startswith(f"{optimizer} seed")]
         return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
-    labels = dict(zip(KINDS, ("embedding", "head", "all hidden matrices"), strict=True))
+    labels = dict(zip(KINDS, ("embedding", "head", "hidden matrices"), strict=True))
     rows = [("as trained", *(cell(o, lambda n: n["loss"], 3) for o in optimizers))]
     for which, label in labels.items():
         for name in CHANGES:
@@ -141,7 +141,19 @@ def effects_section(runs: dict[str, Numbers], optimizers: dict[str, str]) -> str
         keys = [f"rank/{sequences * RANK_LENGTH}/{which}" for which in KINDS]
         rows.append((f"{sequences * RANK_LENGTH:,}", *(cell("ember", lambda n, key=key: n[key], 1) for key in keys)))
     ranks = markdown(rows, ("tokens in the batch", "embedding", "head", "hidden matrices"))
-    return _TEXT.format(losses=losses, ranks=ranks)
+    return _TEXT.format(losses=losses, kept=_kept(runs, labels), ranks=ranks)
+
+
+def _kept(runs: dict[str, Numbers], labels: dict[str, str]) -> str:
+    """The share of what training gained that is left on the ray, mean over all runs."""
+    start, ray, _ = CHANGES
+
+    def share(numbers: Numbers, which: str) -> float:
+        at_start = numbers[f"loss/{start}/{which}"]
+        return (at_start - numbers[f"loss/{ray}/{which}"]) / (at_start - numbers["loss"])
+
+    shares = (f"{mean(share(numbers, which) for numbers in runs.values()):.1%} of the {label}" for which, label in labels.items())
+    return ", ".join(shares)
 
 
 _TEXT = """## The ray, by function
@@ -152,10 +164,12 @@ the start; or what is off the ray stays and a random vector of the same length i
 
 {losses}
 
+The ray keeps most of what training gained, the difference between the start and the end: {kept}. So a row's path is one ray
+to the loss as well, and that is true of hidden rows too.
+
 ## The rank of gradients by batch size
 
 Effective rank of one gradient of the model that Ember trained, in rows of 128 features. A table's gradient has rows for the
 tokens of the batch alone, so of each hidden matrix as many random rows are taken (at most all of them).
 
-{ranks}
-"""
+{ranks}"""
