@@ -64,7 +64,8 @@ def check_found(found: TableTree, *, complete: bool) -> None:
     # In an incomplete tree, for example inside an `optax.partition`, the tables may be in another part.
     if complete and (message := unused_patterns_message(found)):
         raise ValueError(message)
-    if complete and all(table.axes is None for table in found.tables):
+    required = found.options is None or found.options.required
+    if complete and required and all(table.axes is None for table in found.tables):
         raise ValueError(no_table_message(found))
 
 
@@ -77,7 +78,7 @@ def check_kinds(found: TableTree, *, complete: bool) -> None:
             f"head_learning_rate is given, but nothing says whether these tables are heads: {listed_tables}. Declare it, "
             f'EmberDimensionNumbers({unknown[0].axes.token[0] if unknown[0].axes else 0}, kind="head") or kind="input".'
         )
-    if complete and not any(table.kind == "head" for table in tables):
+    if complete and tables and not any(table.kind == "head" for table in tables):
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in tables])
         raise ValueError(
             f"head_learning_rate is given, but no table is a head that is not tied: {listed_tables}. Leave it out; or, if one is "

@@ -1,16 +1,11 @@
 """Real models of the libraries that people train with: the right tables, and five steps that lower the loss."""
 
-import os
-
-import optax
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
