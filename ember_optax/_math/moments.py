@@ -70,6 +70,12 @@ def moment_shapes(shape: tuple[int, ...], axes: TableAxes) -> Moments:
     return Moments(*(tuple(shape[axis] for axis in kept) for kept in kept_axes(axes)))
 
 
+def moment_bytes(shape: tuple[int, ...], axes: TableAxes) -> int:
+    """The bytes of the state of a table of this shape."""
+    each = zip(moment_shapes(shape, axes), DTYPES, strict=True)
+    return sum(math.prod(of_field) * jnp.dtype(dtype).itemsize for of_field, dtype in each)
+
+
 def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:
     """The state of a table before the first step: all zeros. The table is an array or a `jax.ShapeDtypeStruct`.
 

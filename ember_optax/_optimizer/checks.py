@@ -16,7 +16,7 @@ from .._math.moments import Moments, moment_shapes
 from .._tree.boxes import unbox
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.inputs import check_array, listed, shown
-from .._tree.tables import Table, TableTree
+from .._tree.tables import Leaf, Table, TableTree
 from .._tree.token_ids import check_compact
 
 
@@ -35,7 +35,7 @@ def mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_leaf(table: Table) -> TableAxes:
+def check_leaf(table: Leaf) -> TableAxes:
     """The axes of a leaf. Raises unless it is a real floating array with at least one element, and is declared to be a table."""
     leaf = table.array
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -51,7 +51,7 @@ def check_leaf(table: Table) -> TableAxes:
             f"parameter {table.name!r} of shape {leaf.shape} is empty, so its mean squares do not exist; remove it from the "
             f"tables."
         )
-    if table.axes is None:
+    if not isinstance(table, Table):
         raise ValueError(
             f"dimension_numbers says None, no table, of {table.name!r} with shape {leaf.shape}, but scale_by_ember treats "
             f"every leaf as a table: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
@@ -64,18 +64,18 @@ def check_found(found: TableTree, *, complete: bool) -> None:
     # In an incomplete tree, for example inside an `optax.partition`, the tables may be in another part.
     if complete and (message := unused_patterns_message(found)):
         raise ValueError(message)
-    if complete and all(table.axes is None for table in found.tables):
+    if complete and not found.tables:
         raise ValueError(no_table_message(found))
 
 
 def check_kinds(found: TableTree, *, complete: bool) -> None:
     """Raises if `head_learning_rate` would be silently ignored: a table may or may not be a head, or no table is a head."""
-    tables = [table for table in found.tables if table.axes is not None]
+    tables = found.tables
     if unknown := [table for table in tables if table.kind is None]:
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in unknown])
         raise ValueError(
             f"head_learning_rate is given, but nothing says whether these tables are heads: {listed_tables}. Declare it, "
-            f'EmberDimensionNumbers({unknown[0].axes.token[0] if unknown[0].axes else 0}, kind="head") or kind="input".'
+            f'EmberDimensionNumbers({unknown[0].axes.token[0]}, kind="head") or kind="input".'
         )
     if complete and not any(table.kind == "head" for table in tables):
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in tables])
@@ -87,7 +87,7 @@ def check_kinds(found: TableTree, *, complete: bool) -> None:
 
 def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
     """Raises if a parameter and its gradient have different shapes. Otherwise the decay would be broadcast silently."""
-    for table, leaf in zip(found.tables, leaves, strict=True):
+    for table, leaf in zip(found.leaves, leaves, strict=True):
         check_array(leaf, f"parameter {table.name!r}")
         if np.shape(unbox(leaf)) != table.shape:
             raise ValueError(
@@ -133,7 +133,7 @@ def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
                 ) from None
 
 
-def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes) -> None:
+def check_gradient(table: Leaf, g: jax.Array, moments: Moments, axes: TableAxes) -> None:
     """Raises if a gradient does not fit its state."""
     _check_split(table, g, axes)
     for field, moment in moments._asdict().items():
@@ -165,7 +165,7 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
         check_compact(table.name, g.shape, table.ids, table.shape, axes)
 
 
-def check_head(table: Table, gradient: FusedLeaf, axes: TableAxes) -> None:
+def check_head(table: Leaf, gradient: FusedLeaf, axes: TableAxes) -> None:
     """Raises if a transformation cannot take the gradient of a fused head."""
     if gradient.preconditioner is not None:
         raise TypeError(f"the gradient of {table.name!r} is an update already: put one scale_by_ember into the chain.")
@@ -181,7 +181,7 @@ def check_head(table: Table, gradient: FusedLeaf, axes: TableAxes) -> None:
         )
 
 
-def _check_split(table: Table, g: jax.Array, axes: TableAxes) -> None:
+def _check_split(table: Leaf, g: jax.Array, axes: TableAxes) -> None:
     """Raises if the gradient is the same along a mesh axis that should split the table.
 
     A compact gradient may have the same rows on all devices if its ids differ.

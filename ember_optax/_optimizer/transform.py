@@ -19,7 +19,7 @@ from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
 from .._tree.state import ScaleByEmberState
-from .._tree.tables import Table, TableTree, tables_of
+from .._tree.tables import Leaf, TableTree, every_table
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import tables_at_init
 from .checks import check_bound, check_given, check_gradient, check_head, check_leaf, check_state, mesh_names
@@ -118,7 +118,7 @@ def scale_by_ember(
             f"token_mesh_axes={token_mesh_axes!r} and feature_mesh_axes={feature_mesh_axes!r} name a mesh axis twice; "
             f"it splits either the tokens or the features."
         )
-    find = functools.partial(tables_of, declaration=dimension_numbers, argument="dimension_numbers")
+    find = functools.partial(every_table, declaration=dimension_numbers)
     return scale_tables(find, b2=b2, eps=eps, feature_mean=feature_mean, mesh_axes=mesh_axes)
 
 
@@ -141,13 +141,13 @@ def scale_tables(
     # A traced decay may become non-zero later, so it needs the parameters. Only a Python zero does not.
     decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
 
-    def axes_of(table: Table) -> TableAxes:
+    def axes_of(table: Leaf) -> TableAxes:
         return check_leaf(table)._replace(**(mesh_axes or {}))
 
     def init_fn(params):
         check_tree(params, "params")
         found = tables_at_init(find, params, feature_mean, b2)
-        return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
+        return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t, axes_of(t)) for t in found.leaves])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
@@ -158,11 +158,11 @@ def scale_tables(
         check_given(params, with_ids=bool(ids), decays=decays)
         found = find(updates, token_ids=ids, params=params)
         check_bound(mesh_axes or {})
-        weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.tables)
+        weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.leaves)
         step = functools.partial(_step_table, rate=decay_rate(b2), eps=eps, weight_decay=weight_decay, active_rows=active_rows)
         stepped = [
             step(table, boxes, unbox(weight), axes=axes_of(table))
-            for table, boxes, weight in zip(found.tables, _from_state(state, found), weights, strict=True)
+            for table, boxes, weight in zip(found.leaves, _from_state(state, found), weights, strict=True)
         ]
         return found.rebuild([update for update, _ in stepped]), _to_state(found, [moments for _, moments in stepped])
 
@@ -170,7 +170,7 @@ def scale_tables(
 
 
 def _step_table(
-    table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
+    table: Leaf, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
 ) -> tuple[Any, Moments]:
     """The update of one table, dense or compact, and its next state in the boxes of the old state."""
     check_array(table.box, f"the gradient of {table.name!r}")
@@ -191,7 +191,7 @@ def _step_table(
 
 
 def _step_head(
-    table: Table, boxes: Moments, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
+    table: Leaf, boxes: Moments, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
 ) -> tuple[FusedLeaf, Moments]:
     """`_step_table` for the gradient of a fused head. Weight decay is added later, where the update is applied to the table."""
     gradient, moments = table.array, Moments(*map(unbox, boxes))
@@ -212,10 +212,9 @@ def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:
 def _from_state(state: ScaleByEmberState, found: TableTree) -> list[Moments]:
     """One `Moments` per table, boxed as in the state."""
     fields = {field: found.leaves_of(getattr(state, field), "state") for field in Moments._fields}
-    return [Moments(**{field: values[i] for field, values in fields.items()}) for i in range(len(found.tables))]
+    return [Moments(**{field: values[i] for field, values in fields.items()}) for i in range(len(found.leaves))]
 
 
-def _boxed(moments: Moments, table: Table) -> Moments:
+def _boxed(moments: Moments, table: Leaf, axes: TableAxes) -> Moments:
     """The fields in boxes like the parameter's, if it has one, with the names of the axes that each field keeps."""
-    assert table.axes is not None
-    return Moments(*(rebox_axes(table.box, field, kept) for field, kept in zip(moments, kept_axes(table.axes), strict=True)))
+    return Moments(*(rebox_axes(table.box, field, kept) for field, kept in zip(moments, kept_axes(axes), strict=True)))

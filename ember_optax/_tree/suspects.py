@@ -13,7 +13,7 @@ from .finder import TokenTables
 from .kinds import is_embedding_name
 from .paths import is_complete
 from .rules import HEAD_NAME, TableMatch, first_match, spelled
-from .tables import Table, TableTree
+from .tables import Leaf, Table, TableTree
 from .vocabulary_axis import same_vocabulary
 
 # A warning points to the user's line, not to a line of these libraries.
@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     `table` is None for a matrix with the name of a head in an incomplete tree, whose embedding may be frozen, for example.
     """
 
-    leaf: Table
+    leaf: Leaf
     table: Table | None
     axis: int
 
@@ -37,23 +37,21 @@ def candidates(found: TableTree) -> list[Candidate]:
     """The matrices that match no rule and that have the vocabulary of a table, in the order of the parameters."""
     if found.options is None:
         return []
-    tables = [table for table in found.tables if table.axes is not None]
-    owners = {vocabulary_size(table): table for table in reversed(tables) if len(table.shape) > 1}
-    features = {table.shape[axis] for table in tables if table.axes for axis in table.axes.feature}
-    matches = find_tables(found.names, [table.box for table in found.tables], found.options)
+    owners = {table.num_tokens: table for table in reversed(found.tables) if len(table.shape) > 1}
+    features = {table.shape[axis] for table in found.tables for axis in table.axes.feature}
     rest = [
-        table
-        for table, match in zip(found.tables, matches, strict=True)
-        if table.axes is None and is_unknown(match) and 2 <= len(table.shape) <= 3
+        leaf
+        for leaf, match in zip(found.leaves, matches_of(found, found.options), strict=True)
+        if not isinstance(leaf, Table) and is_unknown(match) and 2 <= len(leaf.shape) <= 3
     ]
     # A padded size may be another size of the model by chance, for example that of the feed-forward layers, which are several.
     users = collections.defaultdict(set)
-    for table in rest:
-        for size in table.shape:
-            users[size].add(_without_numbers(table.name))
+    for leaf in rest:
+        for size in leaf.shape:
+            users[size].add(_without_numbers(leaf.name))
     complete = is_complete(found.treedef.unflatten(found.names))
 
-    def of(leaf: Table) -> Candidate | None:
+    def of(leaf: Leaf) -> Candidate | None:
         for axis, size in enumerate(leaf.shape):
             if size in owners and (size not in features or _HEADS.fullmatch(spelled(leaf.name))):
                 return Candidate(leaf, owners[size], axis)
@@ -70,7 +68,12 @@ def candidates(found: TableTree) -> list[Candidate]:
     return [candidate for candidate in map(of, rest) if candidate is not None]
 
 
-def _is_named_like_a_table(leaf: Table) -> bool:
+def matches_of(found: TableTree, options: TokenTables) -> list[TableMatch]:
+    """The finder's decision for each leaf of a tree."""
+    return find_tables(found.names, [leaf.box for leaf in found.leaves], options)
+
+
+def _is_named_like_a_table(leaf: Leaf) -> bool:
     return bool(HEAD_NAME.fullmatch(spelled(leaf.name))) or is_embedding_name(leaf.name)
 
 
@@ -86,31 +89,24 @@ def heads_alone(found: TableTree) -> list[Table]:
     """
     if found.options is None:
         return []
-    matches = [first_match(table.name, len(table.shape)) for table in found.tables]
-    found_now = find_tables(found.names, [table.box for table in found.tables], found.options)
-    if any(match.dimension_numbers is not None and not match.is_head for match in [*matches, *found_now]):
-        return []
-    return [table for table in found.tables if table.axes is not None]
+    by_name = [first_match(leaf.name, len(leaf.shape)) for leaf in found.leaves]
+    matches = [*by_name, *matches_of(found, found.options)]
+    return [] if any(match.dimension_numbers is not None and not match.is_head for match in matches) else found.tables
 
 
 def doubtful_stacks(found: TableTree) -> list[Table]:
     """Stacked tables with more tables than tokens, such as those of `nn.scan` with the layers in the second axis, (V, L, D)."""
-    return [
-        table
-        for table in found.tables
-        if table.axes is not None and table.axes.batch and vocabulary_size(table) < table.shape[table.axes.batch[0]]
-    ]
+    return [table for table in found.tables if table.axes.batch and table.num_tokens < table.shape[table.axes.batch[0]]]
 
 
 def guessed_axes(found: TableTree, *, included: bool | None = None) -> list[Table]:
     """Tables whose token axis is the usual one for their name, and whose vocabulary no other table has."""
     if found.options is None:
         return []
-    matches = find_tables(found.names, [table.box for table in found.tables], found.options)
     return [
-        table
-        for table, match in zip(found.tables, matches, strict=True)
-        if match.is_guess and table.axes is not None and (included is None or included == (match.is_head is None))
+        leaf
+        for leaf, match in zip(found.leaves, matches_of(found, found.options), strict=True)
+        if match.is_guess and isinstance(leaf, Table) and (included is None or included == (match.is_head is None))
     ]
 
 
@@ -172,7 +168,7 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
 def _sentence(one: Candidate) -> str:
     if one.table is None:
         return f"{one.leaf.name!r} of shape {one.leaf.shape} may be a head, but these parameters have no table of its vocabulary"
-    size, vocabulary = one.leaf.shape[one.axis], vocabulary_size(one.table)
+    size, vocabulary = one.leaf.shape[one.axis], one.table.num_tokens
     padded = "" if size == vocabulary else f", padded to {size}" if size > vocabulary else f", without the padding: {size}"
     return f"{one.leaf.name!r} of shape {one.leaf.shape} has the {vocabulary} tokens of {one.table.name!r}{padded}"
 
@@ -180,7 +176,6 @@ def _sentence(one: Candidate) -> str:
 def _of_guesses(found: TableTree, caller: str, tables: list[Table]) -> list[str]:
     messages = []
     for table in tables:
-        assert table.axes is not None
         axis = table.axes.token[0]
         declared = {re.escape(table.name): EmberDimensionNumbers(axis, table.axes.batch)}
         messages.append(
@@ -204,12 +199,6 @@ def _of_stacks(found: TableTree) -> list[str]:
             f"batch_axes=(0,)) there."
         )
     return messages
-
-
-def vocabulary_size(table: Table) -> int:
-    """The number of tokens of a table."""
-    assert table.axes is not None
-    return table.shape[table.axes.token[0]] if table.axes.token else 1
 
 
 def _without_numbers(name: str) -> str:
@@ -240,7 +229,7 @@ def _written_finder(
 
 def _numbers_of(found: TableTree, pattern: str) -> EmberDimensionNumbers:
     """The axes of the first table that an undeclared pattern matches."""
-    axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name) and table.axes is not None)
+    axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name))
     return EmberDimensionNumbers(axes.token[0], axes.batch)
 
 

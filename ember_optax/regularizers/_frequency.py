@@ -174,7 +174,6 @@ def _counts_of(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | N
             "batch, (V,), or pass token_counts to scale_by_frequency."
         )
     counts_V, axes = checked_counts(found, "token_counts"), table.axes
-    assert axes is not None
     if not axes.token or counts_V.shape[0] != table.shape[axes.token[0]]:
         raise ValueError(
             f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token axes "
@@ -187,7 +186,6 @@ def _scaled_step(table: Table, update, param, kept, counts_V, *, power, smoothin
     """The update times the weights, and the streamed counts after this batch."""
     del param
     axes = table.axes
-    assert axes is not None
     counts = jnp.expand_dims(counts_V, [axis for axis in range(len(table.shape)) if axis not in axes.token])
     if kept is not None:
         counts = expanded(kept, table, "nu_token") * jnp.float32(decay) + counts.astype(jnp.float32)
@@ -200,7 +198,6 @@ def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
     dtype = compute_dtype(update)
     if table.ids is None:
         return (update.astype(dtype) * weights.astype(dtype)).astype(update.dtype)
-    assert table.axes is not None
     (token,) = table.axes.token
     ids_N = flat_ids(table.ids, table.shape[token])
     of_rows = take_rows(weights, ids_N, token).astype(dtype)

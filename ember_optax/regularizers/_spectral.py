@@ -166,7 +166,6 @@ def normalize_spectral_norm(
     def step(table: Table, update, param, kept, given):
         del given
         axes = table.axes
-        assert axes is not None
         moved = param.astype(compute_dtype(param)) + update.astype(compute_dtype(param))
         vector = power_iteration(moved, kept, axes, count)
         norm = norm_along(moved, vector, axes)
