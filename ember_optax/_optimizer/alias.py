@@ -16,7 +16,7 @@ from .._tree.suspects import warn_of_suspects
 from .._tree.tables import Table, TableTree, found_tables
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import is_observed, tables_at_init
-from .checks import check_found, check_given, check_kinds, check_params, check_transformation
+from .checks import check_found, check_given, check_kinds, check_transformation, checked_params
 from .transform import FeatureMean, scale_tables
 
 P = ParamSpec("P")
@@ -132,16 +132,21 @@ def ember(
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
     scaling(found_tables)  # checks the numbers, here where they are written
     find = functools.partial(found_tables, declaration=tables)
-    return _routed(find, scaling, _Rates(learning_rate, head_learning_rate), body)
+    return _partitioned(find, scaling, _Rates(learning_rate, head_learning_rate), body)
 
 
-def _routed(
+def _partitioned(
     find: Callable[..., TableTree],
     scaling: Callable[..., optax.GradientTransformation],
     rates: _Rates,
     body: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """The `optax.partition` of the tables that `find` finds in a tree, and of the rest."""
+    """The `optax.partition` of the tables that `find` finds in a tree, and of the rest.
+
+    Each call builds a partition, because its labels belong to one tree: a library may show parameters in boxes at `init` and bare
+    at `update`, and only the tree of this call says which updates are compact. A partition has no state of its own, and under
+    `jax.jit` it is built once.
+    """
 
     partition = functools.partial(_partition, scaling=scaling, rates=rates, body=body)
 
@@ -167,10 +172,7 @@ def _routed(
         _check_arrays(found, "the gradient of")
         _check_ids_of_body(found, state.inner_states["body"])
         if params is not None:
-            # Only leaves that have a gradient, because an Equinox model also has functions as leaves.
-            leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
-            check_params(found, leaves)
-            params = found.treedef.unflatten(leaves)
+            params = found.treedef.unflatten(checked_params(found, params))
         given = {"token_ids": ids} if ids else {}
         return partition(found).update(updates, state, params, **given, **extra_args)
 
@@ -179,12 +181,12 @@ def _routed(
 
 def _partition(found: TableTree, *, scaling, rates: _Rates, body) -> optax.GradientTransformationExtraArgs:
     labels = found.treedef.unflatten(["ember" if isinstance(leaf, Table) else "body" for leaf in found.leaves])
-    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), _by_kind(found, rates))
+    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), _scale_by_rates(found, rates))
     # A function, because `optax.partition` calls labels that are callable, such as an Equinox model.
     return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
 
 
-def _by_kind(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
+def _scale_by_rates(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
     """A transformation that multiplies the updates of the tables by the learning rate of their kind."""
     others = optax.scale_by_learning_rate(rates.others)
     if rates.head is None:

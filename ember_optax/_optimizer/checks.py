@@ -1,7 +1,6 @@
 """The checks of parameters, gradients, state, mesh axes and other transformations."""
 
 import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import optax
 from .._fused_heads.leaf import FusedLeaf
 from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
-from .._math.moments import Moments, moment_shapes
+from .._math.moments import AVERAGES, DTYPES, Moments, moment_shapes
 from .._tree.boxes import unbox
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.inputs import check_array, listed, shown
@@ -85,8 +84,10 @@ def check_kinds(found: TableTree, *, complete: bool) -> None:
         )
 
 
-def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
-    """Raises if a parameter and its gradient have different shapes. Otherwise the decay would be broadcast silently."""
+def checked_params(found: TableTree, params: Any) -> list[Any]:
+    """The parameter of each leaf. Raises if it and its gradient have different shapes: the decay would be broadcast silently."""
+    # Only leaves that have a gradient, because an Equinox model also has functions as leaves.
+    leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
     for table, leaf in zip(found.leaves, leaves, strict=True):
         check_array(leaf, f"parameter {table.name!r}")
         if np.shape(unbox(leaf)) != table.shape:
@@ -95,6 +96,7 @@ def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
                 f"the parameters that these gradients belong to, update(updates, state, params), and token_ids if they are "
                 f"compact."
             )
+    return leaves
 
 
 def check_state(state: Any) -> None:
@@ -138,23 +140,25 @@ def check_gradient(table: Leaf, g: jax.Array, moments: Moments, axes: TableAxes)
     _check_split(table, g, axes)
     for field, moment in moments._asdict().items():
         check_array(moment, f"the state's {field} of {table.name!r}")
-    for field in ("nu_token", "nu_feature"):
-        moment = getattr(moments, field)
-        if moment.dtype != jnp.float32:
+    shapes = moment_shapes(table.shape, axes)
+    for field in AVERAGES:
+        moment, dtype = getattr(moments, field), jnp.dtype(getattr(DTYPES, field))
+        if moment.dtype != dtype:
             raise TypeError(
-                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is float32 whatever the parameters' dtype: a "
+                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is {dtype} whatever the parameters' dtype: a "
                 f"step of 1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
                 f"jax.eval_shape(tx.init, params)."
             )
-    shapes = moment_shapes(table.shape, axes)
-    if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
+    wanted, found = ({field: getattr(of, field) for field in AVERAGES} for of in (shapes, jax.tree.map(jnp.shape, moments)))
+    if found != wanted:
         what = "gradient" if table.ids is None else "parameter"
+        needs = " and ".join(f"{field} of shape {shape}" for field, shape in wanted.items())
         raise ValueError(
-            f"the {what} of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
-            f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
-            f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
+            f"the {what} of {table.name!r} has shape {table.shape}, so its state needs {needs}, but has "
+            f"{' and '.join(map(str, found.values()))}; initialise the state from the parameters that these gradients belong "
+            f"to, or pass token_ids if they are compact."
         )
-    for field in ("count", "total_notfinite"):
+    for field in (field for field in Moments._fields if field not in AVERAGES):
         counter, shape = getattr(moments, field), getattr(shapes, field)
         if np.shape(counter) != shape or not jnp.issubdtype(jnp.result_type(counter), jnp.integer):
             raise ValueError(

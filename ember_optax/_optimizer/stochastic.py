@@ -19,7 +19,7 @@ from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.inputs import check_array, check_tree, checked_integer, shown
 from .._tree.tables import Leaf, Table, read_tree, tables_with_ids
 from .._tree.token_ids import check_compact, token_ids_by_name
-from .checks import check_params
+from .checks import checked_params
 
 
 class StochasticRoundingState(NamedTuple):
@@ -114,10 +114,9 @@ def stochastic_rounding(
         check_tree(params, "params", may_be_empty=True)
         ids = token_ids_by_name(token_ids)
         found = tables_with_ids(read_tree(updates, ids), tables, params)
-        leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
         for table in found.leaves:
             check_array(table.box, f"the update of {table.name!r}")
-        check_params(found, leaves)
+        leaves = checked_params(found, params)
         of_leaf = [
             _rounded_leaf(table, unbox(param), key_of(word, state.count, zlib.crc32(table.name.encode())))
             for table, param in zip(found.leaves, leaves, strict=True)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from .._math.axes import TableAxes
-from .._math.moments import Moments, kept_axes
+from .._math.moments import AVERAGES, Moments, kept_axes
 from .._optimizer.checks import check_transformation
 from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
@@ -135,8 +135,8 @@ def _origins_of_embers(state: Any, seen: list[TableTree], names: list[str]) -> d
             for path, name in zip(_flatten(tree)[0], flatten_named(tree)[0], strict=True):
                 of_parameter = functools.partial(AxisOrigin, names.index(name))
                 kept = getattr(kept_axes(axes[name]), field)
-                all_rows = field == "nu_feature" and feature_means.get(name) == "all_rows"
-                averaged = axes[name].token if all_rows else ()
+                all_rows = field in AVERAGES and feature_means.get(name) == "all_rows"
+                averaged = [axis for axis in axes[name].token if all_rows and axis not in kept]
                 told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(
                     tuple(map(of_parameter, kept)), tuple(map(of_parameter, averaged))
                 )

@@ -89,18 +89,18 @@ def unused_patterns_message(found: TableTree) -> str | None:
         return None
     return (
         f"{', '.join(unused)} of token_tables matches no path. A pattern must match a whole path; "
-        f"the largest matrices are {_listed(found)}."
+        f"the largest matrices are {_largest_listed(found)}."
     )
 
 
 def no_table_message(found: TableTree) -> str:
     """The error message if no table was found among the parameters."""
     likely = _likeliest(found)
-    message = f"no token table found among the parameters. The largest matrices are {_listed(found)}. "
+    message = f"no token table found among the parameters. The largest matrices are {_largest_listed(found)}. "
     if likely:
         shapes = " and ".join(f"{table.name!r} of shape {table.shape}" for table in likely)
         they = "it is one" if len(likely) == 1 else "they are tables"
-        message += f"By its shape {shapes} may be one. If {they}: tables={_written_include(likely)}. "
+        message += f"By its shape {shapes} may be one. If {they}: tables={_include_as_code(likely)}. "
     message += "A model without tokens has none: train it with the body alone."
     if found.leaves and all(name.split("/")[-1].isdigit() for name in found.names):
         message += (
@@ -120,7 +120,7 @@ def _likeliest(found: TableTree) -> list[Leaf]:
     return [table for table in unknown if max(table.shape) == size][:_LARGEST]
 
 
-def _written_include(tables: list[Leaf]) -> str:
+def _include_as_code(tables: list[Leaf]) -> str:
     """Code for a finder that includes these tables. It declares the longer axis where the finder would take the other one."""
     patterns = [re.escape(table.name) for table in tables]
     matches = find_tables([t.name for t in tables], [t.array for t in tables], TokenTables(include=patterns))
@@ -155,7 +155,7 @@ def _shape(leaf: Leaf) -> str:
     return "x".join(map(str, leaf.shape))
 
 
-def _listed(found: TableTree) -> str:
+def _largest_listed(found: TableTree) -> str:
     largest = ", ".join(f"{leaf.name!r} {leaf.shape}" for leaf in _largest(found.leaves))
     return largest or "none: there is no array of rank two or more"
 

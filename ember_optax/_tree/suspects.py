@@ -116,9 +116,9 @@ def warn_of_suspects(found: TableTree, caller: str) -> None:
     The dense step of `ember` is the same along either axis, so the axis of a head does not matter to it.
     """
     is_ember = caller == "ember"
-    parts = _of_candidates(found, "ember leaves {} to the body" if is_ember else f"{caller} leaves {{}} out")
-    parts += _of_guesses(found, caller, guessed_axes(found, included=True if is_ember else None))
-    parts += _of_stacks(found) if is_ember else []
+    parts = _candidate_messages(found, "ember leaves {} to the body" if is_ember else f"{caller} leaves {{}} out")
+    parts += _guess_messages(found, caller, guessed_axes(found, included=True if is_ember else None))
+    parts += _stack_messages(found) if is_ember else []
     if parts:
         _warn_the_user("\n".join(parts))
 
@@ -135,7 +135,7 @@ def _warn_the_user(message: str) -> None:
     )
 
 
-def _of_candidates(found: TableTree, treated: str) -> list[str]:
+def _candidate_messages(found: TableTree, treated: str) -> list[str]:
     groups: dict[str, list[Candidate]] = collections.defaultdict(list)
     for one in candidates(found):
         groups[_without_numbers(one.leaf.name)].append(one)
@@ -146,7 +146,7 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
         more = len(group) - 1 if len(group) > _ONE_BY_ONE else 0
         for one in group[:1] if more else group:
             also = f"; so have {more} with other numbers" if more else ""
-            sentences.append(f"{_sentence(one)}{also}.")
+            sentences.append(f"{_candidate_sentence(one)}{also}.")
             name, is_likely = one.leaf.name, _is_named_like_a_table(one.leaf)
             pattern = r"\d+".join(map(re.escape, re.split(r"\d+", name))) if more else re.escape(name)
             (likely if is_likely else others)[pattern] = EmberDimensionNumbers(
@@ -160,12 +160,12 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
     what = "it is a table" if is_one else "they are tables" if not others else "only those that are named like tables are tables"
     return [
         f"{' '.join(sentences)} No rule takes {them} by {names} alone, so {treated.format(them)}. If {what}: "
-        f"tables={_written_finder(found, include=likely, exclude=list(others))}. If not: "
-        f"tables={_written_finder(found, exclude=patterns)}."
+        f"tables={_finder_as_code(found, include=likely, exclude=list(others))}. If not: "
+        f"tables={_finder_as_code(found, exclude=patterns)}."
     ]
 
 
-def _sentence(one: Candidate) -> str:
+def _candidate_sentence(one: Candidate) -> str:
     if one.table is None:
         return f"{one.leaf.name!r} of shape {one.leaf.shape} may be a head, but these parameters have no table of its vocabulary"
     size, vocabulary = one.leaf.shape[one.axis], one.table.num_tokens
@@ -173,7 +173,7 @@ def _sentence(one: Candidate) -> str:
     return f"{one.leaf.name!r} of shape {one.leaf.shape} has the {vocabulary} tokens of {one.table.name!r}{padded}"
 
 
-def _of_guesses(found: TableTree, caller: str, tables: list[Table]) -> list[str]:
+def _guess_messages(found: TableTree, caller: str, tables: list[Table]) -> list[str]:
     messages = []
     for table in tables:
         axis = table.axes.token[0]
@@ -181,12 +181,12 @@ def _of_guesses(found: TableTree, caller: str, tables: list[Table]) -> list[str]
         messages.append(
             f"{caller} takes {table.name!r} of shape {table.shape} for a table of {table.shape[axis]} tokens in axis {axis}, as "
             f"is usual under this name; no other table confirms it. If that is right, declare it: "
-            f"tables={_written_finder(found, include=declared, declare=True)}; if not, with the other axis."
+            f"tables={_finder_as_code(found, include=declared, declare=True)}; if not, with the other axis."
         )
     return messages
 
 
-def _of_stacks(found: TableTree) -> list[str]:
+def _stack_messages(found: TableTree) -> list[str]:
     messages = []
     stacks = doubtful_stacks(found)
     declared = {re.escape(table.name): EmberDimensionNumbers(0, (1,)) for table in stacks}
@@ -195,7 +195,7 @@ def _of_stacks(found: TableTree) -> list[str]:
         messages.append(
             f"ember takes {table.name!r} of shape {table.shape} for {first} stacked tables of {second} tokens each. If it holds "
             f"{second} tables of {first} tokens, as nn.scan stores them, declare it: "
-            f"tables={_written_finder(found, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
+            f"tables={_finder_as_code(found, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
             f"batch_axes=(0,)) there."
         )
     return messages
@@ -205,7 +205,7 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _written_finder(
+def _finder_as_code(
     found: TableTree,
     *,
     include: Mapping[str, EmberDimensionNumbers] | None = None,
@@ -213,12 +213,18 @@ def _written_finder(
     declare: bool = False,
 ) -> str:
     """Code for the finder with more patterns than it had. It has axes if one of the patterns has or needs them."""
+
+    def first_axes(pattern: str) -> EmberDimensionNumbers:
+        """The axes of the first table that an undeclared pattern matches."""
+        axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name))
+        return EmberDimensionNumbers(axes.token[0], axes.batch)
+
     options = found.options or TokenTables()
     merged = declared_axes(options) | dict(include or {})
     arguments = {"include": "", "exclude": ""}
     if declare or any(declared_axes(options).values()):
-        numbers = {pattern: declared or _numbers_of(found, pattern) for pattern, declared in merged.items()}
-        arguments["include"] = "{" + ", ".join(f"{pattern!r}: {_written(n)}" for pattern, n in numbers.items()) + "}"
+        numbers = {pattern: declared or first_axes(pattern) for pattern, declared in merged.items()}
+        arguments["include"] = "{" + ", ".join(f"{pattern!r}: {_numbers_as_code(n)}" for pattern, n in numbers.items()) + "}"
     elif merged:
         arguments["include"] = repr(list(merged))
     if patterns := [*options.exclude, *exclude]:
@@ -227,13 +233,7 @@ def _written_finder(
     return f"TokenTables({written})"
 
 
-def _numbers_of(found: TableTree, pattern: str) -> EmberDimensionNumbers:
-    """The axes of the first table that an undeclared pattern matches."""
-    axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name))
-    return EmberDimensionNumbers(axes.token[0], axes.batch)
-
-
-def _written(numbers: EmberDimensionNumbers) -> str:
+def _numbers_as_code(numbers: EmberDimensionNumbers) -> str:
     batch = f", batch_axes={numbers.batch_axes}" if numbers.batch_axes else ""
     kind = f", kind={numbers.kind!r}" if numbers.kind else ""
     return f"EmberDimensionNumbers({numbers.token_axis}{batch}{kind})"

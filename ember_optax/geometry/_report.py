@@ -126,7 +126,7 @@ def report(
     metrics: dict[str, jax.Array] = {f"geometry/{table.name}/left_out": jnp.ones((), jnp.int32) for table in flat}
     for table in measurable:
         name = table.name
-        values = _of_table(table, gradients.get(name), states.get(name), counts.get(name), rule, spectral)
+        values = _table_values(table, gradients.get(name), states.get(name), counts.get(name), rule, spectral)
         metrics |= {f"geometry/{name}/{metric}": value for metric, value in values.items()}
     skipped = [jnp.sum(state.total_notfinite, dtype=jnp.int32) for state in ember_moments(opt_state).values()]
     return metrics | ({"geometry/skipped_batches": functools.reduce(jnp.add, skipped)} if skipped else {})
@@ -142,7 +142,7 @@ def _check_owned(opt_state: Any, names: list[str], tables: DimensionNumbersLike)
         )
 
 
-def _of_table(
+def _table_values(
     table: Table, gradient: Any, state: TableState | None, counts: Any, rule: StepRule, spectral: bool
 ) -> dict[str, jax.Array]:
     what = f"parameter {table.name!r}"

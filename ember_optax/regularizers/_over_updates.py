@@ -11,7 +11,7 @@ import optax
 
 from .._math.mesh import in_auto_mode, spec_like, varying_axes
 from .._math.moments import init_moments, kept_axes
-from .._optimizer.checks import check_found, check_given, check_leaf, check_params
+from .._optimizer.checks import check_found, check_given, check_leaf, checked_params
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import DimensionNumbersLike, check_declaration
 from .._tree.inputs import check_tree, shown
@@ -59,10 +59,10 @@ def on_tables(
         check_found(found, complete=is_complete(params))
         if not is_observed():
             warn_of_suspects(found, rule.name)
-        first = list(map(_first, found.leaves))
+        first = list(map(_first_vector, found.leaves))
         return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(first))
 
-    def _first(table: Leaf) -> Any:
+    def _first_vector(table: Leaf) -> Any:
         axes = check_leaf(table) if isinstance(table, Table) else None
         if axes is None or rule.keeps is None:
             return optax.MaskedNode()
@@ -77,22 +77,16 @@ def on_tables(
         if rule.needs_params and params is None:
             raise ValueError(f"{rule.name} needs the parameters: call update(updates, state, params). {rule.needs_params}")
         found = find(updates, token_ids=ids, params=params)
-        weights = _weights(found, params) if rule.needs_params else [None] * len(found.leaves)
-        boxes = _kept(found, state, state_of, rule.name)
-        stepped = [_stepped(rule, *each, extra_args) for each in zip(found.leaves, weights, boxes, strict=True)]
+        weights = checked_params(found, params) if rule.needs_params else [None] * len(found.leaves)
+        boxes = _kept_vectors(found, state, state_of, rule.name)
+        stepped = [_step_of_leaf(rule, *each, extra_args) for each in zip(found.leaves, weights, boxes, strict=True)]
         updates = found.rebuild(update for update, _ in stepped)
         return updates, state if state_of is None else state_of(found.treedef.unflatten(kept for _, kept in stepped))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _weights(found: TableTree, params: Any) -> list[Any]:
-    leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
-    check_params(found, leaves)
-    return leaves
-
-
-def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
+def _kept_vectors(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
     """The kept vector of each leaf, in its box."""
     if state_of is None:
         return [None] * len(found.leaves)
@@ -109,17 +103,17 @@ def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
         ) from None
 
 
-def _stepped(rule: Rule, table: Leaf, weight: Any, box: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+def _step_of_leaf(rule: Rule, table: Leaf, weight: Any, box: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
     if not isinstance(table, Table):
         return table.array, box
     check_leaf(table)
     update = jnp.asarray(table.array)
     _check_rows(rule, table, update)
     kept = None if box is None else unbox(box)
-    if kept is not None and jnp.shape(kept) != _shape(table, rule):
+    if kept is not None and jnp.shape(kept) != _kept_shape(table, rule):
         raise ValueError(
             f"the state of {rule.name} for {table.name!r} has shape {jnp.shape(kept)}, but a table of shape {table.shape} needs "
-            f"{_shape(table, rule)}; pass the state that init made of these parameters."
+            f"{_kept_shape(table, rule)}; pass the state that init made of these parameters."
         )
     param = None if weight is None else jnp.asarray(unbox(weight))
     given = rule.given(table, extra_args) if rule.given else None
@@ -134,7 +128,7 @@ def _stepped(rule: Rule, table: Leaf, weight: Any, box: Any, extra_args: dict[st
     return update, None if kept is None else rebox(box, kept)
 
 
-def _shape(table: Table, rule: Rule) -> tuple[int, ...]:
+def _kept_shape(table: Table, rule: Rule) -> tuple[int, ...]:
     assert rule.keeps is not None
     return tuple(table.shape[axis] for axis in getattr(kept_axes(table.axes), rule.keeps))
 

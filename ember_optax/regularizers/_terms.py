@@ -59,12 +59,12 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     check_declaration(tables, "tables")
     check_tree(params, "params")
     # A bare `RowSlice` is a pytree of its rows and ids, so the finder sees the shape of the whole table instead.
-    found = found_tables(_whole(params), tables)
+    found = found_tables(_with_whole_shapes(params), tables)
     check_found(found, complete=True)
     warn_of_suspects(found, "over_tables")
     boxes = jax.tree.leaves(params, is_leaf=lambda node: is_box(node) or isinstance(node, RowSlice))
     values = [
-        _of_table(term, leaf, unbox(box))
+        _term_of_table(term, leaf, unbox(box))
         for leaf, box in zip(found.leaves, boxes, strict=True)
         if isinstance(leaf, Table) and leaf.axes.feature
     ]
@@ -76,14 +76,14 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     return jnp.sum(jnp.stack(values))
 
 
-def _whole(params: Any) -> Any:
+def _with_whole_shapes(params: Any) -> Any:
     def whole(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, RowSlice) else leaf
 
     return jax.tree.map(whole, params, is_leaf=lambda node: isinstance(node, RowSlice))
 
 
-def _of_table(term: Callable[..., jax.Array], table: Table, array: Any) -> jax.Array:
+def _term_of_table(term: Callable[..., jax.Array], table: Table, array: Any) -> jax.Array:
     if isinstance(array, RowSlice):
         return term(array, token_axis=array.token_axis)
     axes = check_leaf(table)

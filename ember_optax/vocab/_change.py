@@ -64,10 +64,10 @@ def checked_model(tx: Any, params: Any, opt_state: Any) -> Model:
         raise TypeError("tx is None: pass the transformation whose init made opt_state, which shows the state's token axes.")
     check_tx_and_params(tx, params)
     initial = initial_state(tx, params)
-    wanted = _shapes(initial.state)
+    wanted = _shapes_by_path(initial.state)
     if opt_state is None and wanted:
         raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or None for tx.")
-    given = _shapes(opt_state)
+    given = _shapes_by_path(opt_state)
     # Sorted, because `nnx.state(optimizer)` has the same arrays in another order.
     if sorted(given.items()) != sorted(wanted.items()):
         if holds_state(opt_state):
@@ -112,26 +112,26 @@ def _changed_state(model: Model, new_params: Any, vocabulary: Vocabulary, ids_W:
 
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model.opt_state, is_leaf=is_box)
     # The order of the arrays may differ from that of `tx.init`, for example in `nnx.state(optimizer)`.
-    place_of = {key: place for place, key in enumerate(_shapes(model.opt_state))}
-    places = [place_of[key] for key in _shapes(model.initial.state)]
+    place_of = {key: place for place, key in enumerate(_shapes_by_path(model.opt_state))}
+    places = [place_of[key] for key in _shapes_by_path(model.initial.state)]
     names, boxes = [path_name(leaves[place][0]) for place in places], [leaves[place][1] for place in places]
     origins = jax.tree.leaves(axis_origins(model.tx, model.params, model.initial))
     ratio = vocabulary.size / len(ids_W)
     moved = [
-        _moved_leaf(name, unbox(box), origin, vocabulary, ids_W, ratio)
+        _moved_array(name, unbox(box), origin, vocabulary, ids_W, ratio)
         for name, box, origin in zip(names, boxes, origins, strict=True)
     ]
     is_new_W = ids_W < 0
     axes = {i: _token_axes(origin, vocabulary) for i, origin in enumerate(origins)}
     growing = [i for i in axes if axes[i]] if is_new_W.any() else []
-    for i, initial in zip(growing, _initial(model.tx, new_params, growing, names, moved), strict=True):
+    for i, initial in zip(growing, _initial_arrays(model.tx, new_params, growing, names, moved), strict=True):
         for axis in axes[i]:
             moved[i] = filled_rows(moved[i], initial, is_new_W, axis)
     of_place = dict(zip(places, map(rebox, boxes, moved), strict=True))
     return treedef.unflatten(of_place[place] for place in range(len(places)))
 
 
-def _moved_leaf(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, ids_W: np.ndarray, ratio: float) -> Any:
+def _moved_array(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, ids_W: np.ndarray, ratio: float) -> Any:
     for axis in _token_axes(origin, vocabulary):
         _check_divisible(name, leaf, axis, len(ids_W))
         leaf = moved_rows(jnp.asarray(leaf), ids_W, axis)
@@ -145,7 +145,7 @@ def _token_axes(origin: Origins, vocabulary: Vocabulary) -> list[int]:
     return [axis for axis, of_parameter in enumerate(origin.axes) if vocabulary.has(of_parameter)]
 
 
-def _initial(
+def _initial_arrays(
     tx: optax.GradientTransformation, params: Any, numbers: list[int], names: list[str], moved: list[Any]
 ) -> list[jax.Array]:
     """The arrays `numbers` of `tx.init(params)`, each with the sharding of its counterpart in `moved`. No others are made.
@@ -172,7 +172,7 @@ def _initial(
         return jax.jit(lambda params: check(tx.init(params)), out_shardings=shardings)(params)
 
 
-def _shapes(state: Any) -> Shapes:
+def _shapes_by_path(state: Any) -> Shapes:
     """The shape of each array, by its path and by its number among the arrays of the same path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)
     found: Shapes = {}

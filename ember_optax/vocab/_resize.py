@@ -104,7 +104,7 @@ def resize(
     return change(model, vocabulary, ids_W, draw(vocabulary, count))
 
 
-def _gaussian(vocabulary: Vocabulary, count: int, *, key: jax.Array, covariance_scale: float) -> NewRows:
+def _gaussian_new_rows(vocabulary: Vocabulary, count: int, *, key: jax.Array, covariance_scale: float) -> NewRows:
     def rows(table: jax.Array, axis: int, number: int) -> jax.Array:
         leaf = vocabulary.leaves[number]
         axes = leaf.axes if isinstance(leaf, Table) else TableAxes((axis,), (), ())
@@ -135,7 +135,7 @@ def _checked_initializer(initializer: Any, key: Any, covariance_scale: Any):
     if initializer == "gaussian":
         if key is None:
             raise TypeError('key is missing, but initializer="gaussian" draws random rows: pass jax.random.key(seed).')
-        return functools.partial(_gaussian, key=checked_key(key), covariance_scale=scale)
+        return functools.partial(_gaussian_new_rows, key=checked_key(key), covariance_scale=scale)
     if key is not None:
         raise TypeError(f"key is given, but initializer={initializer!r} draws nothing: leave it out, or pass 'gaussian'.")
     rows = mean_rows if initializer == "mean" else None

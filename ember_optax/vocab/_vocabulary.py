@@ -48,13 +48,13 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str
     owned = [table for table in found.tables if table.axes.token]
     if not owned:
         raise ValueError(f"no token table was found among {found.names}; name them with the argument tables, as in ember.")
-    named = None if names is None else _matched(names, "names", found)
-    changing = _of_one_vocabulary(owned, named)
+    named = None if names is None else _matched_paths(names, "names", found)
+    changing = _tables_that_change(owned, named)
     if named is None and (heads := heads_alone(found)):
         _refuse_heads_alone(heads[0], found)
     size, axes = changing[0].num_tokens, {table.name: table.axes.token[0] for table in changing}
-    staying = {table.name for table in owned if table.name not in axes} | _unrelated(found, owned, unrelated)
-    for bias in _biases(found, owned):
+    staying = {table.name for table in owned if table.name not in axes} | _unrelated_paths(found, owned, unrelated)
+    for bias in _paths_of_biases(found, owned):
         beside = {table.name in axes for table in owned if parent_of(table.name) == parent_of(bias)}
         if beside == {True} or (True in beside and named is not None and bias in named):
             axes.setdefault(bias, 0)
@@ -65,7 +65,7 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str
     return Vocabulary(size, found.leaves, axis_of)
 
 
-def _of_one_vocabulary(owned: list[Table], named: set[str] | None) -> list[Table]:
+def _tables_that_change(owned: list[Table], named: set[str] | None) -> list[Table]:
     """The tables that change together: the named tables, or without names all tables. Raises if these are not of one vocabulary.
 
     Without names, there may be at most one input table and one head.
@@ -114,7 +114,7 @@ def _refuse_heads_alone(head: Table, found: TableTree) -> None:
     )
 
 
-def _biases(found: TableTree, owned: list[Table]) -> list[str]:
+def _paths_of_biases(found: TableTree, owned: list[Table]) -> list[str]:
     """The paths of vectors next to a table with one number for each of its tokens."""
     sizes: dict[str, set[int]] = {}
     for table in owned:
@@ -123,7 +123,7 @@ def _biases(found: TableTree, owned: list[Table]) -> list[str]:
     return [leaf.name for leaf in others if leaf.shape[0] in sizes.get(parent_of(leaf.name), ())]
 
 
-def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:
+def _matched_paths(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:
     """The paths that the patterns of an argument match. Raises if a pattern matches none."""
     compiled = compile_patterns(patterns, argument)
     if unused := [p.pattern for p in compiled if not any(p.fullmatch(name) for name in found.names)]:
@@ -131,9 +131,9 @@ def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[st
     return {name for name in found.names if any(p.fullmatch(name) for p in compiled)}
 
 
-def _unrelated(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -> set[str]:
+def _unrelated_paths(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -> set[str]:
     """The paths that the patterns match. Raises if one of them is a table."""
-    matched = _matched(unrelated, "unrelated", found)
+    matched = _matched_paths(unrelated, "unrelated", found)
     if tables := sorted(matched & {table.name for table in owned}):
         raise ValueError(
             f"unrelated matches {tables}, which are tables: leave them out of unrelated, and name those that change with names."
