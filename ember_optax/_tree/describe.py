@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from .._math.moments import moment_bytes
 from .decisions import find_tables
 from .declared import AUTO, DimensionNumbersLike
-from .finder import Include, TokenTables, unused_patterns
+from .finder import Include, TokenTables
 from .inputs import check_tree
 from .rules import first_match
-from .suspects import candidates, doubtful_stacks, guessed_axes, is_unknown, matches_of
+from .suspects import candidates, doubtful_stacks, guessed_axes, is_unknown
 from .tables import Leaf, Table, TableTree, found_tables
 
 _LARGEST = 5
@@ -60,11 +60,10 @@ def describe_token_tables(
         raise ValueError("describe_token_tables takes include and exclude, or tables, not both: put the patterns into tables.")
     declaration = TokenTables(include, exclude) if tables == AUTO else tables
     found = found_tables(params, declaration)
-    options = found.options
-    if options is None:
+    if found.finder is None:
         rules = ["declared" if isinstance(leaf, Table) else "none" for leaf in found.leaves]
     else:
-        rules = [match.rule or "none" for match in matches_of(found, options)]
+        rules = [match.rule or "none" for match in found.finder.matches]
     rule_of = dict(zip(found.names, rules, strict=True))
     sections = [_table_section(found.tables, rule_of) if found.tables else "no token table found"]
     if others := _largest([leaf for leaf in found.leaves if not isinstance(leaf, Table)]):
@@ -77,14 +76,14 @@ def describe_token_tables(
         sections.append(f"more tables than tokens, declare the axes of: {table.name} {_shape(table)}")
     for table in guessed_axes(found):
         sections.append(f"token axis {table.axes.token[0]} is a guess by the name, declare it: {table.name} {_shape(table)}")
-    if options is not None and (unused := unused_patterns(options, found.names)):
+    if unused := _unused_patterns(found):
         sections.append(f"patterns that match no path: {', '.join(unused)}")
     return "\n\n".join(sections)
 
 
 def unused_patterns_message(found: TableTree) -> str | None:
     """The error message if a pattern matches no path; None if every pattern matches one."""
-    unused = unused_patterns(found.options, found.names) if found.options else []
+    unused = _unused_patterns(found)
     if not unused:
         return None
     return (
@@ -108,6 +107,15 @@ def no_table_message(found: TableTree) -> str:
             "{v.path: v.value for v in model.trainable_variables} with Keras."
         )
     return message
+
+
+def _unused_patterns(found: TableTree) -> list[str]:
+    """The finder's patterns that match no path, each with the name of its argument."""
+    if found.finder is None:
+        return []
+    include, exclude = found.finder.options.include, found.finder.options.exclude
+    patterns = [("include", pattern) for pattern in include] + [("exclude", pattern) for pattern in exclude]
+    return [f"{argument} {p!r}" for argument, p in patterns if not any(re.fullmatch(p, name) for name in found.names)]
 
 
 def _likeliest(found: TableTree) -> list[Leaf]:

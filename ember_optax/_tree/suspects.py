@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .decisions import declared_axes, find_tables
+from .decisions import declared_axes
 from .dimension_numbers import EmberDimensionNumbers
 from .finder import TokenTables
 from .kinds import is_embedding_name
@@ -35,13 +35,13 @@ class Candidate(NamedTuple):
 
 def candidates(found: TableTree) -> list[Candidate]:
     """The matrices that match no rule and that have the vocabulary of a table, in the order of the parameters."""
-    if found.options is None:
+    if found.finder is None:
         return []
     owners = {table.num_tokens: table for table in reversed(found.tables) if len(table.shape) > 1}
     features = {table.shape[axis] for table in found.tables for axis in table.axes.feature}
     rest = [
         leaf
-        for leaf, match in zip(found.leaves, matches_of(found, found.options), strict=True)
+        for leaf, match in zip(found.leaves, found.finder.matches, strict=True)
         if not isinstance(leaf, Table) and is_unknown(match) and 2 <= len(leaf.shape) <= 3
     ]
     # A padded size may be another size of the model by chance, for example that of the feed-forward layers, which are several.
@@ -68,11 +68,6 @@ def candidates(found: TableTree) -> list[Candidate]:
     return [candidate for candidate in map(of, rest) if candidate is not None]
 
 
-def matches_of(found: TableTree, options: TokenTables) -> list[TableMatch]:
-    """The finder's decision for each leaf of a tree."""
-    return find_tables(found.names, [leaf.box for leaf in found.leaves], options)
-
-
 def _is_named_like_a_table(leaf: Leaf) -> bool:
     return bool(HEAD_NAME.fullmatch(spelled(leaf.name))) or is_embedding_name(leaf.name)
 
@@ -87,10 +82,10 @@ def heads_alone(found: TableTree) -> list[Table]:
 
     The embedding of a padded head may have another size, and then only its name could identify it.
     """
-    if found.options is None:
+    if found.finder is None:
         return []
     by_name = [first_match(leaf.name, len(leaf.shape)) for leaf in found.leaves]
-    matches = [*by_name, *matches_of(found, found.options)]
+    matches = [*by_name, *found.finder.matches]
     return [] if any(match.dimension_numbers is not None and not match.is_head for match in matches) else found.tables
 
 
@@ -101,11 +96,11 @@ def doubtful_stacks(found: TableTree) -> list[Table]:
 
 def guessed_axes(found: TableTree, *, included: bool | None = None) -> list[Table]:
     """Tables whose token axis is the usual one for their name, and whose vocabulary no other table has."""
-    if found.options is None:
+    if found.finder is None:
         return []
     return [
         leaf
-        for leaf, match in zip(found.leaves, matches_of(found, found.options), strict=True)
+        for leaf, match in zip(found.leaves, found.finder.matches, strict=True)
         if match.is_guess and isinstance(leaf, Table) and (included is None or included == (match.is_head is None))
     ]
 
@@ -219,7 +214,7 @@ def _finder_as_code(
         axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name))
         return EmberDimensionNumbers(axes.token[0], axes.batch)
 
-    options = found.options or TokenTables()
+    options = found.finder.options if found.finder else TokenTables()
     merged = declared_axes(options) | dict(include or {})
     arguments = {"include": "", "exclude": ""}
     if declare or any(declared_axes(options).values()):

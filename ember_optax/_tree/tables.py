@@ -22,7 +22,7 @@ from .boxes import is_box, rebox, unbox
 from .compact_rows import CompactRows
 from .declared import AUTO, Declared, DimensionNumbersLike, check_axes_are_told, read_declaration
 from .dimension_numbers import EmberDimensionNumbers, TableKind, table_axes
-from .finder import TokenTables
+from .finder import FinderCall
 from .kinds import kind_of
 from .linear_leaf import LinearLeaf
 from .paths import check_distinct, flatten_named, is_complete
@@ -73,13 +73,13 @@ class TableTree(NamedTuple):
     """The leaves of a tree, in the order of `jax.tree.leaves` with a box as one leaf, and its structure.
 
     `feature_mean` and `b2` are those of the `scale_by_ember` whose watched `init` read these tables (`_tree/watching.py`).
-    `options` are those of the finder, if it found the tables.
+    `finder` is the call of the finder, if it found the tables.
     """
 
     leaves: Sequence[Leaf]
     treedef: Any
     feature_mean: str | None = None
-    options: TokenTables | None = None
+    finder: FinderCall | None = None
     b2: Any = None
 
     @property
@@ -212,9 +212,7 @@ def _with_axes(read: TableTree, numbers: Sequence[EmberDimensionNumbers | None],
             check_same_axis(unbox(leaf.box), axes, argument)
         return leaf.as_table(axes, kind_of(leaf.name, leaf.shape, told))
 
-    return TableTree(
-        list(map(with_axes, read.leaves, numbers, declared.dimension_numbers)), read.treedef, options=declared.options
-    )
+    return TableTree(list(map(with_axes, read.leaves, numbers, declared.dimension_numbers)), read.treedef, finder=declared.finder)
 
 
 def _with_shape(leaf: Leaf, param: Any) -> Leaf:
