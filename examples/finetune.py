@@ -9,6 +9,7 @@ installed packages say of themselves. Same batches, same AdamW for the body in b
 import argparse
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.comparison import Comparison, add_comparison_options, optimizer_and_bytes, parameter_counts
+from lm.comparison import (
+    Comparison,
+    Picture,
+    add_comparison_options,
+    ends_table,
+    followed,
+    optimizer_and_bytes,
+    parameter_counts,
+    save_comparison,
+    settings_of,
+)
 from lm.config import FUSED, ModelConfig, Part, RatesConfig, RegularizerConfig, RunsConfig, TrainingConfig
 from lm.errors import UsageError
 from lm.finetuning import (
@@ -36,6 +47,7 @@ from lm.llama import read_llama
 from lm.new_tokens import read_new_tokens, with_new_tokens, with_special_tokens
 from lm.optimizers import make_optimizer, table_schedule, with_label
 from lm.option_types import positive_int, seed, whole_number
+from lm.program import run
 from lm.regularizing import (
     Chosen,
     Subject,
@@ -46,18 +58,15 @@ from lm.regularizing import (
     with_terms,
     with_transformations,
 )
-from lm.report import STATE_HEADERS, save_curves, save_results, state_cells, text_table
 from lm.table_options import add_table_options, check_table_options, rounding_seed
 from lm.tokens import default_cache_dir
 from lm.training import with_table_dtype
-from tqdm import tqdm
 
 from ember_optax import row_sparse, token_table_labels
 
 SMALL = ModelConfig(vocabulary_size=4096, width=64, layers=2, heads=2, tied=False)
 # Peak rates for the body and for the tables under Ember and AdamW, where the command line says nothing: docs/evidence.md's best.
 RATES = {"smollm2": (3e-5, 5e-5, 5e-5), "small": (3e-4, 1e-2, 1e-2)}
-_SHOWN_LOSSES = 10
 
 
 @dataclass(frozen=True)
@@ -129,16 +138,7 @@ class Config:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    config = read_command_line(arguments)
-    try:
-        compare(config)
-    except (UsageError, OSError) as error:
-        print(f"finetune.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("finetune.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run("finetune.py", compare, read_command_line(arguments))
 
 
 def read_command_line(arguments: list[str] | None) -> Config:
@@ -194,17 +194,11 @@ def compare(config: Config) -> None:
             of_state = {"table_state_bytes": state, "state_bytes": state}
         subject = subject_of(lesson, table_schedule(name, config.comparison.rates, training.steps))
         runs[name] = fine_tune(name, lesson, tx, training, config.regularizers.regularizer, subject) | of_state
-    rows = [(name, *(f"{loss:.4f}" for loss in _ends(run)), *state_cells(run)) for name, run in runs.items()]
-    print(f"\n{text_table(rows, ('optimizer', 'held-out loss before', 'after', *STATE_HEADERS))}")
-    settings = {k: v for part in (config.lesson, training, config.comparison.rates) for k, v in dataclasses.asdict(part).items()}
-    settings = {key: value for key, value in settings.items() if not isinstance(value, Path)}
+    print(f"\n{ends_table(runs, 'held-out loss before', digits=4)}")
+    settings = settings_of(config.lesson, training, config.comparison.rates)
     settings |= {"regularizer": config.regularizers.names, "rounding": config.comparison.runs.rounding}
-    save_results(folder / "results.json", settings, runs)
-    curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("losses", "held_out"))
-    dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
     title = f"{config.lesson.model}, {training.steps} steps of {training.batch_size} examples"
-    save_curves(folder / "loss.png", curves, dots, title, "loss of answers (nats per token)", "held out")
-    print(f"\nwrote {folder / 'results.json'} and {folder / 'loss.png'}")
+    save_comparison(folder, settings, runs, Picture("loss.png", "losses", title, "loss of answers (nats per token)", "held out"))
 
 
 def make_lesson(config: Config) -> tuple[Lesson, np.ndarray | None]:
@@ -270,23 +264,16 @@ def fine_tune(
         return (optax.apply_updates(params, updates), opt_state), loss
 
     params = jax.tree.map(jnp.array, lesson.params)  # a copy, whose memory the steps may take
-    carry, losses, held_out = (params, tx.init(params)), [], {0: evaluate(params)}
-    examples = batches(lesson.training, config.batch_size, config.seed)
-    with tqdm(total=config.steps, desc=name, unit="step", disable=None) as bar:
-        while len(losses) < config.steps:
-            carry, loss = step(carry, *next(examples))
-            losses.append(float(loss))
-            if len(losses) % config.evaluate_every == 0 or len(losses) == config.steps:
-                held_out[len(losses)] = evaluate(carry[0])
-            shown = {"loss": np.mean(losses[-_SHOWN_LOSSES:]), "held out": list(held_out.values())[-1]}
-            bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()}, refresh=False)
-            bar.update()
-    return {"losses": losses, "held_out": held_out}
+    examples = itertools.islice(batches(lesson.training, config.batch_size, config.seed), config.steps)
 
+    def steps(carry):
+        for batch in examples:
+            carry, loss = step(carry, *batch)
+            yield carry, float(loss)
 
-def _ends(run: dict[str, Any]) -> tuple[float, float]:
-    before, *_, after = run["held_out"].values()
-    return before, after
+    start = (params, tx.init(params))
+    found, _ = followed(name, steps(start), config.steps, config.evaluate_every, evaluate, params, "losses")
+    return found
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 from lm.config import OutputConfig, Part
-from lm.errors import UsageError
 from lm.model_files import NamedTable, read_table
 from lm.option_types import positive_int
+from lm.program import run
 from lm.table_inspection import (
     Inspection,
     InspectionConfig,
@@ -48,18 +48,17 @@ class Config:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    config = read_command_line(arguments)
-    try:
-        config.output.folder.mkdir(parents=True, exist_ok=True)
-        named = read_table(config.source.file, config.source.table, config.source.token_axis)
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = inspect(named, config.inspection)
-        seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        _write(named, found, seconds, config)
-    except (UsageError, OSError) as error:
-        print(f"inspect_tables.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run("inspect_tables.py", measure, read_command_line(arguments))
+
+
+def measure(config: Config) -> None:
+    """Reads the table, measures it and writes what was found."""
+    config.output.folder.mkdir(parents=True, exist_ok=True)
+    named = read_table(config.source.file, config.source.table, config.source.token_axis)
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = inspect(named, config.inspection)
+    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    _write(named, found, seconds, config)
 
 
 def read_command_line(arguments: list[str] | None) -> Config:

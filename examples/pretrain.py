@@ -15,9 +15,9 @@ from lm.checkpoints import Checkpoints
 from lm.command_line import read_command_line
 from lm.config import FUSED, ROW_SPARSE, CheckpointConfig, Config
 from lm.devices import check_same_in_all_processes, is_main_process, make_mesh, report, start_processes
-from lm.errors import UsageError
 from lm.geometry_log import GeometryLog, draw
 from lm.optimizers import make_body_optimizer, make_optimizer, state_bytes, table_schedule, with_label
+from lm.program import run
 from lm.regularizing import Subject
 from lm.report import save_picture, save_results, summary_table
 from lm.table_options import rounding_seed
@@ -28,21 +28,13 @@ from lm.training import TrainingResult, init_params, next_token_loss, train
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    config = read_command_line(__doc__, arguments)
-    try:
-        start_processes(config.devices)
-        compare(config)
-    except (UsageError, OSError) as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pretrain.py: interrupted; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
-        return 130
-    return 0
+    hint = "; --resume goes on from the newest checkpoint, if there is one"
+    return run("pretrain.py", compare, read_command_line(__doc__, arguments), hint)
 
 
 def compare(config: Config) -> None:
     """Trains once with each optimizer, prints the table and writes JSON and picture."""
+    start_processes(config.devices)
     model, training = config.model, config.training
     check_same_in_all_processes(config.shared)
     _make_folders(config)

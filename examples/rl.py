@@ -6,7 +6,6 @@ of the embedding and the head differs. Nothing is downloaded.
 """
 
 import argparse
-import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,24 @@ import jax
 import numpy as np
 import optax
 from lm.arithmetic import decode, draw_problems
-from lm.comparison import Comparison, add_comparison_options, optimizer_and_bytes, parameter_counts
+from lm.comparison import (
+    Comparison,
+    Picture,
+    add_comparison_options,
+    ends_table,
+    followed,
+    optimizer_and_bytes,
+    parameter_counts,
+    save_comparison,
+    settings_of,
+)
 from lm.config import ModelConfig, Part, RatesConfig
 from lm.errors import UsageError
 from lm.optimizers import make_optimizer
 from lm.option_types import learning_rate, positive_int, seed, whole_number
+from lm.program import run
 from lm.reinforcement import Policy, RlConfig, make_policy, model_config, reinforce, warm_up
-from lm.report import STATE_HEADERS, save_curves, save_results, state_cells, text_table
 from tqdm import tqdm
-
-_SHOWN_REWARDS = 20
 
 
 @dataclass(frozen=True)
@@ -50,16 +57,7 @@ class Config:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    config = read_command_line(arguments)
-    try:
-        compare(config)
-    except (UsageError, OSError) as error:
-        print(f"rl.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rl.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run("rl.py", compare, read_command_line(arguments))
 
 
 def read_command_line(arguments: list[str] | None) -> Config:
@@ -110,15 +108,12 @@ def compare(config: Config) -> None:
     for name in config.comparison.runs.optimizers:
         tx, of_state = optimizer_and_bytes(name, config.comparison, config.training.optimizer_steps, params)
         runs[name] = learn_from_rewards(name, policy, params, tx, config) | of_state
-    print(f"\n{summary(runs)}")
-    settings = {key: value for part in (config.model, config.warm_up, config.training) for key, value in vars(part).items()}
-    settings |= dataclasses.asdict(config.comparison.rates)
-    save_results(folder / "results.json", settings, runs)
-    curves, dots = ({name: run[field] for name, run in runs.items()} for field in ("rewards", "held_out"))
-    dots = {name: (list(found), list(found.values())) for name, found in dots.items()}
-    title = f"sums, {completions} completions a step"
-    save_curves(folder / "rewards.png", curves, dots, title, "share of right answers", "held-out problems")
-    print(f"\nwrote {folder / 'results.json'} and {folder / 'rewards.png'}")
+    print(f"\n{ends_table(runs, 'right answers before', digits=3)}")
+    settings = settings_of(config.model, config.warm_up, config.training, config.comparison.rates)
+    picture = Picture(
+        "rewards.png", "rewards", f"sums, {completions} completions a step", "share of right answers", "held-out problems"
+    )
+    save_comparison(folder, settings, runs, picture)
 
 
 def learn_from_solutions(config: Config) -> Any:
@@ -140,19 +135,10 @@ def learn_from_rewards(
     name: str, policy: Policy, params: Any, tx: optax.GradientTransformation, config: Config
 ) -> dict[str, Any]:
     """Mean rewards of the steps and, by step, the share of held-out problems solved, with the parameters at the end."""
-    rewards, held_out, learnt = [], {0: policy.accuracy(params)}, params
-    every = config.evaluate_every or config.training.steps
-    update = make_update(policy, tx)
-    steps = reinforce(policy, (params, tx.init(params)), update, config.training)
-    with tqdm(total=config.training.steps, desc=name, unit="step", disable=None) as bar:
-        for (learnt, _), reward in steps:
-            rewards.append(reward)
-            if len(rewards) % every == 0 or len(rewards) == config.training.steps:
-                held_out[len(rewards)] = policy.accuracy(learnt)
-            shown = {"reward": np.mean(rewards[-_SHOWN_REWARDS:]), "held out": list(held_out.values())[-1]}
-            bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()}, refresh=False)
-            bar.update()
-    return {"rewards": rewards, "held_out": held_out, "example": _example(policy, learnt)}
+    total = config.training.steps
+    steps = reinforce(policy, (params, tx.init(params)), make_update(policy, tx), config.training)
+    found, learnt = followed(name, steps, total, config.evaluate_every or total, policy.accuracy, params, "rewards")
+    return found | {"example": _example(policy, learnt)}
 
 
 def make_update(policy: Policy, tx: optax.GradientTransformation):
@@ -165,15 +151,6 @@ def make_update(policy: Policy, tx: optax.GradientTransformation):
         return optax.apply_updates(params, updates), opt_state
 
     return update
-
-
-def summary(runs: dict[str, dict[str, Any]]) -> str:
-    """The table of the comparison."""
-    rows = []
-    for name, run in runs.items():
-        before, *_, after = run["held_out"].values()
-        rows.append((name, f"{before:.3f}", f"{after:.3f}", *state_cells(run)))
-    return text_table(rows, ("optimizer", "right answers before", "after", *STATE_HEADERS))
 
 
 def _example(policy: Policy, params: Any) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from lm.command_line import add_text_options
 from lm.config import Part, TextConfig
-from lm.errors import UsageError
 from lm.option_types import learning_rate, positive_int, seed
+from lm.program import run
 from lm.sampled_softmax import draw_negatives, sampled_softmax_loss, smoothed_unigram
 from lm.text import read_documents
 from lm.tokens import Corpus, check_length, load_corpus, random_batch, validation_batches
@@ -61,19 +61,18 @@ class Config:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    config = read_command_line(arguments)
+    return run("sampled_softmax.py", compare, read_command_line(arguments))
+
+
+def compare(config: Config) -> None:
+    """Trains with either softmax and prints the table."""
     model, training = config.model, config.training
-    try:
-        corpus = load_corpus(read_documents(config.text.data), model.vocabulary_size, config.text.cache_dir)
-        check_length(corpus, model.window)
-    except (UsageError, OSError) as error:
-        print(f"sampled_softmax.py: {error}", file=sys.stderr)
-        return 2
+    corpus = load_corpus(read_documents(config.text.data), model.vocabulary_size, config.text.cache_dir)
+    check_length(corpus, model.window)
     print(f"{len(corpus.training):,} training tokens, {training.negatives} negatives of {model.vocabulary_size}")
     rows = [(name, *train(name, corpus, model, training)) for name in ("sampled", "full")]
     headers = ("softmax", "full-softmax loss before", "after training")
     print(f"\n{tabulate(rows, headers, tablefmt='github', floatfmt='.3f')}")
-    return 0
 
 
 def read_command_line(arguments: list[str] | None) -> Config:

@@ -1,17 +1,17 @@
 """Eight CPU devices, and the helpers that tests of several folders import; warnings are errors by pyproject.toml."""
 
+import gc
 import os
-import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
 
 import jax
 import pytest
-from quickly import quickly_compiled
+from quickly import forget_programs, fully_compiled, quickly_compiled
 
 # The files of the default suite above 14 s of CPU, longest first (`time pytest FILE -m "not slow"`: user + sys).
 LONGEST = [
@@ -37,6 +37,11 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked at in each collection of garbage."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker ends alone with one of them."""
     rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
@@ -52,11 +57,19 @@ def strict_promotion():
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For files whose cost is compiling, and whose tests look at what a program computes and not at how it is compiled."""
+@pytest.fixture(autouse=True, scope="session")
+def _quick_compilation():
+    """Most of the suite's cost is compiling, and most tests look at what a program computes, not at how it was compiled."""
     with quickly_compiled():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _full_compilation(request):
+    """As users compile: for the files of tests that look at compiled programs, `pytestmark = pytest.mark.fully_compiled`."""
+    with fully_compiled() if request.node.get_closest_marker("fully_compiled") else nullcontext():
+        yield
+    forget_programs()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ from bad_inputs.examples import trainable, whole_model
 
 from ember_optax import ember, stochastic_rounding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # One module for each area; `examples` has what they share.
 AREAS = [
     importlib.import_module(f"bad_inputs.{path.stem}")

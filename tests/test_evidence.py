@@ -18,8 +18,7 @@ from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import FOLDER, Record
 from benchmarks.evidence.statistics import paired_difference
 from benchmarks.harness.results import ROOT
-
-from lm.errors import UsageError  # isort: skip
+from examples.lm.errors import UsageError
 
 CELL = Cell("pretraining", "0.5M", "ember", (1e-3, 2e-3, 5e-3), seeds=3)
 
@@ -179,7 +178,7 @@ def test_numbers_of_a_name_are_used():
 
 
 @pytest.mark.slow  # three runs
-def test_a_run_of_pretraining(monkeypatch, text, tmp_path, quick_compilation):
+def test_a_run_of_pretraining(monkeypatch, text, tmp_path):
     """The real task at a size of nothing: it learns, the rate is an argument, and the seed decides."""
     documents = [path.read_text() for path in sorted(text.glob("*.py"))]
     monkeypatch.setattr(pretraining, "read_documents", lambda _: documents)

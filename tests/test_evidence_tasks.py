@@ -11,11 +11,10 @@ import pytest
 
 from benchmarks.evidence import finetuning, reinforcement, reinforcement_base
 from benchmarks.evidence.training import kinds, tree_hash
-
-from lm import finetuning as lessons  # isort: skip
-from lm.arithmetic import LENGTH, draw_problems, encode, solutions, worked_rewards  # isort: skip
-from lm.config import ModelConfig, TrainingConfig  # isort: skip
-from lm.training import init_params  # isort: skip
+from examples.lm import finetuning as lessons
+from examples.lm.arithmetic import LENGTH, draw_problems, encode, solutions, worked_rewards
+from examples.lm.config import ModelConfig, TrainingConfig
+from examples.lm.training import init_params
 
 
 def test_the_manual_is_the_pinned_one():
@@ -74,7 +73,7 @@ def test_the_base_of_reinforcement_learning_is_the_committed_file():
 
 
 @pytest.mark.slow  # compiles a step
-def test_the_base_can_be_made_again(tmp_path, monkeypatch, quick_compilation):
+def test_the_base_can_be_made_again(tmp_path, monkeypatch):
     reinforcement_base.make(tmp_path / "base.npz", steps=2)
     monkeypatch.setattr(reinforcement_base, "_FILE", tmp_path / "base.npz")
     assert jax.tree.structure(reinforcement_base.read()) == jax.tree.structure(
@@ -100,7 +99,7 @@ def test_a_reward_asks_for_every_partial_sum(answer, reward):
 
 
 @pytest.mark.slow  # compiles a policy
-def test_a_run_of_reinforcement_learning(monkeypatch, quick_compilation):
+def test_a_run_of_reinforcement_learning(monkeypatch):
     """Tables alone: the body is what it was; the reward is the strict one; text and base are in the line."""
     learnt = []
     of_step = reinforcement.reinforce

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import sys
 from pathlib import Path
 
 import gguf
@@ -15,12 +14,9 @@ import tokenizers
 from gguf_files import tiny_llama, write_gguf
 from hostile_files import array, entry, tensor
 from hostile_files import gguf as gguf_bytes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from lm.errors import UsageError  # isort: skip
-from lm.llama import read_llama  # isort: skip
-from lm.model_files import read_table  # isort: skip
+from lm.errors import UsageError
+from lm.llama import read_llama
+from lm.model_files import read_table
 
 TABLE = np.random.default_rng(0).normal(size=(16, 256)).astype(np.float32)
 HEAD = np.random.default_rng(1).normal(size=(16, 256)).astype(np.float32)

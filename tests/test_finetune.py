@@ -2,23 +2,21 @@
 
 import json
 
+import finetune as program
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from gguf_files import tiny_llama
+from lm import finetuning
+from lm.config import ModelConfig
+from lm.docstrings import Pair, encode_pairs, pairs_of, split_pairs
+from lm.errors import UsageError
+from lm.llama import logits, read_llama
+from lm.new_tokens import read_new_tokens, with_new_tokens
 from programs import call
 
-import finetune as program  # isort: skip
-from lm import finetuning  # isort: skip
-from lm.config import ModelConfig  # isort: skip
-from lm.docstrings import Pair, encode_pairs, pairs_of, split_pairs  # isort: skip
-from lm.errors import UsageError  # isort: skip
-from lm.llama import logits, read_llama  # isort: skip
-from lm.new_tokens import read_new_tokens, with_new_tokens  # isort: skip
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH = 16
 PAIRS = [Pair(f"package{i}", f'def f{i}(a):\n    """', f'Does number {i} well.\n    """') for i in range(40)]
 TINY = ["--steps=3", "--batch-size=2", "--evaluate-every=2", "--evaluation-examples=16", "--length=48"]

@@ -4,20 +4,18 @@ import json
 from functools import partial
 from pathlib import Path
 
+import inspect_tables as program
 import numpy as np
 import pytest
 import tokenizers
 from gguf_files import write_gguf
+from lm.standing_out import number_standing_out
+from lm.table_inspection import caveat, published_table, suspicious_table
 from programs import call
 
 from benchmarks.measure import repeated_tokens, unused_names
 from ember_optax import geometry
 
-import inspect_tables as program  # isort: skip
-from lm.standing_out import number_standing_out  # isort: skip
-from lm.table_inspection import caveat, published_table, suspicious_table  # isort: skip
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 64, 8
 ROOT = Path(__file__).parents[1]
 TEXTS = [f"w{i}" for i in range(V)]

@@ -4,17 +4,15 @@ import runpy
 from pathlib import Path
 
 import jax
+import minimal
 import numpy as np
 import optax
 import pytest
 from programs import EXAMPLES
 
-import minimal  # isort: skip
-
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_example_to_copy_learns_and_is_the_dense_step():
     params, text = minimal.init_params(jax.random.key(0)), np.random.default_rng(0).integers(0, 50, (32, minimal.CONTEXT + 1))
     context, target = text[:, :-1].astype(np.int32), text[:, -1].astype(np.int32)

@@ -3,7 +3,6 @@
 import json
 import signal
 import struct
-import sys
 import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +17,10 @@ from gguf_files import finish, tiny_llama
 from hostile_files import ARCHIVES, HOSTILE, array, entry, npy_of, of_table, tensor, text
 from hostile_files import gguf as gguf_bytes
 from hostile_files import safetensors as safetensors_bytes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from lm.damage import read_npz  # isort: skip
-from lm.errors import UsageError  # isort: skip
-from lm.llama import read_llama  # isort: skip
-from lm.model_files import read_table  # isort: skip
+from lm.damage import read_npz
+from lm.errors import UsageError
+from lm.llama import read_llama
+from lm.model_files import read_table
 
 TABLE = np.arange(12 * 32, dtype=np.float32).reshape(12, 32) / 64
 TEXTS = ["a", " the", "é", *(str(i) for i in range(9))]

@@ -8,16 +8,14 @@ from functools import partial
 
 import jax
 import matplotlib.pyplot as plt
+import pretrain as program
 import pytest
+from lm.regularizing import KINDS
+from lm.report import save_curves
 from programs import call, compiled_once, start
 
 import ember_optax
 
-import pretrain as program  # isort: skip
-from lm.regularizing import KINDS  # isort: skip
-from lm.report import save_curves  # isort: skip
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ["--vocabulary-size=512", "--width=16", "--heads=2", "--layers=1"]
 TINY += ["--sequence-length=32", "--batch-size=4", "--validate-every=10"]
 

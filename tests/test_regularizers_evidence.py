@@ -54,7 +54,7 @@ def test_both_directions_are_told_apart():
 
 @pytest.mark.slow  # compiles the train step of two settings
 def test_a_run_measures_what_the_page_shows():
-    from lm.tokens import Corpus  # noqa: PLC0415
+    from examples.lm.tokens import Corpus  # noqa: PLC0415
 
     ids = np.random.default_rng(0).zipf(1.2, 40_000) % 1024
     setting = evidence.SETTINGS["quick"]._replace(steps=25)

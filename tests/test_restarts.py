@@ -3,7 +3,6 @@
 import pytest
 from programs import compiled_once
 
-from benchmarks.drills import dead_peer
 from benchmarks.drills.restarts import measure
 from benchmarks.drills.runs import Layout, start
 
@@ -31,16 +30,6 @@ def test_goes_on_elsewhere(save, tmp_path, text):
         assert difference < 1e-6, found
         if restore.devices * restore.processes != save.devices * save.processes:
             assert difference > 0.0, "other programs round differently; without any difference nothing was continued"
-
-
-@pytest.mark.slow  # waits for the heartbeat
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_peer(victim, tmp_path, text):
-    """The other process exits with an error within the heartbeat, and what a busy machine needs to end it."""
-    model = [*(option for option in MODEL if "steps" not in option), "--data", str(text), "--cache-dir", str(tmp_path / "cache")]
-    found = dead_peer.measure(tmp_path / "run", 10, victim, model)
-    assert found["exited"], found
-    assert found["seconds"] < 10 + dead_peer.GRACE, found
 
 
 def test_processes_that_differ(tmp_path, text):

@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rl as program
+from lm import reinforcement
+from lm.arithmetic import END, LENGTH, PAD, VOCABULARY_SIZE, decode, draw_problems, encode, rewards, solutions
+from lm.grpo import Batch, complete, completion_mask, policy_loss, token_log_probs
 from programs import call
 
-import rl as program  # isort: skip
-from lm import reinforcement  # isort: skip
-from lm.arithmetic import END, LENGTH, PAD, VOCABULARY_SIZE, decode, draw_problems, encode, rewards, solutions  # isort: skip
-from lm.grpo import Batch, complete, completion_mask, policy_loss, token_log_probs  # isort: skip
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ["--width=8", "--layers=1", "--warm-up-steps=4", "--warm-up-batch-size=4"]
 TINY += ["--steps=3", "--prompts=2", "--group=2", "--updates=2", "--evaluate-every=2"]
 

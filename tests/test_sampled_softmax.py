@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sampled_softmax as program
+from lm.sampled_softmax import draw_negatives, sampled_softmax_loss, smoothed_unigram
 from programs import call
 
 from ember_optax import row_sparse
 
-import sampled_softmax as program  # isort: skip
-from lm.sampled_softmax import draw_negatives, sampled_softmax_loss, smoothed_unigram  # isort: skip
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 5, 3
 RNG = np.random.default_rng(0)
 HIDDEN, HEAD = RNG.standard_normal((4, D), np.float32), RNG.standard_normal((V, D), np.float32)

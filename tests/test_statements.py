@@ -74,8 +74,8 @@ def test_verdicts_follow_their_rules():
 @pytest.mark.slow  # compiles a train step and every metric
 @pytest.mark.parametrize("optimizer", statement_page.OPTIMIZERS)
 def test_a_run_measures_what_the_page_shows(optimizer):
-    from lm.config import ModelConfig  # noqa: PLC0415
-    from lm.tokens import Corpus  # noqa: PLC0415
+    from examples.lm.config import ModelConfig  # noqa: PLC0415
+    from examples.lm.tokens import Corpus  # noqa: PLC0415
 
     ids = np.random.default_rng(0).zipf(1.2, 40_000) % 4096
     model = ModelConfig(vocabulary_size=4096, width=16, layers=1, heads=2, tied=False)

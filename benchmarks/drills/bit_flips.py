@@ -6,7 +6,6 @@ the same probability, which hits the files that describe them. Orbax or its JSON
 have given back changed; the rest is harmless, because nothing reads the bit or it says what was there.
 """
 
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -19,14 +18,11 @@ import optax
 from tqdm import tqdm
 
 from benchmarks.harness.report import markdown
-from benchmarks.harness.results import RESULTS, ROOT, load, parser, save
+from benchmarks.harness.results import RESULTS, load, parser, save
 from ember_optax import ember
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-from lm.checkpoints import Checkpoint, Checkpoints  # isort: skip
-from lm.config import CheckpointConfig  # isort: skip
-from lm.errors import UsageError  # isort: skip
+from examples.lm.checkpoints import Checkpoint, Checkpoints
+from examples.lm.config import CheckpointConfig
+from examples.lm.errors import UsageError
 
 _OUTCOMES = ("refused by Orbax", "refused by checksums", "harmless", "restored wrong")
 _BY_CHECKSUM = ("what was restored is not what was saved", "are not those that were saved")

@@ -87,7 +87,7 @@ def _two_rates(two: PairResults) -> str:
 
 
 MARGINS = f"""
-The margin was fixed before the runs with two rates: {MARGIN} nats for each token, or {MARGIN} of the answers. The words go by the
-95 % interval of a difference: "lower" is below zero, "the same" is inside the margin on both sides, "not higher" has its upper end
-inside the margin, and "open" allows more. "Open" is not "the same".
+The margin was fixed before the runs with two rates: {MARGIN} nats for each token, or {MARGIN} of the answers. The words go by
+the 95 % interval of a difference: "lower" is below zero, "the same" is inside the margin on both sides, "not higher" has its
+upper end inside the margin, and "open" allows more. "Open" is not "the same".
 """

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.config import ModelConfig, RatesConfig, TrainingConfig
-from lm.finetuning import Lesson, answer_loss, batches, description_lesson, docstring_lesson, evaluator, published_model
-from lm.llama import read_llama
-from lm.optimizers import make_optimizer
-from lm.tokens import default_cache_dir
 
 from benchmarks.evidence.methods import make_method
 from benchmarks.evidence.training import curve, partitioned, table_numbers, tree_hash
+from examples.lm.config import ModelConfig, RatesConfig, TrainingConfig
+from examples.lm.finetuning import Lesson, answer_loss, batches, description_lesson, docstring_lesson, evaluator, published_model
+from examples.lm.llama import read_llama
+from examples.lm.optimizers import make_optimizer
+from examples.lm.tokens import default_cache_dir
 
 _MANUAL = Path(__file__).parent / "data" / "python_manual.txt.xz"
 

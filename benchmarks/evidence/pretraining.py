@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm.config import ModelConfig
-from lm.text import read_documents
-from lm.tokens import Corpus, default_cache_dir, fingerprint, load_corpus, random_batch, validation_batches
-from lm.training import init_params, next_token_loss
 
 from benchmarks.evidence.methods import make_method
 from benchmarks.evidence.training import curve, partitioned, table_numbers, table_step, tree_hash
+from examples.lm.config import ModelConfig
+from examples.lm.text import read_documents
+from examples.lm.tokens import Corpus, default_cache_dir, fingerprint, load_corpus, random_batch, validation_batches
+from examples.lm.training import init_params, next_token_loss
 
 _VALIDATION_TOKENS = 20_480
 _CHECK_EVERY = 25

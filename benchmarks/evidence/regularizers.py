@@ -13,12 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.config import RatesConfig
-from lm.optimizers import make_optimizer, schedule
-from lm.regularizing import Chosen, Subject, regularizer, token_weights, with_terms, with_transformations
-from lm.text import read_documents
-from lm.tokens import Corpus, default_cache_dir, load_corpus, random_batch, validation_batches
-from lm.training import init_params, next_token_loss
 from tqdm import tqdm
 
 from benchmarks.evidence.pretraining import SETTINGS, Setting
@@ -27,6 +21,12 @@ from benchmarks.evidence.statistics import paired_difference, spread
 from benchmarks.harness.report import markdown, put
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
 from ember_optax import geometry
+from examples.lm.config import RatesConfig
+from examples.lm.optimizers import make_optimizer, schedule
+from examples.lm.regularizing import Chosen, Subject, regularizer, token_weights, with_terms, with_transformations
+from examples.lm.text import read_documents
+from examples.lm.tokens import Corpus, default_cache_dir, load_corpus, random_batch, validation_batches
+from examples.lm.training import init_params, next_token_loss
 
 NONE = "none"
 PAGE = ROOT / "docs" / "regularizers.md"

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.arithmetic import worked_rewards
-from lm.reinforcement import HELD_OUT, Policy, RlConfig, make_policy, reinforce
 
 from benchmarks.evidence import reinforcement_base
 from benchmarks.evidence.methods import make_method
 from benchmarks.evidence.training import curve, partitioned, table_numbers, tree_hash
+from examples.lm.arithmetic import worked_rewards
+from examples.lm.reinforcement import HELD_OUT, Policy, RlConfig, make_policy, reinforce
 
 # What half-lives in tokens are counted in here: completions have so many tokens on average.
 _TOKENS_OF_COMPLETION = 5

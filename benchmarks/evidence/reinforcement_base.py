@@ -11,10 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from lm.config import ModelConfig, RatesConfig
-from lm.damage import read_npz
-from lm.optimizers import make_optimizer
-from lm.reinforcement import model_config, warm_up
+
+from examples.lm.config import ModelConfig, RatesConfig
+from examples.lm.damage import read_npz
+from examples.lm.optimizers import make_optimizer
+from examples.lm.reinforcement import model_config, warm_up
 
 _FILE = Path(__file__).parent / "data" / "sums_after_2000_steps.npz"
 _STEPS, _BATCH = 2000, 64

@@ -11,16 +11,16 @@ from typing import Any
 
 import jax
 import optax
-from lm.config import RatesConfig
-from lm.optimizers import make_optimizer
-from lm.tokens import random_batch
-from lm.training import init_params, next_token_loss
 from tqdm import tqdm
 
 from benchmarks.evidence.pretraining import SETTINGS, Setting, corpus, validation
 from benchmarks.evidence.statistics import paired_difference, spread
 from benchmarks.harness.report import markdown, put
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
+from examples.lm.config import RatesConfig
+from examples.lm.optimizers import make_optimizer
+from examples.lm.tokens import random_batch
+from examples.lm.training import init_params, next_token_loss
 
 PAGE = ROOT / "docs" / "bfloat16_tables.md"
 TABLE_RATE = 1e-2

@@ -9,10 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.config import ModelConfig
-from lm.optimizers import make_optimizer
-from lm.tokens import Corpus, random_batch, validation_batches
-from lm.training import init_params, next_token_loss
 
 from benchmarks.evidence.statement_runs import (
     BATCH_SIZE,
@@ -28,6 +24,10 @@ from benchmarks.evidence.statement_runs import (
 )
 from benchmarks.harness.report import markdown
 from ember_optax import geometry
+from examples.lm.config import ModelConfig
+from examples.lm.optimizers import make_optimizer
+from examples.lm.tokens import Corpus, random_batch, validation_batches
+from examples.lm.training import init_params, next_token_loss
 
 # Sequences of a batch; a sequence has 64 tokens here, so that the smallest batch is one.
 RANK_BATCHES = (1, 4, 16, 64, 128)

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm.llama import logits, read_llama
-from lm.training import next_token_loss_of
 
 from benchmarks.harness.report import markdown
 from ember_optax import geometry
+from examples.lm.llama import logits, read_llama
+from examples.lm.training import next_token_loss_of
 
 BATCH_SIZE, LENGTH = 4, 128
 _HIDDEN = ("query", "attention_out", "gate", "down")

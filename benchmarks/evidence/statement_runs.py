@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.config import ModelConfig, RatesConfig
-from lm.optimizers import make_optimizer, schedule
-from lm.tokens import Corpus, random_batch
-from lm.training import init_params, next_token_loss
 
 from ember_optax import geometry
 from ember_optax._math.frequency import halves_by_count
+from examples.lm.config import ModelConfig, RatesConfig
+from examples.lm.optimizers import make_optimizer, schedule
+from examples.lm.tokens import Corpus, random_batch
+from examples.lm.training import init_params, next_token_loss
 
 MODEL = ModelConfig(vocabulary_size=8192, width=128, layers=4, heads=4, tied=False)
 RATES = RatesConfig(learning_rate=1e-3, ember_learning_rate=1e-2, adamw_table_learning_rate=1e-2)

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from lm.text import read_documents
-from lm.tokens import Corpus, default_cache_dir, load_corpus
 from tqdm import tqdm
 
 from benchmarks.evidence.statement_effects import measure_effects
@@ -17,6 +15,8 @@ from benchmarks.evidence.statement_model import measure_model
 from benchmarks.evidence.statement_page import OPTIMIZERS, page
 from benchmarks.evidence.statement_runs import MODEL, Numbers, measure
 from benchmarks.harness.results import RESULTS, ROOT, load, machine, parser, save
+from examples.lm.text import read_documents
+from examples.lm.tokens import Corpus, default_cache_dir, load_corpus
 
 PAGE = ROOT / "docs" / "statements.md"
 # What is measured of each run, by its name in the results.

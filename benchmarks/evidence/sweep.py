@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from lm.errors import UsageError
 from tqdm import tqdm
 
 from benchmarks.evidence import records
@@ -16,6 +15,7 @@ from benchmarks.evidence.pairs import PairCell
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import Record, Records
 from benchmarks.harness.results import machine
+from examples.lm.errors import UsageError
 
 _NICENESS = 15
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lm.optimizers import schedule, state_bytes, with_label
 
 from benchmarks.evidence.kinds import kinds
 from benchmarks.evidence.records import rounded
 from ember_optax import token_table_labels
+from examples.lm.optimizers import schedule, state_bytes, with_label
 
 _BINS = 20
 

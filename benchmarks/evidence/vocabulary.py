@@ -17,16 +17,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import safetensors.numpy
-from lm.finetuning import published_model
-from lm.llama import Llama, logits, read_llama
-from lm.text import read_documents
-from lm.tokens import random_batch
-from lm.training import next_token_loss_of
 from tqdm import tqdm
 
 from benchmarks.harness.report import markdown, put, save_picture
 from benchmarks.harness.results import PICTURES, RESULTS, ROOT, load, machine, parser, save
 from ember_optax import ember, vocab
+from examples.lm.finetuning import published_model
+from examples.lm.llama import Llama, logits, read_llama
+from examples.lm.text import read_documents
+from examples.lm.tokens import random_batch
+from examples.lm.training import next_token_loss_of
 
 BATCH_SIZE, LENGTH = 4, 64
 PRUNED, FRESH, WHOLE = "pruned, with its state", "pruned, fresh state", "not pruned"

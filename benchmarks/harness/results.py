@@ -3,11 +3,13 @@
 import argparse
 import json
 import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,6 +30,20 @@ def save(path: Path, results: dict[str, Any]) -> None:
     """Writes results, and the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def fill(path: Path, wanted: Sequence[tuple[str, ...]], measure: Callable[..., Any], unit: str) -> dict[str, Any]:
+    """The results with `results[a][b] = measure(a, b)` for each wanted `(a, b)` that the file lacks, written one by one."""
+    results = load(path)
+    for keys in tqdm(wanted, unit=unit):
+        *outer, last = keys
+        inner = results
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        if last not in inner:
+            inner[last] = measure(*keys)
+            save(path, results)
+    return results
 
 
 def machine() -> str:

@@ -26,6 +26,11 @@ def abstract_carry(tx: optax.GradientTransformation, params: Any, shardings: Any
     return jax.tree.map(abstract, jax.eval_shape(lambda params: carry(tx, params), params), shardings), shardings
 
 
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, which may be abstract."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
     """Bytes of an abstract array's part on one device."""
     part = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)

@@ -8,6 +8,7 @@ two, looked for with the compiler's least effort (`jax_exec_time_optimization_ef
 This takes an hour or so on two cores; what is in the file already is not compiled again.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from tqdm import tqdm
 
 from benchmarks.harness.compiled import Cost, cost_if_it_fits, largest_batch
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
 from benchmarks.harness.report import markdown, save_picture
-from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
+from benchmarks.harness.results import PICTURES, RESULTS, fill, parser
 from benchmarks.harness.steps import carry, train_step
 from benchmarks.harness.targets import TARGETS, available, on_chip, use_compilers
 
@@ -43,13 +43,8 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=RESULTS / "fits.json", help="results")
     arguments.add_argument("--picture", type=Path, default=PICTURES / "fits.png", help="picture of the peaks")
     options = arguments.parse_args()
-    results = load(options.output)
     wanted = [(chip, model, tx) for chip in available(options.chips) for model in options.models for tx in COMPARED]
-    for chip, model, optimizer in tqdm(wanted, unit="train step"):
-        of_model = results.setdefault(chip, {}).setdefault(model, {})
-        if optimizer not in of_model:
-            of_model[optimizer] = measure(chip, model, optimizer)
-            save(options.output, results)
+    results = fill(options.output, wanted, measure, "train step")
     print(table(results))
     draw(options.picture, results)
 
@@ -74,11 +69,14 @@ def _largest_batch(chip: str, model: str, optimizer: str, one: Cost) -> int:
 
 def compiled(chip: str, model: str, optimizer: str, batch: int, effort: float = 0.0) -> Cost | None:
     """What a train step costs by a chip's compiler, None if the chip has not the memory for it."""
-    jax.config.update("jax_exec_time_optimization_effort", effort)
-    shape = SHAPES[model]
-    tx = OPTIMIZERS[optimizer]()
+    tx, shape = OPTIMIZERS[optimizer](), SHAPES[model]
     step = train_step(tx, partial(loss_fn, shape=shape, dtype=jnp.bfloat16))
-    start = jax.eval_shape(lambda: carry(tx, init_params(shape)))
+    return compiled_step(chip, step, jax.eval_shape(lambda: carry(tx, init_params(shape))), batch, effort)
+
+
+def compiled_step(chip: str, step: Callable[..., Any], start: Any, batch: int, effort: float) -> Cost | None:
+    """The same of any `step(start, ids)`."""
+    jax.config.update("jax_exec_time_optimization_effort", effort)
     ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
     found = cost_if_it_fits(jax.jit(step, donate_argnums=0), *on_chip(chip, (start, ids)))
     jax.clear_caches()  # of dozens of large programs

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from benchmarks.harness.compiled import cost, cost_if_it_fits, elements_by_operation
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, init_params, loss_fn
 from benchmarks.harness.report import markdown, sent
-from benchmarks.harness.results import RESULTS, load, parser, save
+from benchmarks.harness.results import RESULTS, fill, parser
 from benchmarks.harness.steps import abstract_carry, bytes_per_device, optimizer_step, train_step
 from benchmarks.harness.targets import available, mesh_of, use_compilers
 
@@ -38,11 +37,8 @@ def main() -> None:
     arguments.add_argument("--chips", nargs="+", choices=CHIPS, default=CHIPS[:1], help="which chips")
     arguments.add_argument("--output", type=Path, default=RESULTS / "fsdp.json", help="results")
     options = arguments.parse_args()
-    results = load(options.output)
-    for chips, optimizer in tqdm([(chips, tx) for chips in available(options.chips) for tx in COMPARED], unit="optimizer"):
-        if optimizer not in results.setdefault(chips, {}):
-            results[chips][optimizer] = measure(chips, OPTIMIZERS[optimizer]())
-            save(options.output, results)
+    wanted = [(chips, tx) for chips in available(options.chips) for tx in COMPARED]
+    results = fill(options.output, wanted, lambda chips, tx: measure(chips, OPTIMIZERS[tx]()), "optimizer")
     print(table(results))
 
 

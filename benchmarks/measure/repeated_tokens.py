@@ -21,13 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm.gguf_file import GgufFile
-from lm.llama import Llama, hidden, read_llama
 from tqdm import tqdm
 
 from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, parser, save
 from ember_optax import geometry
+from examples.lm.gguf_file import GgufFile
+from examples.lm.llama import Llama, hidden, read_llama
 
 KNOWN_UNUSED = range(3, 17)
 NOT_REPEATED = 0.01

@@ -6,19 +6,17 @@ Everything is float32; the batch is one short sequence, so that optimizers and n
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
-from tqdm import tqdm
 
 from benchmarks.harness.compiled import cost
 from benchmarks.harness.models import OPTIMIZERS, SHAPES, Shape, init_params, loss_fn
 from benchmarks.harness.report import markdown, save_picture
-from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
-from benchmarks.harness.steps import carry, train_step
+from benchmarks.harness.results import PICTURES, RESULTS, fill, parser
+from benchmarks.harness.steps import carry, train_step, tree_bytes
 
 LENGTH = 128
 _TOO_SHORT = 100  # MiB
@@ -32,12 +30,8 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=RESULTS / "memory.json", help="results")
     arguments.add_argument("--picture", type=Path, default=PICTURES / "memory.png", help="picture of the state bytes")
     options = arguments.parse_args()
-    results = load(options.output)
     pairs = [(shape, optimizer) for shape in options.shapes for optimizer in OPTIMIZERS]
-    for shape, optimizer in tqdm(pairs, unit="compilation"):
-        if optimizer not in results.get(shape, {}):
-            results.setdefault(shape, {})[optimizer] = measure(SHAPES[shape], OPTIMIZERS[optimizer]())
-            save(options.output, results)
+    results = fill(options.output, pairs, lambda shape, tx: measure(SHAPES[shape], OPTIMIZERS[tx]()), "compilation")
     print(table(results))
     draw(options.picture, results)
 
@@ -47,15 +41,11 @@ def measure(shape: Shape, tx: optax.GradientTransformation) -> dict[str, int]:
     params, state = start = jax.eval_shape(lambda: carry(tx, init_params(shape)))
     step = jax.jit(train_step(tx, partial(loss_fn, shape=shape)), donate_argnums=0)
     return {
-        "parameters": _bytes(params),
-        "state": _bytes(state),
-        "table state": _bytes(jax.eval_shape(tx.init, {"embed": params["embed"]})),
+        "parameters": tree_bytes(params),
+        "state": tree_bytes(state),
+        "table state": tree_bytes(jax.eval_shape(tx.init, {"embed": params["embed"]})),
         "peak": cost(step, start, jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)).peak,
     }
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def table(results: dict[str, dict[str, dict[str, int]]]) -> str:

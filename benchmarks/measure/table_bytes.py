@@ -17,19 +17,18 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
-from tqdm import tqdm
 
-from benchmarks.harness.compiled import cost_if_it_fits, largest_batch
+from benchmarks.harness.compiled import largest_batch
 from benchmarks.harness.models import SHAPES, init_params, loss_fn, token_tables_of
 from benchmarks.harness.report import markdown, save_picture
-from benchmarks.harness.results import PICTURES, RESULTS, load, parser, save
-from benchmarks.harness.steps import carry, row_sparse_train_step, train_step
-from benchmarks.harness.targets import TARGETS, on_chip, use_compilers
-from benchmarks.measure.fits import LARGEST, QUICK
+from benchmarks.harness.results import PICTURES, RESULTS, fill, parser
+from benchmarks.harness.steps import carry, row_sparse_train_step, train_step, tree_bytes
+from benchmarks.harness.targets import TARGETS, use_compilers
+from benchmarks.measure.fits import LARGEST, LENGTH, QUICK, compiled_step
 from ember_optax import ember, stochastic_rounding
 
 MODELS = ("SmolLM2-135M", "Gemma 3 270M", "Qwen3-0.6B", "Gemma 3 1B", "Llama-3.2-1B")
-CHIP, LENGTH, _GIB = "v5e", 1024, 2**30
+CHIP, _GIB = "v5e", 2**30
 
 
 def _ember() -> optax.GradientTransformationExtraArgs:
@@ -68,18 +67,16 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=RESULTS / "table_bytes.json", help="results")
     arguments.add_argument("--picture", type=Path, default=PICTURES / "table_bytes.png", help="picture of the peaks")
     options = arguments.parse_args()
-    results = load(options.output)
     wanted = [(model, recipe) for model in options.models for recipe in RECIPES]
-    for model, recipe in tqdm(wanted, unit="train step"):
-        of_model = results.setdefault(model, {})
-        if recipe not in of_model:
-            of_model[recipe] = bytes_per_number(model, recipe) | {"peak": peak(model, recipe)}
-            save(options.output, results)
-        if "sequences" not in of_model[recipe]:
-            of_model[recipe]["sequences"] = sequences(model, recipe, of_model[recipe]["peak"])
-            save(options.output, results)
+    results = fill(options.output, wanted, measure, "train step")
     print(f"{table(results)}\n\n{batch_table(results)}")
     draw(options.picture, results)
+
+
+def measure(model: str, recipe: str) -> dict[str, float | None]:
+    """Bytes for each number of the tables, the peak of one sequence, None if it does not fit, and the largest batch."""
+    of_one = peak(model, recipe)
+    return bytes_per_number(model, recipe) | {"peak": of_one, "sequences": sequences(model, recipe, of_one)}
 
 
 def bytes_per_number(model: str, recipe: str) -> dict[str, float]:
@@ -89,9 +86,7 @@ def bytes_per_number(model: str, recipe: str) -> dict[str, float]:
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     state = jax.eval_shape(chosen.tx().init, params)
     stored = {"parameter": params, "state": state, "gradient": {} if chosen.fused else params}
-    return {
-        what: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / numbers for what, tree in stored.items()
-    }
+    return {what: tree_bytes(tree) / numbers for what, tree in stored.items()}
 
 
 def sequences(model: str, recipe: str, of_one: int | None) -> int:
@@ -110,12 +105,9 @@ def sequences(model: str, recipe: str, of_one: int | None) -> int:
 
 def peak(model: str, recipe: str, batch: int = 1, effort: float = 0.0) -> int | None:
     """Bytes of a train step by the compiler; None if the chip has not the memory for it."""
-    jax.config.update("jax_exec_time_optimization_effort", effort)
     start = jax.eval_shape(partial(carry, RECIPES[recipe].tx()), abstract_params(model, recipe))
-    ids = jax.ShapeDtypeStruct((batch, LENGTH + 1), jnp.int32)
-    found = cost_if_it_fits(jax.jit(step(model, recipe), donate_argnums=0), *on_chip(CHIP, (start, ids)))
-    jax.clear_caches()  # of dozens of large programs
-    return found.peak if found is not None and found.peak <= TARGETS[CHIP].memory else None
+    found = compiled_step(CHIP, step(model, recipe), start, batch, effort)
+    return None if found is None else found.peak
 
 
 def step(model: str, recipe: str) -> Callable[..., Any]:

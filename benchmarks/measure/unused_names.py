@@ -15,11 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from lm.model_files import read_table
 
 from benchmarks.harness.report import markdown
 from benchmarks.harness.results import RESULTS, parser, save
 from ember_optax import geometry
+from examples.lm.model_files import read_table
 
 NAME = re.compile(r"<unused\d+>")
 TOLD = np.arange(6, 105)

@@ -52,23 +52,23 @@ def take_rows(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: f
 
     The gradients of equal ids are added up in float32 and rounded once.
     """
-    taken = _taken if is_narrow(table) else _plainly_taken
-    return jnp.moveaxis(taken(table, ids_N, token_axis, fill_value), token_axis, 0)
+    take = _take_narrow if is_narrow(table) else _take
+    return jnp.moveaxis(take(table, ids_N, token_axis, fill_value), token_axis, 0)
 
 
-def _plainly_taken(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: float) -> jax.Array:
+def _take(table: jax.Array, ids_N: jax.Array, token_axis: int, fill_value: float) -> jax.Array:
     return jnp.take(table, ids_N, token_axis, mode="fill", fill_value=fill_value)
 
 
 # A custom JVP, so that both modes, `jax.vmap` and second derivatives work. JAX derives the transpose, a sum in float32.
-_taken = jax.custom_jvp(_plainly_taken, nondiff_argnums=(2, 3))
+_take_narrow = jax.custom_jvp(_take, nondiff_argnums=(2, 3))
 
 
-@_taken.defjvp
-def _taken_jvp(token_axis: int, fill_value: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+@_take_narrow.defjvp
+def _take_narrow_jvp(token_axis: int, fill_value: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (table, ids_N), (tangent, _) = primals, tangents
-    of_rows = _plainly_taken(tangent.astype(jnp.float32), ids_N, token_axis, 0.0)
-    return _taken(table, ids_N, token_axis, fill_value), of_rows.astype(table.dtype)
+    of_rows = _take(tangent.astype(jnp.float32), ids_N, token_axis, 0.0)
+    return _take_narrow(table, ids_N, token_axis, fill_value), of_rows.astype(table.dtype)
 
 
 def is_narrow(array: jax.Array) -> bool:
@@ -98,15 +98,11 @@ def sum_duplicates(rows_NxF: jax.Array, ids_N: jax.Array, size: int) -> tuple[ja
         way,
         [
             lambda rows: (rows.astype(dtype), valid_N),
-            lambda rows: (_keep(rows.astype(dtype), valid_N), valid_N),
+            lambda rows: (jnp.where(like_rows(valid_N, rows), rows.astype(dtype), jnp.zeros((), dtype)), valid_N),
             lambda rows: _add_up(rows.astype(dtype), ids_N, valid_N),
         ],
         rows_NxF,
     )
-
-
-def _keep(rows_NxF: jax.Array, kept_N: jax.Array) -> jax.Array:
-    return jnp.where(like_rows(kept_N, rows_NxF), rows_NxF, jnp.zeros((), rows_NxF.dtype))
 
 
 def _add_up(rows_NxF: jax.Array, ids_N: jax.Array, valid_N: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -63,7 +63,8 @@ def check_found(found: TableTree, *, complete: bool) -> None:
     # In an incomplete tree, for example inside an `optax.partition`, the tables may be in another part.
     if complete and (message := unused_patterns_message(found)):
         raise ValueError(message)
-    if complete and not found.tables:
+    required = found.finder is None or found.finder.options.required
+    if complete and required and not found.tables:
         raise ValueError(no_table_message(found))
 
 
@@ -76,7 +77,7 @@ def check_kinds(found: TableTree, *, complete: bool) -> None:
             f"head_learning_rate is given, but nothing says whether these tables are heads: {listed_tables}. Declare it, "
             f'EmberDimensionNumbers({unknown[0].axes.token[0]}, kind="head") or kind="input".'
         )
-    if complete and not any(table.kind == "head" for table in tables):
+    if complete and tables and not any(table.kind == "head" for table in tables):
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in tables])
         raise ValueError(
             f"head_learning_rate is given, but no table is a head that is not tied: {listed_tables}. Leave it out; or, if one is "

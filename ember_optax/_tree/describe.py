@@ -94,19 +94,35 @@ def unused_patterns_message(found: TableTree) -> str | None:
 
 def no_table_message(found: TableTree) -> str:
     """The error message if no table was found among the parameters."""
-    likely = _likeliest(found)
     message = f"no token table found among the parameters. The largest matrices are {_largest_listed(found)}. "
-    if likely:
-        shapes = " and ".join(f"{table.name!r} of shape {table.shape}" for table in likely)
-        they = "it is one" if len(likely) == 1 else "they are tables"
-        message += f"By its shape {shapes} may be one. If {they}: tables={_include_as_code(likely)}. "
-    message += "A model without tokens has none: train it with the body alone."
+    if found.names and all(map(_is_adapter, found.names)):
+        message += (
+            "These are adapters (LoRA) alone, so no table is trained: make the body the optimizer. To train tables too, put "
+            "them, or some of their rows (row_sparse.train_only_rows), among the trained parameters."
+        )
+    else:
+        message += f"{_advice(_likeliest(found))}A model without tokens has none: train it with the body alone."
+    message += " In a configuration that runs with and without tables share, write tables=TokenTables(required=False)."
     if found.leaves and all(name.split("/")[-1].isdigit() for name in found.names):
         message += (
             " These paths are positions in a list, which no rule can recognise: pass a dictionary, for example "
             "{v.path: v.value for v in model.trainable_variables} with Keras."
         )
     return message
+
+
+def _advice(likely: list[Leaf]) -> str:
+    """What to write if these matrices are tables; nothing if there are none."""
+    if not likely:
+        return ""
+    shapes = " and ".join(f"{table.name!r} of shape {table.shape}" for table in likely)
+    they = "it is one" if len(likely) == 1 else "they are tables"
+    return f"By its shape {shapes} may be one. If {they}: tables={_include_as_code(likely)}. "
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a part of the path names a low-rank adapter: `lora_a`, `w_lora_b`, `lora_embeddings_a`."""
+    return re.search(r"(?<![a-z])(lora|dora)(?![a-z])", name.lower()) is not None
 
 
 def _unused_patterns(found: TableTree) -> list[str]:

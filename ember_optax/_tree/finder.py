@@ -11,6 +11,7 @@ import jax
 
 from .decisions import find_tables
 from .dimension_numbers import EmberDimensionNumbers
+from .hyperparameters import checked_flag
 from .inputs import check_tree, shown
 from .paths import flatten_named
 from .rules import TableMatch
@@ -121,13 +122,18 @@ class TokenTables:
       include: as for `token_tables`.
       exclude: as for `token_tables`.
 
+      required: whether `ember` refuses parameters without any table. False is for a configuration that runs with and without
+        trained tables share: without them the body trains everything.
+
     Attributes:
       include: the patterns, a tuple; or a dictionary from patterns to `EmberDimensionNumbers`.
       exclude: the patterns, a tuple.
+      required: as given.
 
     Raises:
       ValueError: a pattern is not a regular expression.
-      TypeError: a pattern is not text, or `include` maps to something else than `EmberDimensionNumbers`.
+      TypeError: a pattern is not text, `include` maps to something else than `EmberDimensionNumbers`, or `required` is not a
+        bool.
 
     Example:
       >>> import jax.numpy as jnp
@@ -139,12 +145,18 @@ class TokenTables:
       {'kernel': EmberDimensionNumbers(token_axis=1, batch_axes=(), kind='head')}
       >>> tx = ember(1e-2, optax.adamw(1e-3), tables=tables)
 
+      Adapters alone, with the configuration of the whole model:
+
+      >>> tx = ember(1e-2, optax.adamw(1e-3), tables=TokenTables(required=False))
+      >>> opt_state = tx.init({"q_proj": {"lora_a": jnp.ones((8, 2)), "lora_b": jnp.ones((2, 8))}})
+
     References:
       docs/plain_trees.md
     """
 
     include: Include = ()
     exclude: Sequence[str] = ()
+    required: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self):
         declared = dict(self.include) if isinstance(self.include, Mapping) else None
@@ -159,9 +171,10 @@ class TokenTables:
         compile_patterns(self.exclude, "exclude")
         object.__setattr__(self, "include", tuple(patterns) if declared is None else declared)
         object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "required", checked_flag(self.required, "required"))
 
     def __hash__(self):
-        return hash((tuple(self.include), self.exclude))
+        return hash((tuple(self.include), self.exclude, self.required))
 
     def __call__(self, params: Any) -> Any:
         return token_tables(params, include=self.include, exclude=self.exclude)

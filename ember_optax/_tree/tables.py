@@ -225,7 +225,7 @@ def _dense(leaf: Leaf) -> Any:
     """The leaf with the shape of its table, if it is compact."""
     if leaf.ids is None:
         return leaf.box
-    return rebox(leaf.box, jax.ShapeDtypeStruct(leaf.shape, jnp.asarray(leaf.array).dtype))
+    return rebox(leaf.box, jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf.array)))
 
 
 def _array_in(leaf: Any) -> Any:

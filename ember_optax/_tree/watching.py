@@ -61,13 +61,14 @@ def is_observed() -> bool:
 def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: str | None = None, b2: Any = None) -> TableTree:
     """`find(params)`, which is added to the watched tables or replaced by the repeated ones."""
     if (known := _known.get()) is not None:
-        before = {table.name: table for table in next(known).tables}
+        of_before = next(known)
+        before = {table.name: table for table in of_before.tables}
         found = read_tree(params)
         leaves = [
             leaf.as_table(before[leaf.name].axes, before[leaf.name].kind) if leaf.name in before else leaf
             for leaf in found.leaves
         ]
-        return TableTree(leaves, found.treedef)
+        return TableTree(leaves, found.treedef, finder=of_before.finder)
     found = find(params)
     if (seen := _seen.get()) is not None:
         seen.append(found._replace(feature_mean=feature_mean, b2=b2))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import orbax.checkpoint as ocp
 
 from ember_optax import checksums, verify_checksums
-from lm.config import CheckpointConfig
-from lm.errors import UsageError
+
+from .config import CheckpointConfig
+from .errors import UsageError
 
 
 class Checkpoint(NamedTuple):

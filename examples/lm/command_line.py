@@ -3,7 +3,7 @@
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
-from lm.config import (
+from .config import (
     CheckpointConfig,
     Config,
     DevicesConfig,
@@ -16,12 +16,12 @@ from lm.config import (
     TextConfig,
     TrainingConfig,
 )
-from lm.devices import mesh_sizes
-from lm.errors import UsageError
-from lm.option_types import learning_rate, positive_int, seed, whole_number
-from lm.regularizing import add_regularizer_option
-from lm.table_options import add_table_options
-from lm.tokens import default_cache_dir
+from .devices import mesh_sizes
+from .errors import UsageError
+from .option_types import learning_rate, positive_int, seed, whole_number
+from .regularizing import add_regularizer_option
+from .table_options import add_table_options
+from .tokens import default_cache_dir
 
 
 def read_command_line(description: str | None, arguments: list[str] | None) -> Config:

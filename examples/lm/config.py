@@ -8,9 +8,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, Self
 
-from lm.errors import UsageError
-from lm.regularizing import Chosen, check_head, check_row_sparse
-from lm.table_options import check_table_options
+from .errors import UsageError
+from .regularizing import Chosen, check_head, check_row_sparse
+from .table_options import check_table_options
 
 # The name of the run with row-sparse steps.
 ROW_SPARSE = "ember, row-sparse"

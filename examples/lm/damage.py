@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.errors import UsageError
+from .errors import UsageError
 
 _OBJECTS = "it has Python objects in it, which are never loaded here: they could run any program; save arrays of numbers"
 # What libraries say of files that are sound, but not for them.

@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.config import DevicesConfig
-from lm.errors import UsageError
+from .config import DevicesConfig
+from .errors import UsageError
 
 MESH_AXES = ("data", "fsdp", "tp")
 # By the name of the layer: vocabulary over fsdp, the wide side of a block over tp. Norms are replicated.

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lm.devices import report
-from lm.errors import UsageError
-from lm.text import read_documents_below, standard_library
+from .devices import report
+from .errors import UsageError
+from .text import read_documents_below, standard_library
 
 # Besides the standard library: what these programs need anyway.
 _PACKAGES = ("flax", "jax", "matplotlib", "numpy", "optax")

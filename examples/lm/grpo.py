@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.arithmetic import END, PAD
+from .arithmetic import END, PAD
 
 Logits = Callable[[Any, jax.Array], jax.Array]
 

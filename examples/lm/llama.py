@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from lm.damage import damage_named, listed
-from lm.errors import UsageError
-from lm.gguf_file import GgufFile
+from .damage import damage_named, listed
+from .errors import UsageError
+from .gguf_file import GgufFile
 
 _SPECIAL = 3  # the format's token type of those that are no text
 # The format's names of a block's arrays, and what kind of matrix or vector they are here.

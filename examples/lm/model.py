@@ -6,7 +6,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ember_optax.integrations.nnx import Embed
-from lm.config import ModelConfig
+
+from .config import ModelConfig
 
 
 class Block(nnx.Module):

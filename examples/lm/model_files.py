@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ember_optax import token_tables
-from lm.damage import check_file, listed, read_npy, read_npz, to_float32
-from lm.errors import UsageError
-from lm.gguf_file import GgufFile
-from lm.safetensors_file import SafetensorsFile
-from lm.token_texts import read_texts
+
+from .damage import check_file, listed, read_npy, read_npz, to_float32
+from .errors import UsageError
+from .gguf_file import GgufFile
+from .safetensors_file import SafetensorsFile
+from .token_texts import read_texts
 
 _GGUF_TABLE, _GGUF_HEAD = "token_embd.weight", "output.weight"  # the format's own names
 _TOKENIZER = "tokenizer.json"

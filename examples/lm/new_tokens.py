@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from ember_optax import vocab
-from lm.errors import UsageError
-from lm.llama import Llama
+
+from .errors import UsageError
+from .llama import Llama
 
 
 def read_new_tokens(path: Path) -> list[str]:

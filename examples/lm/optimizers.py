@@ -6,7 +6,8 @@ import jax
 import optax
 
 from ember_optax import ember, stochastic_rounding, token_table_labels
-from lm.config import FUSED, ROW_SPARSE, RatesConfig
+
+from .config import FUSED, ROW_SPARSE, RatesConfig
 
 
 def make_optimizer(name: str, rates: RatesConfig, steps: int, rounding_seed: int | None = None) -> optax.GradientTransformation:

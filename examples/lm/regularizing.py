@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from ember_optax import TokenTables, regularizers
-from lm.errors import UsageError
+
+from .errors import UsageError
 
 _SAMPLES = 256
 

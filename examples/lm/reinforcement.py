@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lm.arithmetic import LEVELS, VOCABULARY_SIZE, Problems, draw_problems, repeated, rewards, solutions
-from lm.config import ModelConfig, Part
-from lm.errors import UsageError
-from lm.grpo import Batch, complete, completion_mask, group_advantages, policy_loss, token_log_probs
-from lm.training import init_params, logits_function
+from .arithmetic import LEVELS, VOCABULARY_SIZE, Problems, draw_problems, repeated, rewards, solutions
+from .config import ModelConfig, Part
+from .errors import UsageError
+from .grpo import Batch, complete, completion_mask, group_advantages, policy_loss, token_log_probs
+from .training import init_params, logits_function
 
 HELD_OUT = draw_problems(2048, LEVELS, (2**32,))  # no seed of a run is as large
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tabulate import tabulate
 
-from lm.training import SMOOTHED_STEPS, TrainingResult
+from .training import SMOOTHED_STEPS, TrainingResult
 
 matplotlib.use("Agg")
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from lm.damage import check_file, damage_named, listed
-from lm.errors import UsageError
+from .damage import check_file, damage_named, listed
+from .errors import UsageError
 
 INDEX = ".safetensors.index.json"
 _PART = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")

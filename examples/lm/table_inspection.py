@@ -15,11 +15,12 @@ from tabulate import tabulate
 
 from ember_optax import EmberDimensionNumbers, geometry
 from ember_optax.integrations import plots
-from lm.config import Part
-from lm.damage import read_npy
-from lm.errors import UsageError
-from lm.model_files import NamedTable
-from lm.standing_out import number_standing_out
+
+from .config import Part
+from .damage import read_npy
+from .errors import UsageError
+from .model_files import NamedTable
+from .standing_out import number_standing_out
 
 _BUCKETS = 5
 _BY_FREQUENCY = {

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lm.errors import UsageError
-from lm.regularizing import Chosen
+from .errors import UsageError
+from .regularizing import Chosen
 
 
 def add_table_options(add: Any) -> None:

@@ -5,8 +5,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.devices import report
-from lm.errors import UsageError
+from .devices import report
+from .errors import UsageError
 
 # Of the standard library: tests are repetitive and missing from some distributions, installed packages are no part of it.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

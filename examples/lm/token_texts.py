@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tokenizers
 
-from lm.damage import damage_named
+from .damage import damage_named
 
 _ALPHABET = tokenizers.pre_tokenizers.ByteLevel.alphabet()
 _OWN = {ord(character) for character in _ALPHABET if ord(character) < 256}

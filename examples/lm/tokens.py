@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lm.damage import read_npz
-from lm.devices import report
-from lm.errors import UsageError
-from lm.text import split_documents
+from .damage import read_npz
+from .devices import report
+from .errors import UsageError
+from .text import split_documents
 
 _SEPARATOR = "<|endoftext|>"
 

@@ -13,14 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ember_optax import row_sparse, state_shardings, token_table_labels
-from lm.checkpoints import Checkpoint, Checkpoints
-from lm.config import ModelConfig, TrainingConfig
-from lm.devices import is_main_process, param_shardings, place_batch, report
-from lm.geometry_log import GeometryLog
-from lm.head import Head
-from lm.model import Transformer
-from lm.regularizing import Chosen, Subject, token_weights, with_terms, with_transformations
-from lm.tokens import Corpus, random_batch, validation_batches
+
+from .checkpoints import Checkpoint, Checkpoints
+from .config import ModelConfig, TrainingConfig
+from .devices import is_main_process, param_shardings, place_batch, report
+from .geometry_log import GeometryLog
+from .head import Head
+from .model import Transformer
+from .regularizing import Chosen, Subject, token_weights, with_terms, with_transformations
+from .tokens import Corpus, random_batch, validation_batches
 
 # Training losses are shown as a mean of so many.
 SMOOTHED_STEPS = 20

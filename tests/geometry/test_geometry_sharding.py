@@ -71,7 +71,7 @@ def on_one_device():
 @pytest.mark.slow  # compiles all metrics five times
 @SPECS
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_is_what_it_is_on_one_device(axis_type, spec, quick_compilation):
+def test_is_what_it_is_on_one_device(axis_type, spec):
     got = jax.jit(everything)(jax.device_put(TABLE, laid_out(spec, axis_type)))
     for (path, value), expected in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(on_one_device()), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))

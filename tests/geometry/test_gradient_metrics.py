@@ -8,7 +8,6 @@ import pytest
 
 from ember_optax import EmberDimensionNumbers, ScaleByEmberState, ember, geometry, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 6
 RNG = np.random.default_rng(0)
 GRADS = RNG.normal(size=(9, V, D)).astype(np.float32) * 0.01

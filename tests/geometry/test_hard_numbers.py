@@ -13,7 +13,7 @@ from x64 import enable_x64
 from ember_optax import EmberDimensionNumbers, ember, geometry, regularizers
 from ember_optax._math.frequency import halves_by_count, rank_buckets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "strict_promotion")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 V, D = 12, 4
 RNG = np.random.default_rng(0)
 TABLE = (RNG.normal(size=(V, D)) + 0.3).astype(np.float32)

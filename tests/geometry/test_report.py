@@ -11,7 +11,6 @@ import pytest
 
 from ember_optax import EmberDimensionNumbers, ember, geometry, token_tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 24, 8
 RNG = np.random.default_rng(0)
 TABLE = jnp.asarray(RNG.normal(size=(V, D)), jnp.float32) + 0.2

@@ -11,7 +11,7 @@ from x64 import enable_x64
 
 from ember_optax import geometry
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "strict_promotion")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 V, D, MANY = 40, 12, 4000
 NAMES = (
     "spectrum",

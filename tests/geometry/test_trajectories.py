@@ -10,7 +10,6 @@ import pytest
 
 from ember_optax import geometry
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 9, 16
 WALK = np.cumsum(np.random.default_rng(0).normal(size=(13, V, D)), 0).astype(np.float32)
 

@@ -7,7 +7,6 @@ import pytest
 
 from ember_optax import geometry
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 60, 8
 UNUSED = np.array([3, 17, 31, 44, 59])
 

@@ -12,7 +12,6 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))  # where Python finds the `lm` of a program that it is started with
 
 
 class Done(NamedTuple):

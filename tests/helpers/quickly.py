@@ -1,46 +1,97 @@
-"""Compiling as little as XLA can be made to, for tests whose cost is compiling."""
+"""Compiling as little as XLA can be made to: compiling is most of what the tests cost."""
 
 import functools
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
 
-# XLA's older emitters of fusions take 40 % of the time: 0.14 s instead of 0.35 s for a step of `ember`.
-OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+
+def _private(name: str) -> Any:
+    """A module of JAX's own, None where this version has none of this name."""
+    try:
+        return importlib.import_module(f"jax._src.{name}")
+    except ImportError:
+        return None
+
+
+# For a step of `ember`: 0.46 s of CPU without, 0.18 s with LLVM's optimizations off and XLA's older emitters of fusions, 0.12 s
+# if one thread makes the code of all of a program too.
+OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+_FLAG = "jax_disable_most_optimizations"
+# What JAX has no setting for: the options of all compilations, and one context of MLIR for many programs. With one for each, a
+# tiny program takes a third longer.
+_compiler, _lowering = (_private(name) for name in ("compiler", "interpreters.mlir"))
 
 
 @functools.cache
-def _accepted() -> bool:
-    """Whether this version of XLA still knows the options; without them tests take longer and that is all."""
+def _accepted() -> dict[str, bool | int]:
+    """The options that this version of XLA knows; without the others tests take longer and that is all."""
+    return {name: value for name, value in OPTIONS.items() if _knows(name, value)}
+
+
+def _knows(name: str, value: bool | int) -> bool:
     try:
-        jax.jit(lambda x: x, compiler_options=OPTIONS)(0.0)
+        jax.jit(lambda x: x, compiler_options={name: value})(0.0)
     except jax.errors.JaxRuntimeError:
         return False
     return True
 
 
+_now = SimpleNamespace(options={})
+
+
 @contextmanager
 def quickly_compiled() -> Iterator[None]:
-    """Without optimizations of XLA and with `OPTIONS`, which JAX has no setting for, here and in processes started here."""
-    compiler = getattr(getattr(jax, "_src", None), "compiler", None)
-    with pytest.MonkeyPatch.context() as patch:
-        if hasattr(compiler, "get_compile_options") and _accepted():
-            original = compiler.get_compile_options
+    """Without optimizations of LLVM, with `OPTIONS` and in one context, also in processes started here."""
+    options = _accepted()
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
+    with _setting("1", f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(), options) as patch:
+        if hasattr(_compiler, "get_compile_options"):
+            original = _compiler.get_compile_options
 
             @functools.wraps(original)
             def get_compile_options(*args, env_options_overrides=None, **kwargs):
-                return original(*args, env_options_overrides=OPTIONS | dict(env_options_overrides or {}), **kwargs)
+                return original(*args, env_options_overrides=_now.options | dict(env_options_overrides or {}), **kwargs)
 
-            patch.setattr(compiler, "get_compile_options", get_compile_options)
-            flags = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
-            patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip())
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
+            patch.setattr(_compiler, "get_compile_options", get_compile_options)
+        if hasattr(_lowering, "make_ir_context"):
+            patch.setattr(_lowering, "make_ir_context", functools.cache(_lowering.make_ir_context))
+        yield
+
+
+def forget_programs() -> None:
+    """Everything that was compiled, and what it was written in: together, for all files, it would come to gigabytes."""
+    jax.clear_caches()
+    if hasattr(context := getattr(_lowering, "make_ir_context", None), "cache_clear"):
+        context.cache_clear()
+
+
+@contextmanager
+def fully_compiled() -> Iterator[None]:
+    """As users compile, within `quickly_compiled`. The two do not share programs."""
+    flags = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag[2:].partition("=")[0] not in OPTIONS)
+    with _setting("0", flags, {}):
+        forget_programs()
+        yield
+    forget_programs()
+
+
+@contextmanager
+def _setting(without_optimizations: str, flags: str, options: dict[str, bool | int]) -> Iterator[pytest.MonkeyPatch]:
+    """The options, JAX's setting, and the environment of processes that are started here."""
+    before = os.environ.get(_FLAG.upper(), "0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_FLAG.upper(), without_optimizations)
+        patch.setenv("XLA_FLAGS", flags)
+        patch.setattr(_now, "options", options)
+        jax.config.update(_FLAG, without_optimizations == "1")
         try:
-            yield
+            yield patch
         finally:
-            jax.config.update("jax_disable_most_optimizations", False)
-            jax.clear_caches()  # other files must not inherit the programs
+            jax.config.update(_FLAG, before == "1")

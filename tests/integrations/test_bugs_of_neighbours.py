@@ -14,7 +14,6 @@ from three_matrices import assert_trees_close, assert_trees_equal, initial_param
 
 from ember_optax import ember, scale_by_ember, skipped_batches
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 LARGEST = np.iinfo(np.int32).max
 
 

@@ -35,7 +35,7 @@ try:
 except ImportError as error:  # haliax 1.3 uses names that newer versions of jax do not have
     pytest.skip(f"haliax cannot be imported: {error}", allow_module_level=True)
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::DeprecationWarning:haliax")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:haliax")
 V, D, T = 32, 16, 6
 VOCAB, EMBED, MLP, POS, BATCH = (
     hax.Axis(name, size) for name, size in (("vocab", V), ("embed", D), ("mlp", 24), ("position", T), ("batch", 4))

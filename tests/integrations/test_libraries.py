@@ -1,16 +1,11 @@
 """Real models of the libraries that people train with: the right tables, and five steps that lower the loss."""
 
-import os
-
-import optax
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
@@ -18,8 +13,6 @@ from next_token import TOKENS, D, T, V, assert_falls, needs_nnx_optimizer, next_
 
 from ember_optax import TokenTables, ember, token_tables
 from ember_optax._tree.paths import flatten_named
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tables_of(params, **options):

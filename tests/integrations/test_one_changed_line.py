@@ -15,8 +15,6 @@ from ember_optax import ember, row_sparse
 from ember_optax.integrations.nnx import Embed
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 V, D, T, STEPS = 96, 8, 6, 20
 RATES = {
     "numbers": {"learning_rate": 1e-2, "head_learning_rate": 4e-2},

@@ -13,10 +13,7 @@ from optax.experimental import aggregating
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated:DeprecationWarning")
 V, D, RATE, B2, EPS = 12, 4, 0.1, 0.9, 1e-8
 TREE = {"embed": {"embedding": (V, D)}, "mlp": {"kernel": (D, D)}}
 

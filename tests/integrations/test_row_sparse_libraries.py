@@ -18,8 +18,6 @@ from ember_optax import ember, row_sparse
 from ember_optax.integrations import linen as ember_linen
 from ember_optax.integrations import nnx as ember_nnx
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IDS = TOKENS[:, :-1]
 
 

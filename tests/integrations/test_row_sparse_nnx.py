@@ -15,8 +15,6 @@ from steps import split_value_and_grad
 from ember_optax import row_sparse
 from ember_optax.integrations import nnx as ember_nnx
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IDS = TOKENS[:, :-1]
 
 

@@ -15,8 +15,6 @@ from jax.sharding import PartitionSpec as P
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 law = hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
+pytestmark = pytest.mark.fully_compiled
+
 TOKENS, WIDTH, SIZE, CHUNK = 96, 64, 20_000, 512
 
 

@@ -10,7 +10,6 @@ from chunked_loss import OPTIONS, exact, example, largest_error
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 COUNTS = jnp.arange(12).reshape(3, 4) % 3 > 0
 
 

@@ -10,8 +10,6 @@ from chunked_loss import OPTIONS, exact, example, largest_error, of
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def padded(table, size, token_axis, value):
     missing = size - table.shape[token_axis]

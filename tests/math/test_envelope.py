@@ -8,6 +8,8 @@ from benchmarks.harness.exact import ExactEmber
 from benchmarks.harness.results import RESULTS, load
 from benchmarks.measure import envelope
 
+pytestmark = pytest.mark.fully_compiled
+
 
 @pytest.mark.parametrize("exponent", [-36, -22, -15, -8, 0, 17])
 def test_matches_fifty_digits(exponent):

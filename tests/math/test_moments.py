@@ -12,7 +12,7 @@ from oracle import NumpyEmber
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.fully_compiled, pytest.mark.usefixtures("strict_promotion")]
 
 CONFORMANCE = sorted((Path(__file__).parents[1] / "data" / "conformance").glob("*.npz"))
 

@@ -7,9 +7,12 @@ import pytest
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 
-pytestmark = pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="before jax 0.10 XLA on CPU writes g^2 to memory in any reduction of it"
-)
+pytestmark = [
+    pytest.mark.fully_compiled,
+    pytest.mark.skipif(
+        jax.__version_info__ < (0, 10), reason="before jax 0.10 XLA on CPU writes g^2 to memory in any reduction of it"
+    ),
+]
 V, D = 50_257, 768
 
 

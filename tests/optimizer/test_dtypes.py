@@ -10,7 +10,6 @@ import pytest
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TABLE = EmberDimensionNumbers()
 IDS = jnp.array([1, 2])
 

@@ -11,8 +11,6 @@ from steps import to_dense
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, skipped_batches
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 V, D, STEPS = 40, 8, 12
 
 

@@ -11,8 +11,6 @@ from three_matrices import TABLES, assert_trees_close, initial_params
 
 from ember_optax import EmberDimensionNumbers, TokenTables, ember, scale_by_ember, token_tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class TestInjectHyperparams:
     def test_needs_no_static_arguments(self):

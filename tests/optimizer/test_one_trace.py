@@ -11,8 +11,6 @@ from three_matrices import initial_params
 
 from ember_optax import ember, losses, row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 100
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, STEPS)
 WRAPPED = {

@@ -14,6 +14,8 @@ from steps import dense_step, sparse_step, to_dense
 
 from ember_optax import EmberDimensionNumbers, ember
 
+pytestmark = pytest.mark.fully_compiled
+
 V, D, STEPS = 64, 16, 20
 NUMBERS = EmberDimensionNumbers()
 TX = ember(1e-2, optax.sgd(1e-2), tables=NUMBERS)

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from quickly import fully_compiled
 from steps import dense_step, sparse_step
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, stochastic_rounding
@@ -173,7 +174,8 @@ def test_has_no_temporary(shape, axis):
     tx = optax.chain(ember(1e-3, optax.adamw(1e-3), tables=EmberDimensionNumbers(axis)), ROUNDING)
     array = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     step = jax.jit(dense_step(tx), donate_argnums=(0, 1))
-    memory = step.lower(array, jax.eval_shape(tx.init, array), array).compile().memory_analysis()
+    with fully_compiled():
+        memory = step.lower(array, jax.eval_shape(tx.init, array), array).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.01 * array.size * 2
 
 
@@ -182,7 +184,8 @@ def test_places_along_the_last_axis_are_hashed_once():
     """Apart, in a vector: for every element again it took half as long again."""
     array = jax.ShapeDtypeStruct((4096, 640), jnp.bfloat16)
     step = jax.jit(dense_step(ROUNDING), donate_argnums=(0, 1))
-    memory = step.lower(array, jax.eval_shape(ROUNDING.init, array), array).compile().memory_analysis()
+    with fully_compiled():
+        memory = step.lower(array, jax.eval_shape(ROUNDING.init, array), array).compile().memory_analysis()
     assert 4 * 640 <= memory.temp_size_in_bytes < 5 * 640
 
 

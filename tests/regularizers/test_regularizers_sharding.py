@@ -13,7 +13,6 @@ from layouts import make_mesh, table_spec
 from benchmarks.harness.compiled import collectives
 from ember_optax import TokenTables, ember, regularizers, state_shardings
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 96, 40
 COUNTS = np.random.default_rng(1).poisson(3, V).astype(np.float32)
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(V, D)) + 0.3, jnp.float32)

@@ -11,7 +11,6 @@ import regularizer_oracle as oracle
 
 from ember_optax import EmberDimensionNumbers, geometry, regularizers, row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYOUTS = pytest.mark.parametrize("token_axis", [0, 1])
 V, D = 12, 5
 X = np.random.default_rng(0).normal(size=(V, D)) + 0.4

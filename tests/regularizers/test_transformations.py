@@ -13,7 +13,6 @@ from three_matrices import TABLES, assert_trees_equal, initial_params
 
 from ember_optax import EmberDimensionNumbers, TokenTables, ember, regularizers, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 COUNTS = np.arange(V)
 HEAD = TokenTables(exclude=["embed/embedding"])
@@ -104,17 +103,6 @@ def test_the_loss_does_not_see_the_centre_of_a_head():
     np.testing.assert_allclose(*losses, rtol=1e-5)
     np.testing.assert_allclose(heads[1].mean(1), 0, atol=1e-6)
     assert np.abs(heads[0].mean(1)).max() > 1e-2
-
-
-@EACH
-def test_keeps_dtypes_and_types(name, dtype=jnp.bfloat16):
-    tx, params, updates = TRANSFORMATIONS[name], initial_params(dtype), gradients(dtype=dtype)
-    state = tx.init(params)
-    found, after = jax.eval_shape(functools.partial(tx.update, token_counts=COUNTS), updates, state, params)
-    assert {u.dtype for u in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
-    assert jax.eval_shape(lambda: state) == after
-    doubled = optax.tree.map_params(tx, lambda v: v, state, is_leaf=lambda v: isinstance(v, optax.MaskedNode))
-    assert jax.tree.structure(doubled) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize("name", ["scale by fixed counts", "scale by streamed counts", "cap", "cap by a schedule"])

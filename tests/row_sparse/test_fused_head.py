@@ -15,7 +15,6 @@ from x64 import enable_x64
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, skipped_batches, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ALL_OPTIONS = (("chunk", 8), ("soft_cap", 5.0), ("z_loss", 0.1), ("label_smoothing", 0.1))
 UNTIED = Model()
 TIED = Model(tied=True, token_axis=1, options=ALL_OPTIONS, masked=True)

@@ -13,7 +13,6 @@ from fused import assert_same, dense_step, fused_step, run, transformation
 from ember_optax import EmberDimensionNumbers, row_sparse, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 OPTIONS = (("soft_cap", 5.0), ("z_loss", 0.1), ("label_smoothing", 0.1))
 
 

@@ -11,6 +11,8 @@ from fused import Model, fused_step, transformation
 
 from ember_optax import stochastic_rounding
 
+pytestmark = pytest.mark.fully_compiled
+
 SIZE, WIDTH, TOKENS, CHUNK = 20_000, 64, 96, 512
 BYTES = {jnp.float32: 4, jnp.bfloat16: 2}
 

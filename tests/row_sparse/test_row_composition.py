@@ -12,8 +12,6 @@ from steps import dense_step, sparse_step, split_value_and_grad
 
 from ember_optax import ember, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def train(tx, form, steps=6, micro_batches=1):
     """Dense, with compact leaves, or with compact arrays whose ids travel beside them."""

@@ -3,12 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from steps import to_dense
 
 from ember_optax import row_sparse, scale_by_ember
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_duplicates_of_bfloat16_rows_are_added_in_float32():

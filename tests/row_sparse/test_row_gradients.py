@@ -12,8 +12,6 @@ from steps import split_value_and_grad, to_dense
 
 from ember_optax import row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EMBED = "embed/embedding"
 
 

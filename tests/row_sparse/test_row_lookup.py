@@ -12,8 +12,6 @@ from steps import to_dense
 
 from ember_optax import row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_lookup_of_padding_and_of_ids_that_were_not_declared():
     table = jnp.arange(1.0, 11.0)[:, None]

@@ -11,8 +11,6 @@ from steps import dense_step, sparse_step, to_dense
 
 from ember_optax import ember, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_frozen_rows_stay_bit_identical(compact):

@@ -8,6 +8,8 @@ from steps import sparse_step, sparse_train_step
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse
 
+pytestmark = pytest.mark.fully_compiled
+
 
 @pytest.mark.parametrize("dtype, most", [(jnp.float16, 0.02), (jnp.bfloat16, 1.02)])
 def test_copies_of_a_half_precision_table(dtype, most):

@@ -17,8 +17,6 @@ from steps import to_dense
 
 from ember_optax import row_sparse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 V, D = 20, 6
 SHAPES = {"w": (3, 2), "wte": (V, D)}
 IDS = {"distinct": jnp.array([3, 7, 9, 1, 0, 19]), "equal": jnp.array([3, 7, 3, 3, 0, 7])}

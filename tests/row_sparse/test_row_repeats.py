@@ -11,7 +11,6 @@ import pytest
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 HALF = [jnp.bfloat16, jnp.float16]
 N, V, D = 8192, 50, 4
 RNG = np.random.default_rng(0)

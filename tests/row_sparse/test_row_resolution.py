@@ -13,8 +13,6 @@ from x64 import enable_x64
 
 from ember_optax import EmberDimensionNumbers, TokenTables, ember, row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEAD = {"lm_head": {"kernel": jnp.ones((4, 1000))}}
 IDS = {"lm_head/kernel": jnp.array([500, 600])}
 

@@ -14,8 +14,6 @@ from steps import sparse_step, sparse_train_step
 from benchmarks.harness.compiled import collectives
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, state_shardings
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 V, D, H, B, T = 4096, 64, 16, 16, 8
 TABLES = {"embed": EmberDimensionNumbers(), "head": None}
 # How the table is laid over the mesh, and the batch; the first is plain data parallelism.

@@ -14,7 +14,6 @@ from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 from ember_optax._tree import declared, tables
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TABLE = EmberDimensionNumbers()
 
 

@@ -19,8 +19,6 @@ from ember_optax import (
     token_tables,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMS = {"a": jnp.zeros((300, 20)), "b": jnp.zeros((20, 300)), "c": jnp.zeros((20, 20))}
 
 

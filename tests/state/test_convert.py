@@ -11,8 +11,6 @@ from layouts import make_mesh
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, state_from_adam, state_shardings
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 100)
 TABLES = {
     "embed": {"embedding": EmberDimensionNumbers()},

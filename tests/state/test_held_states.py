@@ -13,7 +13,7 @@ from next_token import needs_nnx_optimizer
 
 from ember_optax import check_skipped_batches, checksums, ember, geometry, skipped_batches, state_from_adam, vocab
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), needs_nnx_optimizer]
+pytestmark = needs_nnx_optimizer
 V, D = 16, 4
 TX, ADAM = ember(1e-2, optax.adamw(1e-3)), optax.inject_hyperparams(optax.adamw, hyperparam_dtype=jnp.float32)(1e-3, b2=0.95)
 

@@ -11,8 +11,6 @@ from steps import dense_step
 
 from ember_optax import EmberDimensionNumbers, ember, state_partition_specs, state_shardings
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMS = {
     "embed": {"embedding": jax.ShapeDtypeStruct((V, D), jnp.float32)},
     "lm_head": {"kernel": jax.ShapeDtypeStruct((D, V), jnp.float32)},

@@ -8,8 +8,6 @@ from flax import nnx
 
 from ember_optax import EmberDimensionNumbers, check_skipped_batches, ember, scale_by_ember, skipped_batches
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMS = {
     "embed": {"embedding": jnp.ones((12, 8))},
     "lm_head": {"kernel": jnp.ones((8, 12))},

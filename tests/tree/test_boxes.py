@@ -14,8 +14,6 @@ from next_token import TOKENS, D, V, assert_falls, needs_nnx_optimizer, next_tok
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember
 from ember_optax._tree.paths import flatten_named
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class BoxedModel(nn.Module):
     """Sharding names on the parameters: `nn.with_partitioning` or logical names, here mapped to the mesh's by a rule."""

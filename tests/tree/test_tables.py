@@ -24,8 +24,6 @@ from ember_optax import (
 )
 from ember_optax._tree.rules import RULES, first_match
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ALL_ROWS = [row for rows in ROWS.values() for row in rows]
 
 

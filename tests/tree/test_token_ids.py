@@ -9,7 +9,6 @@ from x64 import enable_x64
 
 from ember_optax import row_sparse, scale_by_ember
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 10, 4
 PARAMS = {"wte": jnp.ones((V, D))}
 IDS = {

@@ -23,8 +23,6 @@ from ember_optax import (
 )
 from ember_optax._tree.rules import first_match
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 V, D = 13, 5
 NAMES = ["lm_head", "lm_head/kernel", "lm_head/w", "lm_head/weight", "unembed", "logits/kernel", "reverse_embeddings"]
 

@@ -13,7 +13,6 @@ from steps import dense_step, jitted
 
 from ember_optax import TokenTables, ember, vocab
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 D, B2, RATE = 3, 0.9, 0.1
 SIZES = (4, 5, 8, 10)  # few, so that few programs are compiled
 NAMES = ("embed", "lm_head", "of_body")

@@ -12,7 +12,6 @@ import pytest
 from ember_optax import EmberDimensionNumbers, TokenTables, ember, geometry, scale_by_ember, vocab
 from ember_optax._tree.paths import flatten_named, path_name
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 6, 4
 TABLE, HEAD = jnp.arange(float(V * D)).reshape(V, D), jnp.arange(float(D * V)).reshape(D, V)
 DECLARED = {"rows": EmberDimensionNumbers(), "columns": EmberDimensionNumbers(1), "mlp": None}

@@ -12,7 +12,6 @@ from steps import dense_step, jitted
 
 from ember_optax import EmberDimensionNumbers, TokenTables, ember, scale_by_ember, state_partition_specs, token_tables, vocab
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D, K = 12, 4, 3
 # A table of each layout, with its token axis and batch axes.
 LAYOUTS = {

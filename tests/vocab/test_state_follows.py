@@ -13,7 +13,6 @@ from steps import dense_step, jitted
 
 from ember_optax import TokenTables, ember, row_sparse, scale_by_ember, token_table_labels, vocab
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 12, 4
 OPTIMIZERS = {
     "ember": lambda: ember(1e-2, optax.adamw(1e-2)),

@@ -8,7 +8,6 @@ import pytest
 
 from ember_optax import ember, vocab
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 OLD, D, ROWS = "abcdef", 4, 8  # two rows are padding
 NEW = ["c", "fade", "a", "be", "ccc", "x", "f", "y"]
 KEPT = {0: 2, 2: 0, 6: 5}  # new ids to old ones

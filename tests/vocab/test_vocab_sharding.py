@@ -17,7 +17,6 @@ from benchmarks.harness.compiled import collectives
 from ember_optax import TokenTables, ember, state_shardings, vocab
 from ember_optax.vocab import _row_moves as row_moves
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D = 32, 8
 IDS = np.random.default_rng(0).integers(-1, V, 48)
 SPECS = [P("fsdp"), P(("fsdp", "tp")), P(("tp", "fsdp")), P("fsdp", "tp"), P(None, "tp"), P()]
