@@ -20,7 +20,7 @@ import numpy as np
 from .._math.axes import TableAxes
 from .boxes import is_box, rebox, unbox
 from .compact_rows import CompactRows
-from .declared import AUTO, Declared, DimensionNumbersLike, check_axes_are_told, read_declaration
+from .declared import Declared, DimensionNumbersLike, check_axes_are_told, read_declaration
 from .dimension_numbers import EmberDimensionNumbers, TableKind, table_axes
 from .finder import FinderCall
 from .kinds import kind_of
@@ -47,7 +47,7 @@ class Leaf:
     shape: tuple[int, ...]
     ids: jax.Array | None = None
 
-    def as_table(self, axes: TableAxes, kind: TableKind | None = None) -> "Table":
+    def as_table(self, axes: TableAxes, kind: TableKind | None) -> "Table":
         return Table(self.name, self.box, self.array, self.shape, self.ids, axes=axes, kind=kind)
 
 
@@ -145,7 +145,7 @@ def read_tree(tree: Any, token_ids: dict[str, jax.Array] | None = None, *, what:
 
 
 def every_table(
-    tree: Any, declaration: DimensionNumbersLike = AUTO, *, token_ids: dict[str, jax.Array] | None = None, params: Any = None
+    tree: Any, declaration: DimensionNumbersLike, *, token_ids: dict[str, jax.Array] | None = None, params: Any = None
 ) -> TableTree:
     """The leaves of a tree as tables, for `scale_by_ember`. A leaf that the finder does not find has its vocabulary first.
 
@@ -167,14 +167,14 @@ def every_table(
 
 
 def found_tables(
-    tree: Any, declaration: DimensionNumbersLike = AUTO, *, token_ids: dict[str, jax.Array] | None = None, params: Any = None
+    tree: Any, declaration: DimensionNumbersLike, *, token_ids: dict[str, jax.Array] | None = None, params: Any = None
 ) -> TableTree:
     """The leaves of a tree. Tables are those that are declared, or that the finder finds. Arguments and errors: `every_table`."""
     read, declared = _declared(read_tree(tree, token_ids, what="the parameters are"), declaration, params, "tables")
     return _with_axes(read, declared.dimension_numbers, declared, "tables")
 
 
-def tables_with_ids(read: TableTree, declaration: DimensionNumbersLike = AUTO, params: Any = None) -> TableTree:
+def tables_with_ids(read: TableTree, declaration: DimensionNumbersLike, params: Any = None) -> TableTree:
     """The leaves that `read_tree` has read. Tables are those with ids. One that no rule finds has its vocabulary first.
 
     Raises:
