@@ -13,7 +13,7 @@ from .._math.rows import rows_first
 from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
 from .._tree.inputs import check_array, shown
-from .._tree.tables import Table
+from .._tree.tables import Leaf, Table
 from .gradient import LARGEST_VOCABULARY, Tap, as_linked, tap_shapes, tapped_losses, with_lookup
 from .leaf import FusedLeaf
 
@@ -47,7 +47,6 @@ class TappedHead:
     """
 
     def __init__(self, table: Table, tap: Tap | None = None):
-        assert table.axes is not None
         self.name, self.table, self.tap = table.name, jax.lax.stop_gradient(table.array), tap
         self.token_axis = table.axes.token[0]
         self.calls: list[tuple[Tap, LossOptions]] = []
@@ -96,7 +95,7 @@ def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(paths))
 
 
-def check_head_table(table: Table) -> None:
+def check_head_table(table: Leaf) -> None:
     """Raises unless a parameter can be a fused head."""
     check_array(table.box, f"parameter {table.name!r}", floating=True)
     if len(table.shape) != 2:

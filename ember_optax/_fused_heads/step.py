@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from .._math.axes import TableAxes
 from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
-from .._math.moments import DecayRate, Moments, bias_correction, squeeze_moments
+from .._math.moments import Moments, bias_correction, squeeze_moments
 from .._math.platform_forms import read_as, write_in_place
 from .._math.rounding import bits_at, places_along, rounded_update
 from .._math.row_writes import set_rows
 from .._math.rows import take_rows
 from .._math.softmax import LossOptions
-from .._math.step import after_batch, decay_term, precondition
+from .._math.step import Hyperparameters, after_batch, decay_term, precondition
 from .gradient import Tap, gradient_of_rows
 
 
@@ -45,9 +45,7 @@ def ember_head_step(
     tap: Tap,
     factor: Any,
     moments: Moments,
-    rate: DecayRate,
-    eps: Any,
-    weight_decay: Any,
+    by: Hyperparameters,
     *,
     axes: TableAxes,
     active_rows: bool,
@@ -57,11 +55,11 @@ def ember_head_step(
     size, width = tap.token_squares.size, tap.feature_squares.size
     token_V1 = jnp.expand_dims(jnp.square(factor) * tap.token_squares / width, feature_axis)
     feature_1D = jnp.expand_dims(jnp.square(factor) * tap.feature_squares / size, token_axis)
-    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, rate, axes=axes, active_rows=active_rows)
-    correction, finite = bias_correction(new.count, rate).reshape(()), finite_11.reshape(())
+    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, by.rate, axes=axes, active_rows=active_rows)
+    correction, finite = bias_correction(new.count, by.rate).reshape(()), finite_11.reshape(())
     moments = squeeze_moments(new, axes)
     one = jnp.ones((), jnp.float32)
-    eps, weight_decay = jnp.asarray(eps, jnp.float32), jnp.asarray(weight_decay, jnp.float32)
+    eps, weight_decay = jnp.asarray(by.eps, jnp.float32), jnp.asarray(by.weight_decay, jnp.float32)
     vectors, mean = (moments.nu_token, moments.nu_feature), mean_11.reshape(())
     return Preconditioner(factor, *vectors, mean, correction, eps, weight_decay, finite, one), moments
 

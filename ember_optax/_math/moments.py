@@ -1,4 +1,4 @@
-"""Ember's state for one table, `Moments`: the axes of the table that each field keeps, the first state, and the next state.
+"""Ember's state: its fields, their dtypes, the axes of the table that each keeps, the first state, and the next state.
 
 Shapes are written for a (V, D) table. Axes come from `TableAxes`, so the same functions serve a (D, V) head, several feature axes
 and stacked tables.
@@ -19,14 +19,39 @@ from .axes import TableAxes
 from .mesh import all_over, as_varying, spec_of, varying_axes
 
 
-class Moments(NamedTuple):
-    """Ember's state for one table. `count` and `total_notfinite` have the shape of the batch axes, () for a plain table."""
+class ScaleByEmberState(NamedTuple):
+    """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
 
-    count: Any  # steps taken, int32  # pyright: ignore[reportIncompatibleMethodOverride]
-    nu_token: Any  # (V,) float32
-    nu_feature: Any  # (D,) float32
-    total_notfinite: Any  # batches skipped, int32
+    Attributes:
+      count: steps each table has taken, int32, () or the shape of the batch axes. Skipped batches do not count.
+      nu_token: moving average of the mean squared gradient of each token, float32, (V,).
+      nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
+      total_notfinite: batches that were skipped because their mean squared gradient, or an average, was not finite, int32, as
+        `count`. `optax.tree.get(opt_state, "total_notfinite")` reads it from a nested state with one such field;
+        `optax.tree_utils.tree_get_all_with_path` finds several (`optax.apply_if_finite` has one of the same name).
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ember_optax import scale_by_ember
+      >>> tx = scale_by_ember()
+      >>> state = tx.init({"embedding": jnp.ones((8, 4))})
+      >>> _, state = tx.update({"embedding": jnp.full((8, 4), jnp.nan)}, state)
+      >>> print(optax.tree.get(state, "total_notfinite")["embedding"], state.count["embedding"])
+      1 0
+
+    References:
+      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
+    """
+
+    count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
+    nu_token: Any
+    nu_feature: Any
+    total_notfinite: Any
+
+
+# The state of one table, with an array in each field instead of a tree.
+Moments = ScaleByEmberState
 
 # The axes of the table that each field keeps. Shapes, boxes, shardings and conversions are derived from this.
 _KEPT = Moments(
@@ -36,6 +61,8 @@ _KEPT = Moments(
     total_notfinite=("batch",),
 )
 DTYPES = Moments(count=jnp.int32, nu_token=jnp.float32, nu_feature=jnp.float32, total_notfinite=jnp.int32)
+# The fields that are averages of squares. The others count steps.
+AVERAGES = tuple(field for field, dtype in DTYPES._asdict().items() if jnp.issubdtype(dtype, jnp.floating))
 
 
 class DecayRate(NamedTuple):
@@ -68,6 +95,12 @@ def dropped_axes(axes: TableAxes) -> Moments:
 def moment_shapes(shape: tuple[int, ...], axes: TableAxes) -> Moments:
     """The shape of each field for a table of this shape."""
     return Moments(*(tuple(shape[axis] for axis in kept) for kept in kept_axes(axes)))
+
+
+def moment_bytes(shape: tuple[int, ...], axes: TableAxes) -> int:
+    """The bytes of the state of a table of this shape."""
+    each = zip(moment_shapes(shape, axes), DTYPES, strict=True)
+    return sum(math.prod(of_field) * jnp.dtype(dtype).itemsize for of_field, dtype in each)
 
 
 def init_moments(table_VxD: Any, axes: TableAxes) -> Moments:

@@ -4,7 +4,7 @@ Shapes are written for a (V, D) table. Everything is float32, except that the up
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,20 @@ from .platform_forms import batch_statistics, mean_of_moment
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
+class Hyperparameters(NamedTuple):
+    """The numbers of a step. The same for all tables, and for the dense, the row-sparse and the fused step."""
+
+    rate: DecayRate
+    eps: Any  # added to the root
+    weight_decay: Any = 0.0  # this times the parameter is added to the update
+
+
 # Its own `jax.jit`, so that tables of one shape are traced once: 5,000 tables take a fifth of the time. XLA inlines the call.
 @functools.partial(jax.jit, static_argnames=("axes", "active_rows"))
 def ember_step(
     g_VxD: jax.Array,
     moments: Moments,
-    rate: DecayRate,
-    eps: Any,
-    weight_decay: Any = 0.0,
+    by: Hyperparameters,
     table_VxD: jax.Array | None = None,
     *,
     axes: TableAxes,
@@ -44,9 +50,7 @@ def ember_step(
     Args:
       g_VxD: the gradient, any floating dtype.
       moments: the state before the step.
-      rate: the decay rate.
-      eps: added to the root, float32.
-      weight_decay: this times `table_VxD` is added to the update.
+      by: the hyperparameters.
       table_VxD: the parameter; None for no decay.
       axes: the table's axes.
       active_rows: average the feature statistic over the rows with a gradient, as the paper's code did (`over_active_rows`).
@@ -55,10 +59,10 @@ def ember_step(
       The update in the gradient's dtype, without the learning rate, and the state after the step.
     """
     g_VxD, token_V1, feature_1D = batch_statistics(g_VxD, axes)
-    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, rate, axes=axes, active_rows=active_rows)
-    update = precondition(g_VxD, new.nu_token, new.nu_feature, mean_11, bias_correction(new.count, rate), eps)
+    finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, by.rate, axes=axes, active_rows=active_rows)
+    update = precondition(g_VxD, new.nu_token, new.nu_feature, mean_11, bias_correction(new.count, by.rate), by.eps)
     if table_VxD is not None:
-        update = update + decay_term(table_VxD, weight_decay).astype(update.dtype)
+        update = update + decay_term(table_VxD, by.weight_decay).astype(update.dtype)
     update = jnp.where(finite_11, update, jnp.zeros((), update.dtype))
     return update.astype(g_VxD.dtype), squeeze_moments(new, axes)
 

@@ -13,10 +13,10 @@ from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
 from .._tree.state import ember_states
 from .._tree.suspects import warn_of_suspects
-from .._tree.tables import TableTree, tables_of
+from .._tree.tables import Table, TableTree, found_tables
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import is_observed, tables_at_init
-from .checks import check_found, check_given, check_kinds, check_params, check_transformation
+from .checks import check_found, check_given, check_kinds, check_transformation, checked_params
 from .transform import FeatureMean, scale_tables
 
 P = ParamSpec("P")
@@ -130,18 +130,23 @@ def ember(
     if head_learning_rate is not None:
         head_learning_rate = checked_learning_rate(head_learning_rate, "head_learning_rate")
     scaling = functools.partial(scale_tables, b2=b2, eps=eps, feature_mean=feature_mean, weight_decay=weight_decay)
-    scaling(tables_of)  # checks the numbers, here where they are written
-    find = functools.partial(tables_of, declaration=tables, among="found", argument="tables", what="the parameters are")
-    return _routed(find, scaling, _Rates(learning_rate, head_learning_rate), body)
+    scaling(found_tables)  # checks the numbers, here where they are written
+    find = functools.partial(found_tables, declaration=tables)
+    return _partitioned(find, scaling, _Rates(learning_rate, head_learning_rate), body)
 
 
-def _routed(
+def _partitioned(
     find: Callable[..., TableTree],
     scaling: Callable[..., optax.GradientTransformation],
     rates: _Rates,
     body: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """The `optax.partition` of the tables that `find` finds in a tree, and of the rest."""
+    """The `optax.partition` of the tables that `find` finds in a tree, and of the rest.
+
+    Each call builds a partition, because its labels belong to one tree: a library may show parameters in boxes at `init` and bare
+    at `update`, and only the tree of this call says which updates are compact. A partition has no state of its own, and under
+    `jax.jit` it is built once.
+    """
 
     partition = functools.partial(_partition, scaling=scaling, rates=rates, body=body)
 
@@ -167,10 +172,7 @@ def _routed(
         _check_arrays(found, "the gradient of")
         _check_ids_of_body(found, state.inner_states["body"])
         if params is not None:
-            # Only leaves that have a gradient, because an Equinox model also has functions as leaves.
-            leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
-            check_params(found, leaves)
-            params = found.treedef.unflatten(leaves)
+            params = found.treedef.unflatten(checked_params(found, params))
         given = {"token_ids": ids} if ids else {}
         return partition(found).update(updates, state, params, **given, **extra_args)
 
@@ -178,13 +180,13 @@ def _routed(
 
 
 def _partition(found: TableTree, *, scaling, rates: _Rates, body) -> optax.GradientTransformationExtraArgs:
-    labels = found.treedef.unflatten(["body" if table.axes is None else "ember" for table in found.tables])
-    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), _by_kind(found, rates))
+    labels = found.treedef.unflatten(["ember" if isinstance(leaf, Table) else "body" for leaf in found.leaves])
+    of_tables = optax.chain(scaling(lambda tree, **_: found.part(tree)), _scale_by_rates(found, rates))
     # A function, because `optax.partition` calls labels that are callable, such as an Equinox model.
     return optax.partition({"ember": of_tables, "body": body}, lambda _: labels)
 
 
-def _by_kind(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
+def _scale_by_rates(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
     """A transformation that multiplies the updates of the tables by the learning rate of their kind."""
     others = optax.scale_by_learning_rate(rates.others)
     if rates.head is None:
@@ -198,8 +200,8 @@ def _by_kind(found: TableTree, rates: _Rates) -> optax.GradientTransformation:
 
 
 def _check_arrays(found: TableTree, what: str) -> None:
-    for table in found.tables:
-        check_array(table.box, f"{what} {table.name!r}")
+    for leaf in found.leaves:
+        check_array(leaf.box, f"{what} {leaf.name!r}")
 
 
 def _check_state(state: Any, *, with_head_rate: bool) -> None:
@@ -220,11 +222,11 @@ def _check_state(state: Any, *, with_head_rate: bool) -> None:
 
 def _check_ids_of_body(found: TableTree, body_state: Any) -> None:
     """Raises if ids are given for a parameter of the body. The body ignores them, unless an Ember in it trains the parameter."""
-    of_body = [table for table in found.tables if table.ids is not None and table.axes is None]
+    of_body = [leaf for leaf in found.leaves if leaf.ids is not None and not isinstance(leaf, Table)]
     if not of_body:
         return
     of_embers = {name for _, state in ember_states(body_state) for name in flatten_named(state.nu_token)[0]}
-    if refused := [f"{table.name!r} of shape {table.shape}" for table in of_body if table.name not in of_embers]:
+    if refused := [f"{leaf.name!r} of shape {leaf.shape}" for leaf in of_body if leaf.name not in of_embers]:
         raise ValueError(
             f"token ids are given for {', '.join(refused)}, trained by the body: only token tables take row-sparse steps. Name "
             f"the table in the `tables` argument of ember, or declare no ids for it."

@@ -1,7 +1,6 @@
 """The checks of parameters, gradients, state, mesh axes and other transformations."""
 
 import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,11 +11,11 @@ import optax
 from .._fused_heads.leaf import FusedLeaf
 from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
-from .._math.moments import Moments, moment_shapes
+from .._math.moments import AVERAGES, DTYPES, Moments, moment_shapes
 from .._tree.boxes import unbox
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.inputs import check_array, listed, shown
-from .._tree.tables import Table, TableTree
+from .._tree.tables import Leaf, Table, TableTree
 from .._tree.token_ids import check_compact
 
 
@@ -35,7 +34,7 @@ def mesh_names(names: str | tuple[str, ...], argument: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_leaf(table: Table) -> TableAxes:
+def check_leaf(table: Leaf) -> TableAxes:
     """The axes of a leaf. Raises unless it is a real floating array with at least one element, and is declared to be a table."""
     leaf = table.array
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -51,7 +50,7 @@ def check_leaf(table: Table) -> TableAxes:
             f"parameter {table.name!r} of shape {leaf.shape} is empty, so its mean squares do not exist; remove it from the "
             f"tables."
         )
-    if table.axes is None:
+    if not isinstance(table, Table):
         raise ValueError(
             f"dimension_numbers says None, no table, of {table.name!r} with shape {leaf.shape}, but scale_by_ember treats "
             f"every leaf as a table: declare EmberDimensionNumbers for it, or keep it out with optax.masked or optax.partition."
@@ -64,19 +63,19 @@ def check_found(found: TableTree, *, complete: bool) -> None:
     # In an incomplete tree, for example inside an `optax.partition`, the tables may be in another part.
     if complete and (message := unused_patterns_message(found)):
         raise ValueError(message)
-    required = found.options is None or found.options.required
-    if complete and required and all(table.axes is None for table in found.tables):
+    required = found.finder is None or found.finder.options.required
+    if complete and required and not found.tables:
         raise ValueError(no_table_message(found))
 
 
 def check_kinds(found: TableTree, *, complete: bool) -> None:
     """Raises if `head_learning_rate` would be silently ignored: a table may or may not be a head, or no table is a head."""
-    tables = [table for table in found.tables if table.axes is not None]
+    tables = found.tables
     if unknown := [table for table in tables if table.kind is None]:
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in unknown])
         raise ValueError(
             f"head_learning_rate is given, but nothing says whether these tables are heads: {listed_tables}. Declare it, "
-            f'EmberDimensionNumbers({unknown[0].axes.token[0] if unknown[0].axes else 0}, kind="head") or kind="input".'
+            f'EmberDimensionNumbers({unknown[0].axes.token[0]}, kind="head") or kind="input".'
         )
     if complete and tables and not any(table.kind == "head" for table in tables):
         listed_tables = listed([f"{table.name!r} of shape {table.shape}" for table in tables])
@@ -86,9 +85,11 @@ def check_kinds(found: TableTree, *, complete: bool) -> None:
         )
 
 
-def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
-    """Raises if a parameter and its gradient have different shapes. Otherwise the decay would be broadcast silently."""
-    for table, leaf in zip(found.tables, leaves, strict=True):
+def checked_params(found: TableTree, params: Any) -> list[Any]:
+    """The parameter of each leaf. Raises if it and its gradient have different shapes: the decay would be broadcast silently."""
+    # Only leaves that have a gradient, because an Equinox model also has functions as leaves.
+    leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
+    for table, leaf in zip(found.leaves, leaves, strict=True):
         check_array(leaf, f"parameter {table.name!r}")
         if np.shape(unbox(leaf)) != table.shape:
             raise ValueError(
@@ -96,6 +97,7 @@ def check_params(found: TableTree, leaves: Sequence[Any]) -> None:
                 f"the parameters that these gradients belong to, update(updates, state, params), and token_ids if they are "
                 f"compact."
             )
+    return leaves
 
 
 def check_state(state: Any) -> None:
@@ -134,28 +136,30 @@ def check_bound(mesh_axes: dict[str, tuple[str, ...]]) -> None:
                 ) from None
 
 
-def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes) -> None:
+def check_gradient(table: Leaf, g: jax.Array, moments: Moments, axes: TableAxes) -> None:
     """Raises if a gradient does not fit its state."""
     _check_split(table, g, axes)
     for field, moment in moments._asdict().items():
         check_array(moment, f"the state's {field} of {table.name!r}")
-    for field in ("nu_token", "nu_feature"):
-        moment = getattr(moments, field)
-        if moment.dtype != jnp.float32:
+    shapes = moment_shapes(table.shape, axes)
+    for field in AVERAGES:
+        moment, dtype = getattr(moments, field), jnp.dtype(getattr(DTYPES, field))
+        if moment.dtype != dtype:
             raise TypeError(
-                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is float32 whatever the parameters' dtype: a "
+                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is {dtype} whatever the parameters' dtype: a "
                 f"step of 1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
                 f"jax.eval_shape(tx.init, params)."
             )
-    shapes = moment_shapes(table.shape, axes)
-    if (moments.nu_token.shape, moments.nu_feature.shape) != (shapes.nu_token, shapes.nu_feature):
+    wanted, found = ({field: getattr(of, field) for field in AVERAGES} for of in (shapes, jax.tree.map(jnp.shape, moments)))
+    if found != wanted:
         what = "gradient" if table.ids is None else "parameter"
+        needs = " and ".join(f"{field} of shape {shape}" for field, shape in wanted.items())
         raise ValueError(
-            f"the {what} of {table.name!r} has shape {table.shape}, so its state needs nu_token of shape {shapes.nu_token} and "
-            f"nu_feature of shape {shapes.nu_feature}, but has {moments.nu_token.shape} and {moments.nu_feature.shape}; "
-            f"initialise the state from the parameters that these gradients belong to, or pass token_ids if they are compact."
+            f"the {what} of {table.name!r} has shape {table.shape}, so its state needs {needs}, but has "
+            f"{' and '.join(map(str, found.values()))}; initialise the state from the parameters that these gradients belong "
+            f"to, or pass token_ids if they are compact."
         )
-    for field in ("count", "total_notfinite"):
+    for field in (field for field in Moments._fields if field not in AVERAGES):
         counter, shape = getattr(moments, field), getattr(shapes, field)
         if np.shape(counter) != shape or not jnp.issubdtype(jnp.result_type(counter), jnp.integer):
             raise ValueError(
@@ -166,7 +170,7 @@ def check_gradient(table: Table, g: jax.Array, moments: Moments, axes: TableAxes
         check_compact(table.name, g.shape, table.ids, table.shape, axes)
 
 
-def check_head(table: Table, gradient: FusedLeaf, axes: TableAxes) -> None:
+def check_head(table: Leaf, gradient: FusedLeaf, axes: TableAxes) -> None:
     """Raises if a transformation cannot take the gradient of a fused head."""
     if gradient.preconditioner is not None:
         raise TypeError(f"the gradient of {table.name!r} is an update already: put one scale_by_ember into the chain.")
@@ -182,7 +186,7 @@ def check_head(table: Table, gradient: FusedLeaf, axes: TableAxes) -> None:
         )
 
 
-def _check_split(table: Table, g: jax.Array, axes: TableAxes) -> None:
+def _check_split(table: Leaf, g: jax.Array, axes: TableAxes) -> None:
     """Raises if the gradient is the same along a mesh axis that should split the table.
 
     A compact gradient may have the same rows on all devices if its ids differ.

@@ -4,7 +4,6 @@ A row without gradient does not move, and its `nu_token` only decays. So nothing
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 from .._math.axes import TableAxes
 from .._math.mean_square import compute_dtype, mean_square
 from .._math.mesh import all_over, mean_over
-from .._math.moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
+from .._math.moments import Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
 from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
-from .._math.step import decay_term, mean_moment, over_active_rows, precondition
+from .._math.step import Hyperparameters, decay_term, mean_moment, over_active_rows, precondition
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "active_rows"))
@@ -22,9 +21,7 @@ def ember_row_step(
     compact: jax.Array,
     ids: jax.Array,
     moments: Moments,
-    rate: DecayRate,
-    eps: Any,
-    weight_decay: Any = 0.0,
+    by: Hyperparameters,
     table: jax.Array | None = None,
     *,
     axes: TableAxes,
@@ -37,9 +34,7 @@ def ember_row_step(
       ids: integers of any shape. The rows of equal ids are summed before they are squared. Padding (ids below zero, or V and
         above) is ignored.
       moments: the state before the step.
-      rate: the decay rate.
-      eps: added to the root, float32.
-      weight_decay: times the touched rows of `table`, added to their update.
+      by: the hyperparameters.
       table: the parameter; None for no decay.
       axes: the table's axes, without batch axes.
       active_rows: as in `ember_step`.
@@ -61,13 +56,15 @@ def ember_row_step(
     finite_11 = all_finite(old._replace(nu_token=take_rows(old.nu_token, ids_N, 0)), token_N1, feature_1F, axes)
     if active_rows:  # the mean of nu_token reads every token
         finite_11 &= all_over(axes.token_mesh, jnp.all(jnp.isfinite(old.nu_token), axes.token, keepdims=True))
-    new = next_moments(old, token_N1, feature_1F, finite_11, rate, lambda decayed, rows: decayed.at[ids_N].add(rows, mode="drop"))
+    new = next_moments(
+        old, token_N1, feature_1F, finite_11, by.rate, lambda decayed, rows: decayed.at[ids_N].add(rows, mode="drop")
+    )
 
     mean_11 = mean_moment(new, axes, active_rows=active_rows)
     nu_token_N1 = take_rows(new.nu_token, ids_N, 0)
-    update = precondition(rows_NxF, nu_token_N1, new.nu_feature, mean_11, bias_correction(new.count, rate), eps)
+    update = precondition(rows_NxF, nu_token_N1, new.nu_feature, mean_11, bias_correction(new.count, by.rate), by.eps)
     if table is not None:
-        update = update + decay_term(take_rows(table, ids_N, token_axis), weight_decay).astype(update.dtype)
+        update = update + decay_term(take_rows(table, ids_N, token_axis), by.weight_decay).astype(update.dtype)
     update = jnp.where(like_rows(first_N, update) & finite_11, update, jnp.zeros((), update.dtype))
     return rows_back(update.astype(compact.dtype), compact.shape, token_axis, ids.ndim), squeeze_moments(new, axes)
 

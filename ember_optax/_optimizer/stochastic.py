@@ -17,9 +17,9 @@ from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplica
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.inputs import check_array, check_tree, checked_integer, shown
-from .._tree.tables import Table, tables_of
+from .._tree.tables import Leaf, Table, read_tree, tables_with_ids
 from .._tree.token_ids import check_compact, token_ids_by_name
-from .checks import check_params
+from .checks import checked_params
 
 
 class StochasticRoundingState(NamedTuple):
@@ -113,14 +113,13 @@ def stochastic_rounding(
             )
         check_tree(params, "params", may_be_empty=True)
         ids = token_ids_by_name(token_ids)
-        found = tables_of(updates, tables, "with ids", token_ids=ids, params=params)
-        leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
-        for table in found.tables:
+        found = tables_with_ids(read_tree(updates, ids), tables, params)
+        for table in found.leaves:
             check_array(table.box, f"the update of {table.name!r}")
-        check_params(found, leaves)
+        leaves = checked_params(found, params)
         of_leaf = [
             _rounded_leaf(table, unbox(param), key_of(word, state.count, zlib.crc32(table.name.encode())))
-            for table, param in zip(found.tables, leaves, strict=True)
+            for table, param in zip(found.leaves, leaves, strict=True)
         ]
         return found.rebuild(of_leaf), StochasticRoundingState(optax.safe_increment(state.count))
 
@@ -139,7 +138,7 @@ def _checked_seed(seed: Any) -> Any:
     return np.uint32(number)
 
 
-def _rounded_leaf(table: Table, param: Any, key: jax.Array) -> Any:
+def _rounded_leaf(table: Leaf, param: Any, key: jax.Array) -> Any:
     p = jnp.asarray(param)
     if not jnp.issubdtype(p.dtype, jnp.floating) or p.dtype.itemsize >= 4:
         return table.array
@@ -156,7 +155,7 @@ def _rounded_leaf(table: Table, param: Any, key: jax.Array) -> Any:
             )
         return table.array.update(table.array.preconditioner._replace(rounding_key=key))
     update = jnp.asarray(table.array)
-    if table.ids is None or table.axes is None:
+    if table.ids is None or not isinstance(table, Table):
         return in_auto_mode(_round_all, functools.partial(spec_like, update), update, p, key)
     check_compact(table.name, update.shape, table.ids, p.shape, table.axes)
     of_rows = functools.partial(_round_rows, token_axis=table.axes.token[0])

@@ -12,14 +12,14 @@ from .._fused_heads.leaf import FusedLeaf
 from .._fused_heads.step import ember_head_step
 from .._math.axes import TableAxes
 from .._math.mesh import in_auto_mode, spec_like
-from .._math.moments import DecayRate, Moments, decay_rate, init_moments, kept_axes
-from .._math.step import ember_step
+from .._math.moments import Moments, decay_rate, init_moments, kept_axes
+from .._math.step import Hyperparameters, ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
 from .._tree.state import ScaleByEmberState
-from .._tree.tables import Table, TableTree, tables_of
+from .._tree.tables import Leaf, TableTree, every_table
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import tables_at_init
 from .checks import check_bound, check_given, check_gradient, check_head, check_leaf, check_state, mesh_names
@@ -118,7 +118,7 @@ def scale_by_ember(
             f"token_mesh_axes={token_mesh_axes!r} and feature_mesh_axes={feature_mesh_axes!r} name a mesh axis twice; "
             f"it splits either the tokens or the features."
         )
-    find = functools.partial(tables_of, declaration=dimension_numbers, argument="dimension_numbers")
+    find = functools.partial(every_table, declaration=dimension_numbers)
     return scale_tables(find, b2=b2, eps=eps, feature_mean=feature_mean, mesh_axes=mesh_axes)
 
 
@@ -141,13 +141,13 @@ def scale_tables(
     # A traced decay may become non-zero later, so it needs the parameters. Only a Python zero does not.
     decays = isinstance(weight_decay, jax.Array) or weight_decay != 0.0
 
-    def axes_of(table: Table) -> TableAxes:
+    def axes_of(table: Leaf) -> TableAxes:
         return check_leaf(table)._replace(**(mesh_axes or {}))
 
     def init_fn(params):
         check_tree(params, "params")
         found = tables_at_init(find, params, feature_mean, b2)
-        return _to_state(found, [_boxed(init_moments(t.array, axes_of(t)), t) for t in found.tables])
+        return _to_state(found, [_first_moments(table, axes_of(table)) for table in found.leaves])
 
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         del extra_args
@@ -158,11 +158,11 @@ def scale_tables(
         check_given(params, with_ids=bool(ids), decays=decays)
         found = find(updates, token_ids=ids, params=params)
         check_bound(mesh_axes or {})
-        weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.tables)
-        step = functools.partial(_step_table, rate=decay_rate(b2), eps=eps, weight_decay=weight_decay, active_rows=active_rows)
+        weights = found.leaves_of(params, "parameter tree", may_have_more=True) if decays else [None] * len(found.leaves)
+        step = functools.partial(_step_table, by=Hyperparameters(decay_rate(b2), eps, weight_decay), active_rows=active_rows)
         stepped = [
             step(table, boxes, unbox(weight), axes=axes_of(table))
-            for table, boxes, weight in zip(found.tables, _from_state(state, found), weights, strict=True)
+            for table, boxes, weight in zip(found.leaves, _from_state(state, found), weights, strict=True)
         ]
         return found.rebuild([update for update, _ in stepped]), _to_state(found, [moments for _, moments in stepped])
 
@@ -170,52 +170,48 @@ def scale_tables(
 
 
 def _step_table(
-    table: Table, boxes: Moments, weight: Any, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
+    table: Leaf, boxes: Moments, weight: Any, *, axes: TableAxes, by: Hyperparameters, active_rows: bool
 ) -> tuple[Any, Moments]:
     """The update of one table, dense or compact, and its next state in the boxes of the old state."""
     check_array(table.box, f"the gradient of {table.name!r}")
     if isinstance(table.array, FusedLeaf):
-        return _step_head(table, boxes, axes=axes, rate=rate, eps=eps, weight_decay=weight_decay, active_rows=active_rows)
+        return _step_head(table, boxes, axes=axes, by=by, active_rows=active_rows)
     g, moments = jnp.asarray(table.array), Moments(*map(unbox, boxes))
     if weight is not None:
         check_array(weight, f"parameter {table.name!r}")
     param = None if weight is None else jnp.asarray(weight)
     check_gradient(table, g, moments, axes)
     if table.ids is None:
-        update, moments = ember_step(g, moments, rate, eps, weight_decay, param, axes=axes, active_rows=active_rows)
+        update, moments = ember_step(g, moments, by, param, axes=axes, active_rows=active_rows)
     else:
         row_step = functools.partial(ember_row_step, axes=axes, active_rows=active_rows)
         specs = functools.partial(jax.tree.map, spec_like, (g, moments))
-        update, moments = in_auto_mode(row_step, specs, g, table.ids, moments, rate, eps, weight_decay, param)
+        update, moments = in_auto_mode(row_step, specs, g, table.ids, moments, by, param)
     return update, Moments(*map(rebox, boxes, moments))
 
 
 def _step_head(
-    table: Table, boxes: Moments, *, axes: TableAxes, rate: DecayRate, eps, weight_decay, active_rows: bool
+    table: Leaf, boxes: Moments, *, axes: TableAxes, by: Hyperparameters, active_rows: bool
 ) -> tuple[FusedLeaf, Moments]:
     """`_step_table` for the gradient of a fused head. Weight decay is added later, where the update is applied to the table."""
     gradient, moments = table.array, Moments(*map(unbox, boxes))
     check_head(table, gradient, axes)
     check_gradient(table, gradient.table, moments, axes)
-    preconditioner, moments = ember_head_step(
-        gradient.tap, gradient.factor, moments, rate, eps, weight_decay, axes=axes, active_rows=active_rows
-    )
+    preconditioner, moments = ember_head_step(gradient.tap, gradient.factor, moments, by, axes=axes, active_rows=active_rows)
     return gradient.update(preconditioner), Moments(*map(rebox, boxes, moments))
 
 
 def _to_state(found: TableTree, moments: list[Moments]) -> ScaleByEmberState:
     """The state, with one tree per field, from one `Moments` per table. For a tree without leaves, every field is that tree."""
-    fields = {field: [getattr(one, field) for one in moments] for field in Moments._fields}
-    return ScaleByEmberState(**{field: found.treedef.unflatten(values) for field, values in fields.items()})
+    return ScaleByEmberState(*(found.treedef.unflatten([one[i] for one in moments]) for i in range(len(Moments._fields))))
 
 
 def _from_state(state: ScaleByEmberState, found: TableTree) -> list[Moments]:
     """One `Moments` per table, boxed as in the state."""
-    fields = {field: found.leaves_of(getattr(state, field), "state") for field in Moments._fields}
-    return [Moments(**{field: values[i] for field, values in fields.items()}) for i in range(len(found.tables))]
+    fields = [found.leaves_of(getattr(state, field), "state") for field in Moments._fields]
+    return list(map(Moments, *fields))
 
 
-def _boxed(moments: Moments, table: Table) -> Moments:
-    """The fields in boxes like the parameter's, if it has one, with the names of the axes that each field keeps."""
-    assert table.axes is not None
-    return Moments(*(rebox_axes(table.box, field, kept) for field, kept in zip(moments, kept_axes(table.axes), strict=True)))
+def _first_moments(table: Leaf, axes: TableAxes) -> Moments:
+    """Zeros, in boxes like the parameter's with the names of the axes that each field keeps."""
+    return Moments(*(rebox_axes(table.box, *of) for of in zip(init_moments(table.array, axes), kept_axes(axes), strict=True)))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from .._math.moments import bias_correction, decay_rate
+from .._math.moments import AVERAGES, bias_correction, decay_rate
 from .._tree.boxes import rebox, unbox
 from .._tree.hyperparameters import checked_b2
 from .._tree.inputs import check_array, shown
@@ -208,8 +208,7 @@ def _ember_state(state: ScaleByEmberState, origins: ScaleByEmberState, find, rat
 
     return state._replace(
         count=_map_named(count, state.count),
-        nu_token=_map_named(mean_of_nu, state.nu_token, origins.nu_token),
-        nu_feature=_map_named(mean_of_nu, state.nu_feature, origins.nu_feature),
+        **{field: _map_named(mean_of_nu, getattr(state, field), getattr(origins, field)) for field in AVERAGES},
     )
 
 

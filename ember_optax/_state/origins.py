@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from .._math.axes import TableAxes
-from .._math.moments import Moments, kept_axes
+from .._math.moments import AVERAGES, Moments, kept_axes
 from .._optimizer.checks import check_transformation
 from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
@@ -51,15 +51,29 @@ class Origins:
         self.averaged = averaged
 
 
-def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
+class InitialState(NamedTuple):
+    """What an abstract `tx.init(params)` shows: the state as `jax.ShapeDtypeStruct`, and the tables that each Ember took."""
+
+    state: Any
+    seen: list[TableTree]
+
+
+def initial_state(tx: optax.GradientTransformation, params: Any) -> InitialState:
+    """The state of `tx.init(params)`. Nothing is allocated."""
+    with watched_tables() as seen:
+        return InitialState(_abstract(tx, params, [np.shape(leaf) for leaf in jax.tree.leaves(params)]), seen)
+
+
+def axis_origins(tx: optax.GradientTransformation, params: Any, initial: InitialState | None = None) -> Any:
     """The origin of each axis of each array in the state of `tx`. An axis without an origin has None.
 
-    For Ember's arrays, a watched abstract `init` with the real shapes shows the axes, because a `tables` function may look at
-    sizes. For any other state, a second abstract `init` shows them, in which every axis of every parameter has a distinct size.
+    For Ember's arrays, the watched `initial_state` shows the axes, because a `tables` function may look at sizes. For any other
+    state, a second abstract `init` shows them, in which every axis of every parameter has a distinct size.
 
     Args:
       tx: the transformation whose `init` makes the state.
       params: the parameters, as arrays or `jax.ShapeDtypeStruct`. Nothing is allocated.
+      initial: `initial_state(tx, params)`, if the caller has it.
 
     Returns:
       A tree of the structure of `tx.init(params)` with `Origins` leaves.
@@ -71,12 +85,11 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
     check_distinct(flatten_named(params)[0])
     shapes = [np.shape(leaf) for leaf in leaves]
 
-    with watched_tables() as seen:
-        state = abstract_state(tx, params, shapes)
-    told = _told_by_ember(state, seen, flatten_named(params)[0])
-    found, marked_shapes = _marked(shapes)
+    state, seen = initial_state(tx, params) if initial is None else initial
+    told = _origins_of_embers(state, seen, flatten_named(params)[0])
+    found, marked_shapes = _with_distinct_sizes(shapes)
     with repeated_tables(seen):
-        marked = dict(zip(*_flatten(abstract_state(tx, params, marked_shapes)), strict=True))
+        marked = dict(zip(*_flatten(_abstract(tx, params, marked_shapes)), strict=True))
 
     def origin(size: int, marked_size: int) -> AxisOrigin | None:
         known = found.get(marked_size)
@@ -97,7 +110,7 @@ def axis_origins(tx: optax.GradientTransformation, params: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(state), list(map(origins, *_flatten(state))))
 
 
-def abstract_state(tx: optax.GradientTransformation, params: Any, shapes: list[tuple[int, ...]]) -> Any:
+def _abstract(tx: optax.GradientTransformation, params: Any, shapes: list[tuple[int, ...]]) -> Any:
     """`tx.init` of parameters like these with other shapes, in the order of `jax.tree.leaves`, as `jax.ShapeDtypeStruct`."""
     leaves, treedef = jax.tree.flatten(params)
     # Without the parameters' shardings, because an abstract state needs no mesh. With a new function object, because JAX caches
@@ -106,15 +119,15 @@ def abstract_state(tx: optax.GradientTransformation, params: Any, shapes: list[t
     return jax.eval_shape(functools.partial(tx.init), treedef.unflatten(arrays))
 
 
-def _told_by_ember(state: Any, seen: list[TableTree], names: list[str]) -> dict[KeyPath, Origins]:
+def _origins_of_embers(state: Any, seen: list[TableTree], names: list[str]) -> dict[KeyPath, Origins]:
     """The origins of the arrays of every `ScaleByEmberState`, by their path in the state."""
     axes: dict[str, TableAxes] = {}
     feature_means: dict[str, str] = {}
     for found in seen:
-        for table in (table for table in found.tables if table.axes is not None):
-            _tell(axes, table.name, table.axes, "axes")
+        for table in found.tables:
+            _set_once(axes, table.name, table.axes, "axes")
             if found.feature_mean is not None:
-                _tell(feature_means, table.name, found.feature_mean, "feature_mean")
+                _set_once(feature_means, table.name, found.feature_mean, "feature_mean")
     told = {}
     for prefix, node in ember_states(state):
         for field in Moments._fields:
@@ -122,20 +135,20 @@ def _told_by_ember(state: Any, seen: list[TableTree], names: list[str]) -> dict[
             for path, name in zip(_flatten(tree)[0], flatten_named(tree)[0], strict=True):
                 of_parameter = functools.partial(AxisOrigin, names.index(name))
                 kept = getattr(kept_axes(axes[name]), field)
-                all_rows = field == "nu_feature" and feature_means.get(name) == "all_rows"
-                averaged = axes[name].token if all_rows else ()
+                all_rows = field in AVERAGES and feature_means.get(name) == "all_rows"
+                averaged = [axis for axis in axes[name].token if all_rows and axis not in kept]
                 told[(*prefix, jax.tree_util.GetAttrKey(field), *path)] = Origins(
                     tuple(map(of_parameter, kept)), tuple(map(of_parameter, averaged))
                 )
     return told
 
 
-def _tell(known: dict[str, Any], name: str, value: Any, what: str) -> None:
+def _set_once(known: dict[str, Any], name: str, value: Any, what: str) -> None:
     if known.setdefault(name, value) != value:
         raise ValueError(f"two Embers in tx take {name!r} with different {what}: {known[name]} and {value}.")
 
 
-def _marked(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[tuple[int, ...]]]:
+def _with_distinct_sizes(shapes: list[tuple[int, ...]]) -> tuple[dict[int, AxisOrigin], list[tuple[int, ...]]]:
     """The axis for each distinct size, and the shapes of the parameters with these sizes.
 
     Distinct sizes are in the order of the real sizes, because the state of optax.adafactor depends on which axis is longer.

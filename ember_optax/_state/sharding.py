@@ -14,7 +14,7 @@ from .._math.mesh import entry_names, is_spec, spec_of
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import shown
 from .._tree.paths import path_name
-from .._tree.state import ScaleByEmberState
+from .._tree.state import is_ember
 from .origins import AxisOrigin, axis_origins, check_tx_and_params
 
 _PADDED_MULTIPLE = 256
@@ -132,13 +132,17 @@ def _state_specs(tx: optax.GradientTransformation, params: Any, specs: list[Part
             return None
         return specs[origin.parameter][origin.axis]
 
-    state_specs = jax.tree.map(lambda leaf: spec_of(_once(map(entry, leaf.axes))), origins)
+    state_specs = jax.tree.map(lambda leaf: spec_of(_without_repeated_mesh_axes(map(entry, leaf.axes))), origins)
     if not replicate_ember:
         return state_specs
-    return jax.tree.map(_without_specs, state_specs, is_leaf=lambda node: isinstance(node, ScaleByEmberState | PartitionSpec))
+
+    def replicated(node: Any) -> Any:
+        return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=is_spec) if is_ember(node) else node
+
+    return jax.tree.map(replicated, state_specs, is_leaf=lambda node: is_ember(node) or is_spec(node))
 
 
-def _once(entries: Iterable[Any]) -> Iterator[Any]:
+def _without_repeated_mesh_axes(entries: Iterable[Any]) -> Iterator[Any]:
     """Yields the entries, with None instead of one whose mesh axes were used before. A Shampoo statistic has one axis twice."""
     taken: set[str] = set()
     for entry in entries:
@@ -174,11 +178,6 @@ def _check_names(params: Any, specs: list[PartitionSpec]) -> None:
                     f"the spec {spec} of {name!r} names the mesh axis {mesh_axis!r}, but the mesh in use has the axes "
                     f"{mesh.axis_names}; name one of them, or set the mesh that these specs are for with jax.set_mesh."
                 )
-
-
-def _without_specs(node: Any) -> Any:
-    """The specs of a replicated state for an Ember state. Any other spec is returned as it is."""
-    return jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=is_spec) if isinstance(node, ScaleByEmberState) else node
 
 
 def check_divisible(arrays: Iterable[tuple[str, tuple[int, ...], NamedSharding]], fix: str = "Pad it with zeros") -> None:

@@ -10,7 +10,7 @@ from .boxes import unbox
 from .dimension_numbers import EmberDimensionNumbers
 from .kinds import is_embedding_name, with_kinds
 from .rules import INCLUDED, TableMatch, first_match
-from .vocabulary_axis import BY_ANOTHER_TABLE, KnownSizes, of_head, of_included
+from .vocabulary_axis import BY_ANOTHER_TABLE, KnownSizes, resolve_head, resolve_included
 
 if TYPE_CHECKING:
     from .finder import TokenTables
@@ -24,11 +24,11 @@ def declared_axes(options: "TokenTables") -> dict[str, EmberDimensionNumbers | N
 def find_tables(names: Sequence[str], leaves: Sequence[Any], options: "TokenTables") -> list[TableMatch]:
     """The finder's decision for each leaf: by rules and the sizes of the other tables, then by `include`, then by `exclude`."""
     shapes = [np.shape(unbox(leaf)) if hasattr(unbox(leaf), "shape") else () for leaf in leaves]
-    linear = _with_bias(dict(zip(names, shapes, strict=True)))
-    first = [_by_name(*leaf, options, linear) for leaf in zip(names, shapes, strict=True)]
+    linear = _linear_weights(dict(zip(names, shapes, strict=True)))
+    first = [_match_by_name(*leaf, options, linear) for leaf in zip(names, shapes, strict=True)]
     matches, known, certain = list(first), KnownSizes(), KnownSizes()
-    for i in sorted(range(len(names)), key=lambda i: _doubt(names[i], first[i])):
-        match = matches[i] = _by_sizes(first[i], shapes[i], known)
+    for i in sorted(range(len(names)), key=lambda i: _order_of_doubt(names[i], first[i])):
+        match = matches[i] = _match_by_sizes(first[i], shapes[i], known)
         if match.rule == f"included, {BY_ANOTHER_TABLE}" and match.dimension_numbers != first[i].dimension_numbers:
             # The axis contradicts the usual layout of the name, so the other table must be known by more than its own layout.
             matches[i] = match._replace(is_guess=not certain.telling(shapes[i]))
@@ -42,7 +42,7 @@ def find_tables(names: Sequence[str], leaves: Sequence[Any], options: "TokenTabl
     return [TableMatch(None, "excluded") if out else match for out, match in zip(excluded, matches, strict=True)]
 
 
-def _by_name(name: str, shape: tuple[int, ...], options: "TokenTables", linear: set[str]) -> TableMatch:
+def _match_by_name(name: str, shape: tuple[int, ...], options: "TokenTables", linear: set[str]) -> TableMatch:
     """The match of a leaf by the user's patterns, or else by the rules for its name."""
     match = first_match(name, len(shape))
     for pattern, declared in declared_axes(options).items():
@@ -57,13 +57,13 @@ def _by_name(name: str, shape: tuple[int, ...], options: "TokenTables", linear: 
     return match
 
 
-def _by_sizes(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
+def _match_by_sizes(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
     if match.rule == "included" or match.is_head is False:
         return match
-    return of_head(match, shape, known) if match.is_head else of_included(match, shape, known)
+    return resolve_head(match, shape, known) if match.is_head else resolve_included(match, shape, known)
 
 
-def _doubt(name: str, match: TableMatch) -> int:
+def _order_of_doubt(name: str, match: TableMatch) -> int:
     """How uncertain the token axis is by the name alone. Tables add their vocabulary to the known sizes in this order."""
     if match.rule == "included" or match.is_head is False:
         return 0
@@ -72,7 +72,7 @@ def _doubt(name: str, match: TableMatch) -> int:
     return 6 if match.is_doubtful else 2 if name.rpartition("/")[2] in ("kernel", "w", "weight") else 4
 
 
-def _with_bias(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+def _linear_weights(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """The paths of the weights of linear layers. They have a bias with one number for each output, and a lookup has none."""
     linear = set()
     for name, shape in shapes.items():

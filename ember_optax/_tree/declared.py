@@ -10,7 +10,7 @@ import optax
 from .boxes import unbox
 from .decisions import find_tables
 from .dimension_numbers import EmberDimensionNumbers
-from .finder import TokenTables, finder_calls, finder_with
+from .finder import FinderCall, TokenTables, finder_calls, finder_with
 from .inputs import shown
 from .paths import check_distinct, flatten_named, is_complete, parent_of
 from .vocabulary_axis import KnownSizes
@@ -28,13 +28,11 @@ class Declared(NamedTuple):
 
     Attributes:
       dimension_numbers: one entry for each leaf of the tree.
-      options: the options of the finder, if the declaration called it on this tree; None for any other declaration.
-      matches: what the finder found with these options, if it is known.
+      finder: the call of the finder, if the declaration called it on this tree; None for any other declaration.
     """
 
     dimension_numbers: list[EmberDimensionNumbers | None]
-    options: TokenTables | None = None
-    matches: list[Any] | None = None
+    finder: FinderCall | None = None
 
 
 def read_declaration(
@@ -63,12 +61,12 @@ def read_declaration(
     if isinstance(declaration, str | TokenTables):
         options = declaration if isinstance(declaration, TokenTables) else TokenTables()
         matches = find_tables(names, leaves, options)
-        return Declared([match.dimension_numbers for match in matches], options, matches)
-    options = None
+        return Declared([match.dimension_numbers for match in matches], FinderCall(list(names), options, matches))
+    finder = None
     if callable(declaration):
         with finder_calls() as calls:
             declaration = declaration(tree)
-        options = next((options for shown_names, options in calls if shown_names == names), None)
+        finder = next((call for call in calls if call.names == names), None)
     entries, values, _ = flatten_named(declaration, is_leaf=lambda x: x is None)
     check_distinct(entries)
     declared = dict(zip(entries, values, strict=True))
@@ -76,7 +74,7 @@ def read_declaration(
         _check_value(name, value, argument)
     owners = [_owner(name, declared, argument) for name in names]
     _check_all_used(names, owners, declared, tree)
-    return Declared([declared[owner] for owner in owners], options)
+    return Declared([declared[owner] for owner in owners], finder)
 
 
 def check_axes_are_told(
@@ -87,9 +85,9 @@ def check_axes_are_told(
     Raises:
       ValueError: the token axis is unknown or wrong. The message says what to declare.
     """
-    if declared.options is None:
+    if declared.finder is None:
         return
-    matches = declared.matches or find_tables(names, leaves, declared.options)
+    matches = declared.finder.matches
     shapes = [np.shape(unbox(leaf)) for leaf in leaves]
     known = KnownSizes()
     for match, shape in zip(matches, shapes, strict=True):

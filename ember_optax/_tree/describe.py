@@ -2,19 +2,19 @@
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
-from .._math.moments import moment_shapes
+from .._math.moments import moment_bytes
 from .decisions import find_tables
 from .declared import AUTO, DimensionNumbersLike
-from .finder import Include, TokenTables, unused_patterns
+from .finder import Include, TokenTables
 from .inputs import check_tree
 from .rules import first_match
 from .suspects import candidates, doubtful_stacks, guessed_axes, is_unknown
-from .tables import Table, TableTree, tables_of
+from .tables import Leaf, Table, TableTree, found_tables
 
 _LARGEST = 5
 
@@ -59,45 +59,42 @@ def describe_token_tables(
     if (include or exclude) and tables != AUTO:
         raise ValueError("describe_token_tables takes include and exclude, or tables, not both: put the patterns into tables.")
     declaration = TokenTables(include, exclude) if tables == AUTO else tables
-    found = tables_of(params, declaration, "found", argument="tables", what="the parameters are")
-    options = found.options
-    if options is None:
-        described = [_Described(table, "none" if table.axes is None else "declared") for table in found.tables]
+    found = found_tables(params, declaration)
+    if found.finder is None:
+        rules = ["declared" if isinstance(leaf, Table) else "none" for leaf in found.leaves]
     else:
-        matches = find_tables(found.names, [table.box for table in found.tables], options)
-        described = [_Described(table, match.rule or "none") for table, match in zip(found.tables, matches, strict=True)]
-    taken = [one for one in described if one.table.axes is not None]
-    sections = [_table_section(taken) if taken else "no token table found"]
-    if others := _largest([one for one in described if one.table.axes is None]):
+        rules = [match.rule or "none" for match in found.finder.matches]
+    rule_of = dict(zip(found.names, rules, strict=True))
+    sections = [_table_section(found.tables, rule_of) if found.tables else "no token table found"]
+    if others := _largest([leaf for leaf in found.leaves if not isinstance(leaf, Table)]):
         header = ("largest matrices left to the body", "shape", "rule")
-        sections.append(_align([header, *((one.table.name, _shape(one.table), one.rule) for one in others)]))
+        sections.append(_align([header, *((leaf.name, _shape(leaf), rule_of[leaf.name]) for leaf in others)]))
     for leaf, table, axis in candidates(found):
         tokens = "no table has its vocabulary" if table is None else f"axis {axis} has the tokens of {table.name}"
         sections.append(f"may be a table (see include), {tokens}: {leaf.name} {_shape(leaf)}")
     for table in doubtful_stacks(found):
         sections.append(f"more tables than tokens, declare the axes of: {table.name} {_shape(table)}")
     for table in guessed_axes(found):
-        assert table.axes is not None
         sections.append(f"token axis {table.axes.token[0]} is a guess by the name, declare it: {table.name} {_shape(table)}")
-    if options is not None and (unused := unused_patterns(options, found.names)):
+    if unused := _unused_patterns(found):
         sections.append(f"patterns that match no path: {', '.join(unused)}")
     return "\n\n".join(sections)
 
 
 def unused_patterns_message(found: TableTree) -> str | None:
     """The error message if a pattern matches no path; None if every pattern matches one."""
-    unused = unused_patterns(found.options, found.names) if found.options else []
+    unused = _unused_patterns(found)
     if not unused:
         return None
     return (
         f"{', '.join(unused)} of token_tables matches no path. A pattern must match a whole path; "
-        f"the largest matrices are {_listed(found)}."
+        f"the largest matrices are {_largest_listed(found)}."
     )
 
 
 def no_table_message(found: TableTree) -> str:
     """The error message if no table was found among the parameters."""
-    message = f"no token table found among the parameters. The largest matrices are {_listed(found)}. "
+    message = f"no token table found among the parameters. The largest matrices are {_largest_listed(found)}. "
     if found.names and all(map(_is_adapter, found.names)):
         message += (
             "These are adapters (LoRA) alone, so no table is trained: make the body the optimizer. To train tables too, put "
@@ -106,7 +103,7 @@ def no_table_message(found: TableTree) -> str:
     else:
         message += f"{_advice(_likeliest(found))}A model without tokens has none: train it with the body alone."
     message += " In a configuration that runs with and without tables share, write tables=TokenTables(required=False)."
-    if found.tables and all(name.split("/")[-1].isdigit() for name in found.names):
+    if found.leaves and all(name.split("/")[-1].isdigit() for name in found.names):
         message += (
             " These paths are positions in a list, which no rule can recognise: pass a dictionary, for example "
             "{v.path: v.value for v in model.trainable_variables} with Keras."
@@ -114,13 +111,13 @@ def no_table_message(found: TableTree) -> str:
     return message
 
 
-def _advice(likely: list[Table]) -> str:
+def _advice(likely: list[Leaf]) -> str:
     """What to write if these matrices are tables; nothing if there are none."""
     if not likely:
         return ""
     shapes = " and ".join(f"{table.name!r} of shape {table.shape}" for table in likely)
     they = "it is one" if len(likely) == 1 else "they are tables"
-    return f"By its shape {shapes} may be one. If {they}: tables={_written_include(likely)}. "
+    return f"By its shape {shapes} may be one. If {they}: tables={_include_as_code(likely)}. "
 
 
 def _is_adapter(name: str) -> bool:
@@ -128,19 +125,26 @@ def _is_adapter(name: str) -> bool:
     return re.search(r"(?<![a-z])(lora|dora)(?![a-z])", name.lower()) is not None
 
 
-def _likeliest(found: TableTree) -> list[Table]:
+def _unused_patterns(found: TableTree) -> list[str]:
+    """The finder's patterns that match no path, each with the name of its argument."""
+    if found.finder is None:
+        return []
+    include, exclude = found.finder.options.include, found.finder.options.exclude
+    patterns = [("include", pattern) for pattern in include] + [("exclude", pattern) for pattern in exclude]
+    return [f"{argument} {p!r}" for argument, p in patterns if not any(re.fullmatch(p, name) for name in found.names)]
+
+
+def _likeliest(found: TableTree) -> list[Leaf]:
     """The likeliest tables: the unknown matrix with the largest ratio of sides, and others with the same longer side."""
-    unknown = [
-        t for t in found.tables if len(t.shape) == 2 and is_unknown(first_match(t.name, 2)._replace(dimension_numbers=None))
-    ]
-    unknown = [table for table in unknown if min(table.shape) > 1]
+    matrices = [leaf for leaf in found.leaves if len(leaf.shape) == 2 and min(leaf.shape) > 1]
+    unknown = [leaf for leaf in matrices if is_unknown(first_match(leaf.name, 2)._replace(dimension_numbers=None))]
     if not unknown:
         return []
     size = max(max(unknown, key=lambda table: max(table.shape) / min(table.shape)).shape)
     return [table for table in unknown if max(table.shape) == size][:_LARGEST]
 
 
-def _written_include(tables: list[Table]) -> str:
+def _include_as_code(tables: list[Leaf]) -> str:
     """Code for a finder that includes these tables. It declares the longer axis where the finder would take the other one."""
     patterns = [re.escape(table.name) for table in tables]
     matches = find_tables([t.name for t in tables], [t.array for t in tables], TokenTables(include=patterns))
@@ -153,16 +157,10 @@ def _written_include(tables: list[Table]) -> str:
     return f"TokenTables(include={{{declared}}})"
 
 
-class _Described(NamedTuple):
-    table: Table
-    rule: str
-
-
-def _table_section(described: list[_Described]) -> str:
+def _table_section(tables: list[Table], rule_of: Mapping[str, str]) -> str:
     rows, ember_total, adam_total = [], 0, 0
-    for table, rule in described:
-        assert table.axes is not None
-        ember = 4 * sum(math.prod(shape) for shape in moment_shapes(table.shape, table.axes))
+    for table in tables:
+        ember, rule = moment_bytes(table.shape, table.axes), rule_of[table.name]
         adam = 2 * math.prod(table.shape) * jnp.dtype(table.array.dtype).itemsize
         token = "".join(map(str, table.axes.token))
         rate = "head_learning_rate" if table.kind == "head" else "learning_rate"
@@ -173,18 +171,17 @@ def _table_section(described: list[_Described]) -> str:
     return _align([header, *rows, ("total", "", "", "", "", "", "", f"{ember_total:,}", f"{adam_total:,}")])
 
 
-def _largest(described: list[_Described]) -> list[_Described]:
-    matrices = [one for one in described if len(one.table.shape) > 1]
-    return sorted(matrices, key=lambda one: -math.prod(one.table.shape))[:_LARGEST]
+def _largest(leaves: Sequence[Leaf]) -> list[Leaf]:
+    return sorted([leaf for leaf in leaves if len(leaf.shape) > 1], key=lambda leaf: -math.prod(leaf.shape))[:_LARGEST]
 
 
-def _shape(table: Table) -> str:
-    return "x".join(map(str, table.shape))
+def _shape(leaf: Leaf) -> str:
+    return "x".join(map(str, leaf.shape))
 
 
-def _listed(found: TableTree) -> str:
-    largest = _largest([_Described(table, "") for table in found.tables])
-    return ", ".join(f"{one.table.name!r} {one.table.shape}" for one in largest) or "none: there is no array of rank two or more"
+def _largest_listed(found: TableTree) -> str:
+    largest = ", ".join(f"{leaf.name!r} {leaf.shape}" for leaf in _largest(found.leaves))
+    return largest or "none: there is no array of rank two or more"
 
 
 def _align(rows: list[tuple[Any, ...]]) -> str:

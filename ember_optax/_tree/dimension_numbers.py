@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from .._math.axes import TableAxes
 
@@ -50,7 +50,9 @@ class EmberDimensionNumbers:
 
     def __post_init__(self):
         object.__setattr__(self, "token_axis", _as_axis(self.token_axis, "token_axis"))
-        if isinstance(self.batch_axes, str | bytes | Mapping) or not _can_be_iterated(self.batch_axes):
+        if isinstance(self.batch_axes, str | bytes | Mapping) or not (
+            isinstance(self.batch_axes, Iterable) and getattr(self.batch_axes, "ndim", 1) == 1
+        ):
             raise TypeError(
                 f"batch_axes must be a tuple of integers, got {self.batch_axes!r}; "
                 f"for one axis write batch_axes=({self.batch_axes!r},)."
@@ -92,10 +94,6 @@ def table_axes(dimension_numbers: EmberDimensionNumbers, shape: tuple[int, ...],
         raise ValueError(f"{dimension_numbers} names one axis of parameter {name!r} of shape {shape} twice.")
     feature = tuple(axis for axis in range(rank) if axis != token and axis not in batch)
     return TableAxes((token,), feature, tuple(sorted(batch)))
-
-
-def _can_be_iterated(value: Any) -> bool:
-    return isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1
 
 
 def _as_axis(axis, argument: str) -> int:

@@ -5,7 +5,7 @@ import contextvars
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,6 +14,7 @@ from .dimension_numbers import EmberDimensionNumbers
 from .hyperparameters import checked_flag
 from .inputs import check_tree, shown
 from .paths import flatten_named
+from .rules import TableMatch
 
 Include = Sequence[str] | Mapping[str, EmberDimensionNumbers]
 
@@ -72,9 +73,10 @@ def token_tables(params: Any, *, include: Include = (), exclude: Sequence[str] =
         )
     check_tree(params, "params", may_be_empty=True)
     names, leaves, treedef = flatten_named(params)
+    matches = find_tables(names, leaves, options)
     if (calls := _calls.get()) is not None:
-        calls.append((names, options))
-    return treedef.unflatten([match.dimension_numbers for match in find_tables(names, leaves, options)])
+        calls.append(FinderCall(names, options, matches))
+    return treedef.unflatten([match.dimension_numbers for match in matches])
 
 
 def token_table_labels(params: Any, *, include: Include = (), exclude: Sequence[str] = ()) -> Any:
@@ -178,23 +180,25 @@ class TokenTables:
         return token_tables(params, include=self.include, exclude=self.exclude)
 
 
-def unused_patterns(options: TokenTables, names: Sequence[str]) -> list[str]:
-    """The patterns that match none of these paths, each with the name of its argument."""
-    patterns = [("include", pattern) for pattern in options.include] + [("exclude", pattern) for pattern in options.exclude]
-    return [f"{argument} {p!r}" for argument, p in patterns if not any(re.fullmatch(p, name) for name in names)]
-
-
 def finder_with(name: str, axis: int) -> str:
     """Code that declares the token axis of one table, for messages."""
     return f"TokenTables(include={{{re.escape(name)!r}: EmberDimensionNumbers({axis})}})"
 
 
-# The calls of the finder while a declaration is read: the paths and the options of each.
-_calls: contextvars.ContextVar[list[tuple[list[str], TokenTables]] | None] = contextvars.ContextVar("calls", default=None)
+class FinderCall(NamedTuple):
+    """A call of the finder: the paths of the tree, the options, and the decision for each leaf."""
+
+    names: list[str]
+    options: TokenTables
+    matches: list[TableMatch]
+
+
+# The calls of the finder while a declaration is read.
+_calls: contextvars.ContextVar[list[FinderCall] | None] = contextvars.ContextVar("calls", default=None)
 
 
 @contextlib.contextmanager
-def finder_calls() -> Iterator[list[tuple[list[str], TokenTables]]]:
+def finder_calls() -> Iterator[list[FinderCall]]:
     """Collects the calls of `token_tables` while the context is open, because a user's function may call it."""
     token = _calls.set(calls := [])
     try:

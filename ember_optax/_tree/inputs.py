@@ -44,7 +44,11 @@ def check_tree(tree: Any, argument: str, *, may_be_empty: bool = False, may_be_m
             f"{argument} must be a tree of arrays, got {shown(tree)}: pass {argument} there, and the arguments in the order of "
             f"the signature."
         )
-    if not may_be_empty and isinstance(tree, Mapping | list | tuple) and not jax.tree.leaves(tree, is_leaf=_is_masked):
+    if (
+        not may_be_empty
+        and isinstance(tree, Mapping | list | tuple)
+        and not jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    ):
         raise ValueError(f"{argument} has no array in it, got {shown(tree)}: pass the tree that holds the model's arrays.")
 
 
@@ -114,7 +118,3 @@ def _is_of_optax(tree: Any) -> bool:
         library = type(tree).__module__.split(".")[0]
         return library == "ember_optax" or (library == "optax" and type(tree).__name__.endswith("State"))
     return bool(tree) and all(isinstance(part, tuple) and _is_of_optax(part) for part in tree)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

@@ -22,21 +22,21 @@ def with_kinds(names: Sequence[str], shapes: Sequence[tuple[int, ...]], matches:
     kinds: list[TableKind | None] = [None] * len(leaves)
 
     def decide(i: int, is_head: bool) -> None:
-        axis, vocabulary = _tokens(leaves[i])
+        axis, vocabulary = _token_axis_and_size(leaves[i])
         heads.append(vocabulary) if is_head else embeddings.append((axis, vocabulary))
         kinds[i] = "head" if is_head else "input"
 
     undecided = []
     for i, leaf in enumerate(leaves):
-        if _tokens(leaf) == _NONE:
+        if _token_axis_and_size(leaf) == _NONE:
             continue
-        if (is_head := _by_name(leaf)) is None:
+        if (is_head := _is_head_by_name(leaf)) is None:
             undecided.append(i)
         else:
             decide(i, is_head)
     # A table with another layout than an embedding of its vocabulary is a head. With the same layout it may be either.
     for i in undecided:
-        axis, vocabulary = _tokens(leaves[i])
+        axis, vocabulary = _token_axis_and_size(leaves[i])
         layouts = {one for one, size in embeddings if same_vocabulary(size, vocabulary)}
         if axis not in layouts:
             decide(i, is_head=bool(layouts))
@@ -48,7 +48,7 @@ def with_kinds(names: Sequence[str], shapes: Sequence[tuple[int, ...]], matches:
         return match._replace(dimension_numbers=EmberDimensionNumbers(numbers.token_axis, numbers.batch_axes, kind))
 
     for i, leaf in enumerate(leaves):
-        if kinds[i] == "input" and not any(same_vocabulary(_tokens(leaf)[1], size) for size in heads):
+        if kinds[i] == "input" and not any(same_vocabulary(_token_axis_and_size(leaf)[1], size) for size in heads):
             kinds[i] = "tied"
     return list(map(finished, matches, kinds))
 
@@ -72,7 +72,7 @@ _Leaf = tuple[str, tuple[int, ...], TableMatch]
 _NONE = (-1, -1)
 
 
-def _tokens(leaf: _Leaf) -> tuple[int, int]:
+def _token_axis_and_size(leaf: _Leaf) -> tuple[int, int]:
     """The token axis of a table, counted among the axes that are not stacked, and its size."""
     _, shape, match = leaf
     numbers = match.dimension_numbers
@@ -82,7 +82,7 @@ def _tokens(leaf: _Leaf) -> tuple[int, int]:
     return sum(other not in numbers.batch_axes for other in range(axis)), shape[axis]
 
 
-def _by_name(leaf: _Leaf) -> bool | None:
+def _is_head_by_name(leaf: _Leaf) -> bool | None:
     """Whether a table is a head, by its declaration, the rule that found it, or the name of an included leaf. None if unknown."""
     name, shape, match = leaf
     assert match.dimension_numbers is not None
@@ -96,4 +96,4 @@ def _by_name(leaf: _Leaf) -> bool | None:
     if by_rule.dimension_numbers is not None or is_embedding_name(name):
         return False
     is_dense = name.rpartition("/")[2] in ("kernel", "w")
-    return True if is_dense and _tokens(leaf)[0] > 0 else None
+    return True if is_dense and _token_axis_and_size(leaf)[0] > 0 else None

@@ -1,6 +1,6 @@
 """One spelling for the path of a leaf in any parameter tree."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,15 +66,11 @@ def check_distinct(names: list[str]) -> None:
 def _key_names(key: Any) -> list[str]:
     match key:
         case DictKey(key=name) | FlattenedIndexKey(key=name):
-            return _flat_names(name)
+            # A flat dictionary has tuples as keys.
+            return [str(part) for part in name] if isinstance(name, tuple) else [str(name)]
         case GetAttrKey(name=name):
             return [name]
         case SequenceKey(idx=index):
             return [str(index)]
         case _:
             return [str(key)]
-
-
-def _flat_names(name: Hashable) -> list[str]:
-    """The names of a dictionary key: one, or several for the tuple keys of a flat dictionary."""
-    return [str(part) for part in name] if isinstance(name, tuple) else [str(name)]

@@ -1,44 +1,14 @@
-"""`ScaleByEmberState`, and the states of Ember and of Adam in any state that contains them."""
+"""The states of Ember (`_math/moments.py` declares its fields) and of Adam in any state that contains them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
 
+from .._math.moments import ScaleByEmberState
 from .boxes import unbox
 from .paths import check_distinct, flatten_named
-
-
-class ScaleByEmberState(NamedTuple):
-    """State of `scale_by_ember`: trees of the parameters' structure, O(V + D) numbers for a (V, D) table.
-
-    Attributes:
-      count: steps each table has taken, int32, () or the shape of the batch axes. Skipped batches do not count.
-      nu_token: moving average of the mean squared gradient of each token, float32, (V,).
-      nu_feature: moving average of the mean squared gradient of each feature, float32, (D,).
-      total_notfinite: batches that were skipped because their mean squared gradient, or an average, was not finite, int32, as
-        `count`. `optax.tree.get(opt_state, "total_notfinite")` reads it from a nested state with one such field;
-        `optax.tree_utils.tree_get_all_with_path` finds several (`optax.apply_if_finite` has one of the same name).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from ember_optax import scale_by_ember
-      >>> tx = scale_by_ember()
-      >>> state = tx.init({"embedding": jnp.ones((8, 4))})
-      >>> _, state = tx.update({"embedding": jnp.full((8, 4), jnp.nan)}, state)
-      >>> print(optax.tree.get(state, "total_notfinite")["embedding"], state.count["embedding"])
-      1 0
-
-    References:
-      Ember, "Token Geometry", https://arxiv.org/abs/2607.01455
-    """
-
-    count: Any
-    nu_token: Any
-    nu_feature: Any
-    total_notfinite: Any
 
 
 def is_ember(node: Any) -> bool:

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .decisions import declared_axes, find_tables
+from .decisions import declared_axes
 from .dimension_numbers import EmberDimensionNumbers
 from .finder import TokenTables
 from .kinds import is_embedding_name
 from .paths import is_complete
 from .rules import HEAD_NAME, TableMatch, first_match, spelled
-from .tables import Table, TableTree
+from .tables import Leaf, Table, TableTree
 from .vocabulary_axis import same_vocabulary
 
 # A warning points to the user's line, not to a line of these libraries.
@@ -28,32 +28,30 @@ class Candidate(NamedTuple):
     `table` is None for a matrix with the name of a head in an incomplete tree, whose embedding may be frozen, for example.
     """
 
-    leaf: Table
+    leaf: Leaf
     table: Table | None
     axis: int
 
 
 def candidates(found: TableTree) -> list[Candidate]:
     """The matrices that match no rule and that have the vocabulary of a table, in the order of the parameters."""
-    if found.options is None:
+    if found.finder is None:
         return []
-    tables = [table for table in found.tables if table.axes is not None]
-    owners = {vocabulary_size(table): table for table in reversed(tables) if len(table.shape) > 1}
-    features = {table.shape[axis] for table in tables if table.axes for axis in table.axes.feature}
-    matches = find_tables(found.names, [table.box for table in found.tables], found.options)
+    owners = {table.num_tokens: table for table in reversed(found.tables) if len(table.shape) > 1}
+    features = {table.shape[axis] for table in found.tables for axis in table.axes.feature}
     rest = [
-        table
-        for table, match in zip(found.tables, matches, strict=True)
-        if table.axes is None and is_unknown(match) and 2 <= len(table.shape) <= 3
+        leaf
+        for leaf, match in zip(found.leaves, found.finder.matches, strict=True)
+        if not isinstance(leaf, Table) and is_unknown(match) and 2 <= len(leaf.shape) <= 3
     ]
     # A padded size may be another size of the model by chance, for example that of the feed-forward layers, which are several.
     users = collections.defaultdict(set)
-    for table in rest:
-        for size in table.shape:
-            users[size].add(_without_numbers(table.name))
+    for leaf in rest:
+        for size in leaf.shape:
+            users[size].add(_without_numbers(leaf.name))
     complete = is_complete(found.treedef.unflatten(found.names))
 
-    def of(leaf: Table) -> Candidate | None:
+    def of(leaf: Leaf) -> Candidate | None:
         for axis, size in enumerate(leaf.shape):
             if size in owners and (size not in features or _HEADS.fullmatch(spelled(leaf.name))):
                 return Candidate(leaf, owners[size], axis)
@@ -70,7 +68,7 @@ def candidates(found: TableTree) -> list[Candidate]:
     return [candidate for candidate in map(of, rest) if candidate is not None]
 
 
-def _is_named_like_a_table(leaf: Table) -> bool:
+def _is_named_like_a_table(leaf: Leaf) -> bool:
     return bool(HEAD_NAME.fullmatch(spelled(leaf.name))) or is_embedding_name(leaf.name)
 
 
@@ -84,33 +82,26 @@ def heads_alone(found: TableTree) -> list[Table]:
 
     The embedding of a padded head may have another size, and then only its name could identify it.
     """
-    if found.options is None:
+    if found.finder is None:
         return []
-    matches = [first_match(table.name, len(table.shape)) for table in found.tables]
-    found_now = find_tables(found.names, [table.box for table in found.tables], found.options)
-    if any(match.dimension_numbers is not None and not match.is_head for match in [*matches, *found_now]):
-        return []
-    return [table for table in found.tables if table.axes is not None]
+    by_name = [first_match(leaf.name, len(leaf.shape)) for leaf in found.leaves]
+    matches = [*by_name, *found.finder.matches]
+    return [] if any(match.dimension_numbers is not None and not match.is_head for match in matches) else found.tables
 
 
 def doubtful_stacks(found: TableTree) -> list[Table]:
     """Stacked tables with more tables than tokens, such as those of `nn.scan` with the layers in the second axis, (V, L, D)."""
-    return [
-        table
-        for table in found.tables
-        if table.axes is not None and table.axes.batch and vocabulary_size(table) < table.shape[table.axes.batch[0]]
-    ]
+    return [table for table in found.tables if table.axes.batch and table.num_tokens < table.shape[table.axes.batch[0]]]
 
 
 def guessed_axes(found: TableTree, *, included: bool | None = None) -> list[Table]:
     """Tables whose token axis is the usual one for their name, and whose vocabulary no other table has."""
-    if found.options is None:
+    if found.finder is None:
         return []
-    matches = find_tables(found.names, [table.box for table in found.tables], found.options)
     return [
-        table
-        for table, match in zip(found.tables, matches, strict=True)
-        if match.is_guess and table.axes is not None and (included is None or included == (match.is_head is None))
+        leaf
+        for leaf, match in zip(found.leaves, found.finder.matches, strict=True)
+        if match.is_guess and isinstance(leaf, Table) and (included is None or included == (match.is_head is None))
     ]
 
 
@@ -120,9 +111,9 @@ def warn_of_suspects(found: TableTree, caller: str) -> None:
     The dense step of `ember` is the same along either axis, so the axis of a head does not matter to it.
     """
     is_ember = caller == "ember"
-    parts = _of_candidates(found, "ember leaves {} to the body" if is_ember else f"{caller} leaves {{}} out")
-    parts += _of_guesses(found, caller, guessed_axes(found, included=True if is_ember else None))
-    parts += _of_stacks(found) if is_ember else []
+    parts = _candidate_messages(found, "ember leaves {} to the body" if is_ember else f"{caller} leaves {{}} out")
+    parts += _guess_messages(found, caller, guessed_axes(found, included=True if is_ember else None))
+    parts += _stack_messages(found) if is_ember else []
     if parts:
         _warn_the_user("\n".join(parts))
 
@@ -139,7 +130,7 @@ def _warn_the_user(message: str) -> None:
     )
 
 
-def _of_candidates(found: TableTree, treated: str) -> list[str]:
+def _candidate_messages(found: TableTree, treated: str) -> list[str]:
     groups: dict[str, list[Candidate]] = collections.defaultdict(list)
     for one in candidates(found):
         groups[_without_numbers(one.leaf.name)].append(one)
@@ -150,7 +141,7 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
         more = len(group) - 1 if len(group) > _ONE_BY_ONE else 0
         for one in group[:1] if more else group:
             also = f"; so have {more} with other numbers" if more else ""
-            sentences.append(f"{_sentence(one)}{also}.")
+            sentences.append(f"{_candidate_sentence(one)}{also}.")
             name, is_likely = one.leaf.name, _is_named_like_a_table(one.leaf)
             pattern = r"\d+".join(map(re.escape, re.split(r"\d+", name))) if more else re.escape(name)
             (likely if is_likely else others)[pattern] = EmberDimensionNumbers(
@@ -164,34 +155,33 @@ def _of_candidates(found: TableTree, treated: str) -> list[str]:
     what = "it is a table" if is_one else "they are tables" if not others else "only those that are named like tables are tables"
     return [
         f"{' '.join(sentences)} No rule takes {them} by {names} alone, so {treated.format(them)}. If {what}: "
-        f"tables={_written_finder(found, include=likely, exclude=list(others))}. If not: "
-        f"tables={_written_finder(found, exclude=patterns)}."
+        f"tables={_finder_as_code(found, include=likely, exclude=list(others))}. If not: "
+        f"tables={_finder_as_code(found, exclude=patterns)}."
     ]
 
 
-def _sentence(one: Candidate) -> str:
+def _candidate_sentence(one: Candidate) -> str:
     if one.table is None:
         return f"{one.leaf.name!r} of shape {one.leaf.shape} may be a head, but these parameters have no table of its vocabulary"
-    size, vocabulary = one.leaf.shape[one.axis], vocabulary_size(one.table)
+    size, vocabulary = one.leaf.shape[one.axis], one.table.num_tokens
     padded = "" if size == vocabulary else f", padded to {size}" if size > vocabulary else f", without the padding: {size}"
     return f"{one.leaf.name!r} of shape {one.leaf.shape} has the {vocabulary} tokens of {one.table.name!r}{padded}"
 
 
-def _of_guesses(found: TableTree, caller: str, tables: list[Table]) -> list[str]:
+def _guess_messages(found: TableTree, caller: str, tables: list[Table]) -> list[str]:
     messages = []
     for table in tables:
-        assert table.axes is not None
         axis = table.axes.token[0]
         declared = {re.escape(table.name): EmberDimensionNumbers(axis, table.axes.batch)}
         messages.append(
             f"{caller} takes {table.name!r} of shape {table.shape} for a table of {table.shape[axis]} tokens in axis {axis}, as "
             f"is usual under this name; no other table confirms it. If that is right, declare it: "
-            f"tables={_written_finder(found, include=declared, declare=True)}; if not, with the other axis."
+            f"tables={_finder_as_code(found, include=declared, declare=True)}; if not, with the other axis."
         )
     return messages
 
 
-def _of_stacks(found: TableTree) -> list[str]:
+def _stack_messages(found: TableTree) -> list[str]:
     messages = []
     stacks = doubtful_stacks(found)
     declared = {re.escape(table.name): EmberDimensionNumbers(0, (1,)) for table in stacks}
@@ -200,23 +190,17 @@ def _of_stacks(found: TableTree) -> list[str]:
         messages.append(
             f"ember takes {table.name!r} of shape {table.shape} for {first} stacked tables of {second} tokens each. If it holds "
             f"{second} tables of {first} tokens, as nn.scan stores them, declare it: "
-            f"tables={_written_finder(found, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
+            f"tables={_finder_as_code(found, include=declared, declare=True)}; if not, declare EmberDimensionNumbers(1, "
             f"batch_axes=(0,)) there."
         )
     return messages
-
-
-def vocabulary_size(table: Table) -> int:
-    """The number of tokens of a table."""
-    assert table.axes is not None
-    return table.shape[table.axes.token[0]] if table.axes.token else 1
 
 
 def _without_numbers(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _written_finder(
+def _finder_as_code(
     found: TableTree,
     *,
     include: Mapping[str, EmberDimensionNumbers] | None = None,
@@ -224,12 +208,18 @@ def _written_finder(
     declare: bool = False,
 ) -> str:
     """Code for the finder with more patterns than it had. It has axes if one of the patterns has or needs them."""
-    options = found.options or TokenTables()
+
+    def first_axes(pattern: str) -> EmberDimensionNumbers:
+        """The axes of the first table that an undeclared pattern matches."""
+        axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name))
+        return EmberDimensionNumbers(axes.token[0], axes.batch)
+
+    options = found.finder.options if found.finder else TokenTables()
     merged = declared_axes(options) | dict(include or {})
     arguments = {"include": "", "exclude": ""}
     if declare or any(declared_axes(options).values()):
-        numbers = {pattern: declared or _numbers_of(found, pattern) for pattern, declared in merged.items()}
-        arguments["include"] = "{" + ", ".join(f"{pattern!r}: {_written(n)}" for pattern, n in numbers.items()) + "}"
+        numbers = {pattern: declared or first_axes(pattern) for pattern, declared in merged.items()}
+        arguments["include"] = "{" + ", ".join(f"{pattern!r}: {_numbers_as_code(n)}" for pattern, n in numbers.items()) + "}"
     elif merged:
         arguments["include"] = repr(list(merged))
     if patterns := [*options.exclude, *exclude]:
@@ -238,13 +228,7 @@ def _written_finder(
     return f"TokenTables({written})"
 
 
-def _numbers_of(found: TableTree, pattern: str) -> EmberDimensionNumbers:
-    """The axes of the first table that an undeclared pattern matches."""
-    axes = next(table.axes for table in found.tables if re.fullmatch(pattern, table.name) and table.axes is not None)
-    return EmberDimensionNumbers(axes.token[0], axes.batch)
-
-
-def _written(numbers: EmberDimensionNumbers) -> str:
+def _numbers_as_code(numbers: EmberDimensionNumbers) -> str:
     batch = f", batch_axes={numbers.batch_axes}" if numbers.batch_axes else ""
     kind = f", kind={numbers.kind!r}" if numbers.kind else ""
     return f"EmberDimensionNumbers({numbers.token_axis}{batch}{kind})"

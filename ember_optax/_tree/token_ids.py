@@ -13,7 +13,7 @@ from .inputs import check_tree
 from .paths import check_distinct, flatten_named
 
 
-def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, jax.Array]:
+def token_ids_by_name(token_ids: Any) -> dict[str, jax.Array]:
     """The ids by the path of their table. A leaf with None, or without an entry, is dense.
 
     Raises:
@@ -21,7 +21,7 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
     """
     if token_ids is None:
         return {}
-    check_tree(token_ids, argument, may_be_empty=True)
+    check_tree(token_ids, "token_ids", may_be_empty=True)
     if hasattr(token_ids, "shape"):
         token_ids = {"": token_ids}  # a parameter tree that is a single leaf
     names, leaves, _ = flatten_named(token_ids)
@@ -32,7 +32,7 @@ def token_ids_by_name(token_ids: Any, argument: str = "token_ids") -> dict[str, 
         if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
             what = f"of type {type(ids).__name__}" if dtype is None else f"of dtype {dtype}"
             fix = "jnp.flatnonzero(mask) turns a mask into ids" if dtype == np.bool_ else "pass jnp.asarray(ids)"
-            raise TypeError(f"{argument} of {name!r} must be an array of integers or None, got one {what}: {fix}.")
+            raise TypeError(f"token_ids of {name!r} must be an array of integers or None, got one {what}: {fix}.")
     return {name: ids_array(ids) for name, ids in found.items()}
 
 

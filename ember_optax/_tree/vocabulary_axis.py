@@ -51,7 +51,7 @@ class KnownSizes:
         return exact or [axis for axis in axes if self.is_vocabulary(shape[axis], padded=True)]
 
 
-def of_head(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
+def resolve_head(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
     """The match of a head with the axis that has the size of a known vocabulary.
 
     If no axis or several have such a size, it is the usual axis for its name. A doubtful head without a known vocabulary is not a
@@ -72,7 +72,7 @@ def of_head(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> Tab
     return match._replace(is_guess=is_guess)
 
 
-def of_included(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
+def resolve_included(match: TableMatch, shape: tuple[int, ...], known: KnownSizes) -> TableMatch:
     """The match of an included leaf with the axis that has the size of a known vocabulary. Its rule says if several have one."""
     axes = known.telling(shape) or [axis for axis, size in enumerate(shape) if size in known.vocabularies]
     if match.dimension_numbers is None or not axes:

@@ -35,8 +35,7 @@ def watched_tables(*, is_quiet: bool = True) -> Iterator[list[TableTree]]:
 
 def check_same_axes(ours: dict[str, tuple[int, ...]], seen: list[TableTree], what: str, where: str, fix: str) -> None:
     """Raises if an Ember whose `init` was watched took another token axis for a table than `ours`, which is by path."""
-    for table in (table for found in seen for table in found.tables if table.axes is not None):
-        assert table.axes is not None
+    for table in (table for found in seen for table in found.tables):
         if table.name in ours and ours[table.name] != table.axes.token:
             raise ValueError(
                 f"{what} of {table.name!r} of shape {table.shape} are counted along axis {ours[table.name][0]}, but in {where} "
@@ -65,11 +64,11 @@ def tables_at_init(find: Callable[[Any], TableTree], params: Any, feature_mean: 
         of_before = next(known)
         before = {table.name: table for table in of_before.tables}
         found = read_tree(params)
-        tables = [
-            table._replace(axes=before[table.name].axes, kind=before[table.name].kind) if table.name in before else table
-            for table in found.tables
+        leaves = [
+            leaf.as_table(before[leaf.name].axes, before[leaf.name].kind) if leaf.name in before else leaf
+            for leaf in found.leaves
         ]
-        return TableTree(tables, found.treedef, options=of_before.options)
+        return TableTree(leaves, found.treedef, finder=of_before.finder)
     found = find(params)
     if (seen := _seen.get()) is not None:
         seen.append(found._replace(feature_mean=feature_mean, b2=b2))

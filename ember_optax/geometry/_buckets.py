@@ -79,7 +79,9 @@ def by_frequency(
     edges = _checked_buckets(buckets, table.shape[token])
 
     mask_BxV, lower_B, upper_B, size_B = (
-        _buckets_of(_wide(counts), edges) if isinstance(edges, int) else _between(_wide(counts), edges)
+        _masks_of(_at_least_32_bits(counts), edges)
+        if isinstance(edges, int)
+        else _masks_by_edges(_at_least_32_bits(counts), edges)
     )
 
     def of_bucket(mask_V: jax.Array) -> jax.Array:
@@ -92,7 +94,7 @@ def by_frequency(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _buckets_of(counts: jax.Array, buckets: int, edges: jax.Array | None = None) -> tuple[jax.Array, ...]:
+def _masks_of(counts: jax.Array, buckets: int, edges: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """The masks of the buckets, their smallest and largest count, and their sizes. Without `edges`, the buckets go by rank."""
 
     def masks(counts: jax.Array) -> tuple[jax.Array, ...]:
@@ -109,8 +111,8 @@ def _buckets_of(counts: jax.Array, buckets: int, edges: jax.Array | None = None)
     return in_auto_mode(masks, lambda: (PartitionSpec(),) * 4, counts)
 
 
-def _between(counts: jax.Array, edges: np.ndarray) -> tuple[jax.Array, ...]:
-    """`_buckets_of` with edges. Integers are compared as integers, because float32 cannot represent all counts above 2^24."""
+def _masks_by_edges(counts: jax.Array, edges: np.ndarray) -> tuple[jax.Array, ...]:
+    """`_masks_of` with edges. Integers are compared as integers, because float32 cannot represent all counts above 2^24."""
     number = edges.size
     if edges.dtype.kind in "iu" and jnp.issubdtype(counts.dtype, jnp.integer):
         limits = jnp.iinfo(counts.dtype)
@@ -118,10 +120,10 @@ def _between(counts: jax.Array, edges: np.ndarray) -> tuple[jax.Array, ...]:
         edges = np.maximum(edges[edges <= limits.max], limits.min).astype(counts.dtype)
     else:
         edges = edges.astype(np.float32)
-    return _buckets_of(counts, number, jnp.asarray(edges))
+    return _masks_of(counts, number, jnp.asarray(edges))
 
 
-def _wide(counts: jax.Array) -> jax.Array:
+def _at_least_32_bits(counts: jax.Array) -> jax.Array:
     """Counts in a dtype of at least 32 bits."""
     if jnp.issubdtype(counts.dtype, jnp.floating):
         return counts.astype(compute_dtype(counts))

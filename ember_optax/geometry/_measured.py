@@ -31,11 +31,11 @@ def measured(
     """
     table, token = checked_table(table, token_axis)
     weights = checked_weights(weights, table, token)
-    return _measured(metric, token, checked_flag(centered, "centered"), per_token, table, weights)
+    return _compiled_metric(metric, token, checked_flag(centered, "centered"), per_token, table, weights)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _measured(metric, token: int, centered: bool, per_token: bool, table: jax.Array, weights: jax.Array | None) -> Any:
+def _compiled_metric(metric, token: int, centered: bool, per_token: bool, table: jax.Array, weights: jax.Array | None) -> Any:
     def automatically(table, weights):
         return metric(rows_of(table, token, centered, weights))
 

@@ -16,7 +16,7 @@ from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_tree
 from .._tree.state import ember_moments
 from .._tree.suspects import warn_of_suspects
-from .._tree.tables import Table, read_tree, tables_of
+from .._tree.tables import Table, found_tables, read_tree
 from ._measured import checked_table, checked_weights
 from ._step_sizes import StepRule, TableState, checked_state, step_rule, table_states
 from ._table_metrics import table_report
@@ -107,13 +107,12 @@ def report(
     """
     check_tree(params, "params")
     check_declaration(tables, "tables")
-    found = tables_of(params, tables, "found", argument="tables", what="the parameters are")
-    taken = [table for table in found.tables if table.axes is not None]
-    if not taken:
+    found = found_tables(params, tables)
+    if not found.tables:
         raise ValueError(no_table_message(found))
     # A parameter without features has one number for each token, and no row to measure.
-    flat, measurable = ([table for table in taken if bool(table.axes and table.axes.feature) is has] for has in (False, True))
-    names = [table.name for table in taken]
+    flat, measurable = ([table for table in found.tables if bool(table.axes.feature) is has] for has in (False, True))
+    names = [table.name for table in found.tables]
     if not measurable:
         raise ValueError(
             f"tables declares only {names}, which have no features, but a report is about rows: declare their tables too."
@@ -127,7 +126,7 @@ def report(
     metrics: dict[str, jax.Array] = {f"geometry/{table.name}/left_out": jnp.ones((), jnp.int32) for table in flat}
     for table in measurable:
         name = table.name
-        values = _of_table(table, gradients.get(name), states.get(name), counts.get(name), rule, spectral)
+        values = _table_values(table, gradients.get(name), states.get(name), counts.get(name), rule, spectral)
         metrics |= {f"geometry/{name}/{metric}": value for metric, value in values.items()}
     skipped = [jnp.sum(state.total_notfinite, dtype=jnp.int32) for state in ember_moments(opt_state).values()]
     return metrics | ({"geometry/skipped_batches": functools.reduce(jnp.add, skipped)} if skipped else {})
@@ -143,10 +142,9 @@ def _check_owned(opt_state: Any, names: list[str], tables: DimensionNumbersLike)
         )
 
 
-def _of_table(
+def _table_values(
     table: Table, gradient: Any, state: TableState | None, counts: Any, rule: StepRule, spectral: bool
 ) -> dict[str, jax.Array]:
-    assert table.axes is not None
     what = f"parameter {table.name!r}"
     (token,), batch = table.axes.token, table.axes.batch
     array, _ = checked_table(table.array, token, what)
@@ -175,7 +173,7 @@ def _gradients_by_name(grads: Any, names: list[str]) -> dict[str, Any]:
     if grads is None:
         return {}
     marked = jax.tree.map(lambda leaf: _LEFT_OUT if leaf is None else leaf, grads, is_leaf=lambda leaf: leaf is None)
-    found = {table.name: table.array for table in read_tree(marked).tables}
+    found = {leaf.name: leaf.array for leaf in read_tree(marked).leaves}
     if missing := [name for name in names if name not in found]:
         raise ValueError(
             f"grads has nothing for the tables {missing}, only {list(found)}: pass the gradients of these parameters."

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from .._math.axes import TableAxes
 from .._math.mean_square import compute_dtype, mean_square
 from .._math.mesh import in_auto_mode
-from .._math.moments import Moments, decay_rate, moment_shapes
-from .._math.step import ember_step
+from .._math.moments import decay_rate, moment_shapes
+from .._math.step import Hyperparameters, ember_step
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean
 from .._tree.inputs import check_array, shown
 from .._tree.state import ScaleByEmberState, adam_moments, ember_moments
@@ -134,8 +134,10 @@ def _row_steps(g: jax.Array, state: TableState, token: int, rule: StepRule) -> j
         g = g.astype(compute_dtype(g))
         update: Any
         if isinstance(state, ScaleByEmberState):
-            axes, moments = TableAxes((token,), features, ()), Moments(**state._asdict())
-            update, _ = ember_step(g, moments, decay_rate(rule.b2), rule.eps, axes=axes, active_rows=rule.active_rows)
+            axes = TableAxes((token,), features, ())
+            update, _ = ember_step(
+                g, state, Hyperparameters(decay_rate(rule.b2), rule.eps), axes=axes, active_rows=rule.active_rows
+            )
         else:
             update, _ = optax.scale_by_adam(rule.b1, rule.b2, rule.eps).update(g, state)
         return to_vector(jnp.sqrt(mean_square(update, features)), token)

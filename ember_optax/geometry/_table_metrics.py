@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._math.axes import TableAxes
 from .._math.frequency import halves_by_count
 from .._math.mean_cosine import mean_cosine_of
-from .._math.moments import Moments, kept_axes
+from .._math.moments import kept_axes
 from .._math.weighted_rows import Rows, centered_rows, norms, rows_of, share
 from .._tree.state import ScaleByEmberState
 from ._gradients import active_of
@@ -25,25 +25,24 @@ def table_report(
     array: Any, gradient: Any, state: Any, counts: Any, *, axes: TableAxes, rule: StepRule, spectral: bool
 ) -> Metrics:
     """The metrics of checked arrays by name, each in the shape of the batch axes. Arguments that were not given are None."""
-    return (_compiled if rule.is_static else _stacked)(array, gradient, state, counts, axes, rule, spectral)
+    return (_compiled if rule.is_static else _metrics_of_stack)(array, gradient, state, counts, axes, rule, spectral)
 
 
-def _stacked(array: Any, gradient: Any, state: Any, counts: Any, axes: TableAxes, rule: StepRule, spectral: bool) -> Metrics:
+def _metrics_of_stack(
+    array: Any, gradient: Any, state: Any, counts: Any, axes: TableAxes, rule: StepRule, spectral: bool
+) -> Metrics:
     (token,), batch = axes.token, axes.batch
     token -= sum(axis < token for axis in batch)
 
     def one(array, gradient, state):
-        return _metrics(array, gradient, state, counts, token, rule, spectral)
+        return _metrics_of_one(array, gradient, state, counts, token, rule, spectral)
 
     def batch_first(value: jax.Array, kept: tuple[int, ...]) -> jax.Array:
         return jnp.moveaxis(value, [kept.index(axis) for axis in batch], range(len(batch)))
 
     every = tuple(range(array.ndim))
     if isinstance(state, ScaleByEmberState):
-        kept = kept_axes(axes)
-        state = ScaleByEmberState(
-            **{field: batch_first(getattr(state, field), getattr(kept, field)) for field in Moments._fields}
-        )
+        state = ScaleByEmberState(*map(batch_first, state, kept_axes(axes)))
     elif state is not None:
         count = jnp.broadcast_to(state.count, [array.shape[axis] for axis in batch])
         state = state._replace(count=count, mu=batch_first(state.mu, every), nu=batch_first(state.nu, every))
@@ -52,31 +51,31 @@ def _stacked(array: Any, gradient: Any, state: Any, counts: Any, axes: TableAxes
     return one(batch_first(array, every), None if gradient is None else batch_first(gradient, every), state)
 
 
-_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6))(_stacked)
+_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6))(_metrics_of_stack)
 
 
-def _metrics(array: Any, gradient: Any, state: Any, counts: Any, token: int, rule: StepRule, spectral: bool) -> Metrics:
+def _metrics_of_one(array: Any, gradient: Any, state: Any, counts: Any, token: int, rule: StepRule, spectral: bool) -> Metrics:
     rows = rows_of(array, token)
-    metrics = _of_rows(rows, spectral) | _of_state(state)
+    metrics = _row_metrics(rows, spectral) | _state_metrics(state)
     steps_V = None if gradient is None or state is None else row_steps(gradient, state, token, rule)
     if gradient is not None:
         active_V = active_of(rows_of(gradient, token))
-        metrics |= _of_gradient(rows_of(gradient, token), active_V, spectral)
+        metrics |= _gradient_metrics(rows_of(gradient, token), active_V, spectral)
         if steps_V is not None:
-            metrics |= _of_steps(steps_V, active_V)
+            metrics |= _step_metrics(steps_V, active_V)
     if counts is not None:
-        metrics |= _of_counts(rows, counts, steps_V)
+        metrics |= _count_metrics(rows, counts, steps_V)
     return metrics
 
 
-def _of_rows(rows: Rows, spectral: bool) -> Metrics:
+def _row_metrics(rows: Rows, spectral: bool) -> Metrics:
     norm_V, centered = norms_of(rows), centered_rows(rows)
     metrics = {
         "mean_row_norm": mean_norm_of(rows),
         "largest_row_norm": jnp.max(norm_V),
-        "largest_token": _token(jnp.argmax(norm_V)),
+        "largest_token": _as_token_id(jnp.argmax(norm_V)),
         "smallest_row_norm": jnp.min(norm_V),
-        "smallest_token": _token(jnp.argmin(norm_V)),
+        "smallest_token": _as_token_id(jnp.argmin(norm_V)),
         "iso_score": iso_score_of(centered),
     }
     for suffix, of in (("", rows), ("_centered", centered)):
@@ -89,7 +88,7 @@ def _of_rows(rows: Rows, spectral: bool) -> Metrics:
     return metrics
 
 
-def _of_gradient(rows: Rows, active_V: jax.Array, spectral: bool) -> Metrics:
+def _gradient_metrics(rows: Rows, active_V: jax.Array, spectral: bool) -> Metrics:
     count = jnp.sum(active_V, dtype=jnp.int32)
     metrics = {
         "gradient_norm": norms(norms_of(rows), (0,)).reshape(()),
@@ -102,7 +101,7 @@ def _of_gradient(rows: Rows, active_V: jax.Array, spectral: bool) -> Metrics:
     return metrics
 
 
-def _of_state(state: TableState | None) -> Metrics:
+def _state_metrics(state: TableState | None) -> Metrics:
     if state is None:
         return {}
     if not isinstance(state, ScaleByEmberState):
@@ -111,18 +110,18 @@ def _of_state(state: TableState | None) -> Metrics:
     return {"steps": state.count, "skipped_batches": state.total_notfinite, "tokens_without_gradient": never}
 
 
-def _of_steps(steps_V: jax.Array, active_V: jax.Array) -> Metrics:
+def _step_metrics(steps_V: jax.Array, active_V: jax.Array) -> Metrics:
     ratio, median = ratio_and_median(steps_V, active_V)
     return {
         "update_size": jnp.sqrt(jnp.mean(jnp.square(steps_V))),
         "median_row_step": median,
         "largest_row_step": jnp.max(steps_V),
-        "largest_row_step_token": _token(jnp.argmax(steps_V)),
+        "largest_row_step_token": _as_token_id(jnp.argmax(steps_V)),
         "cold_row_ratio": ratio,
     }
 
 
-def _of_counts(rows: Rows, counts: jax.Array, steps_V: jax.Array | None) -> Metrics:
+def _count_metrics(rows: Rows, counts: jax.Array, steps_V: jax.Array | None) -> Metrics:
     def of(weight_V: jax.Array) -> Metrics:
         weighted = rows._replace(weight=weight_V.astype(rows.x.dtype).reshape(rows.weight.shape))
         p_V = share(weighted).reshape(-1)
@@ -136,5 +135,5 @@ def _of_counts(rows: Rows, counts: jax.Array, steps_V: jax.Array | None) -> Metr
     return metrics
 
 
-def _token(index: jax.Array) -> jax.Array:
+def _as_token_id(index: jax.Array) -> jax.Array:
     return index.astype(jnp.int32)

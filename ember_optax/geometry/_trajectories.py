@@ -174,11 +174,13 @@ def random_walk(
     for argument, number in {"num_features": num_features, "num_walks": num_walks}.items():
         if checked_integer(number, argument, 256) < 1:
             raise ValueError(f"{argument} must be at least 1, got {number}; pass for example 256.")
-    return _simulated(jnp.asarray(lengths_T, jnp.float32), checked_key(key), num_walks, num_features, _checked_rank(rank))
+    return _simulated_walks(jnp.asarray(lengths_T, jnp.float32), checked_key(key), num_walks, num_features, _checked_rank(rank))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _simulated(lengths_T: jax.Array, key: jax.Array, num_walks: int, num_features: int, rank: int) -> tuple[jax.Array, jax.Array]:
+def _simulated_walks(
+    lengths_T: jax.Array, key: jax.Array, num_walks: int, num_features: int, rank: int
+) -> tuple[jax.Array, jax.Array]:
     """The share and straightness of simulated Gaussian walks."""
     init, update, value = ray(rank=rank)
 

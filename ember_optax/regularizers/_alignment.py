@@ -141,11 +141,11 @@ def frequency_alignment(
 
 
 def _checked_sample(sample: Any) -> tuple[jax.Array, jax.Array]:
-    vectors = isinstance(sample, tuple) and len(sample) == 2 and all(jnp.ndim(ids) == 1 for ids in map(_or_scalar, sample))
+    vectors = (
+        isinstance(sample, tuple)
+        and len(sample) == 2
+        and all(hasattr(ids, "dtype") and getattr(ids, "ndim", 0) == 1 for ids in sample)
+    )
     if not vectors or not all(jnp.issubdtype(ids.dtype, jnp.integer) for ids in sample):
         raise TypeError(f"sample must be a pair of vectors of token ids, got {shown(sample)}; pass what sampled_tokens returned.")
     return jnp.asarray(sample[0]), jnp.asarray(sample[1])
-
-
-def _or_scalar(ids: Any) -> Any:
-    return ids if hasattr(ids, "dtype") and hasattr(ids, "ndim") else 0

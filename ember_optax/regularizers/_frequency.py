@@ -160,12 +160,12 @@ def scale_by_frequency(
         raise ValueError(f"decay={decay!r} is of streamed counts, but token_counts are given once; leave one of the two out.")
 
     step = functools.partial(_scaled_step, power=number, smoothing=added, decay=decay)
-    given = functools.partial(_counts_of, fixed=fixed)
+    given = functools.partial(_counts_for_table, fixed=fixed)
     rule = Rule("scale_by_frequency", step, keeps=None if fixed is not None else "nu_token", given=given)
     return on_tables(rule, tables, None if fixed is not None else FrequencyState)
 
 
-def _counts_of(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | None) -> jax.Array:
+def _counts_for_table(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | None) -> jax.Array:
     """The counts of a table's tokens, which are fixed or those of this batch."""
     found = extra_args.get("token_counts") if fixed is None else fixed
     if found is None:
@@ -174,7 +174,6 @@ def _counts_of(table: Table, extra_args: dict[str, Any], *, fixed: jax.Array | N
             "batch, (V,), or pass token_counts to scale_by_frequency."
         )
     counts_V, axes = checked_counts(found, "token_counts"), table.axes
-    assert axes is not None
     if not axes.token or counts_V.shape[0] != table.shape[axes.token[0]]:
         raise ValueError(
             f"token_counts has {counts_V.shape[0]} counts, but {table.name!r} has the shape {table.shape} with the token axes "
@@ -187,20 +186,18 @@ def _scaled_step(table: Table, update, param, kept, counts_V, *, power, smoothin
     """The update times the weights, and the streamed counts after this batch."""
     del param
     axes = table.axes
-    assert axes is not None
     counts = jnp.expand_dims(counts_V, [axis for axis in range(len(table.shape)) if axis not in axes.token])
     if kept is not None:
         counts = expanded(kept, table, "nu_token") * jnp.float32(decay) + counts.astype(jnp.float32)
         kept = counts.reshape(kept.shape)
-    return _weighted(table, update, weights_of_counts(counts, power, smoothing, axes.token[0])), kept
+    return _weighted_rows(table, update, weights_of_counts(counts, power, smoothing, axes.token[0])), kept
 
 
-def _weighted(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
+def _weighted_rows(table: Table, update: jax.Array, weights: jax.Array) -> jax.Array:
     """The rows of an update times the weights of their tokens. Compact rows take the weights of their ids."""
     dtype = compute_dtype(update)
     if table.ids is None:
         return (update.astype(dtype) * weights.astype(dtype)).astype(update.dtype)
-    assert table.axes is not None
     (token,) = table.axes.token
     ids_N = flat_ids(table.ids, table.shape[token])
     of_rows = take_rows(weights, ids_N, token).astype(dtype)

@@ -1,5 +1,7 @@
 """`on_tables`, the common part of the transformations: it finds the tables, reads their state, and checks the updates."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,13 +11,13 @@ import optax
 
 from .._math.mesh import in_auto_mode, spec_like, varying_axes
 from .._math.moments import init_moments, kept_axes
-from .._optimizer.checks import check_found, check_given, check_leaf, check_params
+from .._optimizer.checks import check_found, check_given, check_leaf, checked_params
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import DimensionNumbersLike, check_declaration
 from .._tree.inputs import check_tree, shown
 from .._tree.paths import is_complete
 from .._tree.suspects import warn_of_suspects
-from .._tree.tables import Table, TableTree, tables_of
+from .._tree.tables import Leaf, Table, TableTree, found_tables
 from .._tree.token_ids import check_compact, token_ids_by_name
 from .._tree.watching import is_observed, tables_at_init
 
@@ -49,8 +51,7 @@ def on_tables(
     """
     check_declaration(tables, "tables")
 
-    def find(tree: Any, **options: Any) -> TableTree:
-        return tables_of(tree, tables, "found", argument="tables", what="the parameters are", **options)
+    find = functools.partial(found_tables, declaration=tables)
 
     def init_fn(params):
         check_tree(params, "params")
@@ -58,11 +59,11 @@ def on_tables(
         check_found(found, complete=is_complete(params))
         if not is_observed():
             warn_of_suspects(found, rule.name)
-        first = list(map(_first, found.tables))
+        first = list(map(_first_vector, found.leaves))
         return optax.EmptyState() if state_of is None else state_of(found.treedef.unflatten(first))
 
-    def _first(table: Table) -> Any:
-        axes = None if table.axes is None else check_leaf(table)
+    def _first_vector(table: Leaf) -> Any:
+        axes = check_leaf(table) if isinstance(table, Table) else None
         if axes is None or rule.keeps is None:
             return optax.MaskedNode()
         vector = getattr(init_moments(table.array, axes), rule.keeps)
@@ -76,25 +77,19 @@ def on_tables(
         if rule.needs_params and params is None:
             raise ValueError(f"{rule.name} needs the parameters: call update(updates, state, params). {rule.needs_params}")
         found = find(updates, token_ids=ids, params=params)
-        weights = _weights(found, params) if rule.needs_params else [None] * len(found.tables)
-        boxes = _kept(found, state, state_of, rule.name)
-        stepped = [_stepped(rule, *each, extra_args) for each in zip(found.tables, weights, boxes, strict=True)]
+        weights = checked_params(found, params) if rule.needs_params else [None] * len(found.leaves)
+        boxes = _kept_vectors(found, state, state_of, rule.name)
+        stepped = [_step_of_leaf(rule, *each, extra_args) for each in zip(found.leaves, weights, boxes, strict=True)]
         updates = found.rebuild(update for update, _ in stepped)
         return updates, state if state_of is None else state_of(found.treedef.unflatten(kept for _, kept in stepped))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _weights(found: TableTree, params: Any) -> list[Any]:
-    leaves = found.leaves_of(params, "parameter tree", may_have_more=True)
-    check_params(found, leaves)
-    return leaves
-
-
-def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
+def _kept_vectors(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
     """The kept vector of each leaf, in its box."""
     if state_of is None:
-        return [None] * len(found.tables)
+        return [None] * len(found.leaves)
     if not isinstance(state, state_of):
         raise TypeError(
             f"state must be the {state_of.__name__} that init or the last update of this {name} returned, got {shown(state)}."
@@ -108,23 +103,23 @@ def _kept(found: TableTree, state: Any, state_of: Any, name: str) -> list[Any]:
         ) from None
 
 
-def _stepped(rule: Rule, table: Table, weight: Any, box: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
-    if table.axes is None:
+def _step_of_leaf(rule: Rule, table: Leaf, weight: Any, box: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+    if not isinstance(table, Table):
         return table.array, box
-    axes = check_leaf(table)
+    check_leaf(table)
     update = jnp.asarray(table.array)
     _check_rows(rule, table, update)
     kept = None if box is None else unbox(box)
-    if kept is not None and jnp.shape(kept) != _shape(table, rule):
+    if kept is not None and jnp.shape(kept) != _kept_shape(table, rule):
         raise ValueError(
             f"the state of {rule.name} for {table.name!r} has shape {jnp.shape(kept)}, but a table of shape {table.shape} needs "
-            f"{_shape(table, rule)}; pass the state that init made of these parameters."
+            f"{_kept_shape(table, rule)}; pass the state that init made of these parameters."
         )
     param = None if weight is None else jnp.asarray(unbox(weight))
     given = rule.given(table, extra_args) if rule.given else None
 
     def step(update, ids, param, kept, given):
-        return rule.step(table._replace(axes=axes, ids=ids), update, param, kept, given)
+        return rule.step(dataclasses.replace(table, ids=ids), update, param, kept, given)
 
     def specs():
         return spec_like(update), None if kept is None else spec_like(kept)
@@ -133,8 +128,7 @@ def _stepped(rule: Rule, table: Table, weight: Any, box: Any, extra_args: dict[s
     return update, None if kept is None else rebox(box, kept)
 
 
-def _shape(table: Table, rule: Rule) -> tuple[int, ...]:
-    assert table.axes is not None
+def _kept_shape(table: Table, rule: Rule) -> tuple[int, ...]:
     assert rule.keeps is not None
     return tuple(table.shape[axis] for axis in getattr(kept_axes(table.axes), rule.keeps))
 
@@ -145,7 +139,7 @@ def _check_rows(rule: Rule, table: Table, update: jax.Array) -> None:
             f"{rule.name} cannot take the row-sparse update of {table.name!r}: {rule.needs_all_rows} Give its update dense, with "
             f"None for its ids, or leave it out: tables=TokenTables(exclude=[{table.name!r}])."
         )
-    if table.ids is not None and table.axes is not None:
+    if table.ids is not None:
         check_compact(table.name, update.shape, table.ids, table.shape, table.axes)
     if split := varying_axes(update):
         raise ValueError(
@@ -156,6 +150,5 @@ def _check_rows(rule: Rule, table: Table, update: jax.Array) -> None:
 
 def expanded(vector: jax.Array, table: Table, field: str) -> jax.Array:
     """A kept vector with the rank of its table. The axes that it does not keep have length one."""
-    assert table.axes is not None
     kept = getattr(kept_axes(table.axes), field)
     return jnp.expand_dims(vector, [axis for axis in range(len(table.shape)) if axis not in kept])

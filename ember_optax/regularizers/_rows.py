@@ -66,7 +66,6 @@ def center_rows(
 
     def step(table: Table, update, param, kept, given):
         del given
-        assert table.axes is not None
         dtype = compute_dtype(update)
         wide = update.astype(dtype)
         after = wide if param is None else wide + param.astype(dtype)
@@ -132,7 +131,6 @@ def cap_row_steps(
         del param
         if cap is None:
             return update, kept
-        assert table.axes is not None
         if table.ids is None:
             return _capped(update, table.axes.feature, cap), kept
         return _capped_rows(update, table.ids, cap, table.axes.token[0], table.shape[table.axes.token[0]]), kept

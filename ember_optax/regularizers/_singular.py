@@ -35,18 +35,18 @@ def power_iteration(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes, 
 @functools.partial(jax.jit, static_argnums=2)
 def square_along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> jax.Array:
     """`|W v|^2`, in the shape of the batch axes: the square of the spectral norm if v is the first right singular vector."""
-    along, tokens = _along(table_VxD, vector_D, axes)
+    along, tokens = _product_and_token_axes(table_VxD, vector_D, axes)
     return jnp.sum(jnp.square(along), tokens)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def norm_along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> jax.Array:
     """`|W v|`, also if its square leaves float32's range."""
-    along, tokens = _along(table_VxD, vector_D, axes)
+    along, tokens = _product_and_token_axes(table_VxD, vector_D, axes)
     return jnp.squeeze(norms(along, tokens), tokens)
 
 
-def _along(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> tuple[jax.Array, tuple[int, ...]]:
+def _product_and_token_axes(table_VxD: jax.Array, vector_D: jax.Array, axes: TableAxes) -> tuple[jax.Array, tuple[int, ...]]:
     """`W v`, and the token axes of this array."""
     x = table_VxD.astype(compute_dtype(table_VxD))
     kept = sorted(axes.batch + axes.token)

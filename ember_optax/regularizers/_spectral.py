@@ -55,7 +55,7 @@ def singular_vector(table: Any, vector: Any = None, *, token_axis: int = 0, iter
       Yoshida and Miyato, https://arxiv.org/abs/1705.10941; docs/regularizers.md
     """
     array, axes = checked_whole_table(table, token_axis, _REASON)
-    return _iterated(array, axes, vector, _checked_iterations(iterations))
+    return _iterated_vector(array, axes, vector, _checked_iterations(iterations))
 
 
 def spectral_penalty(
@@ -105,7 +105,7 @@ def spectral_penalty(
     """
     array, axes = checked_whole_table(table, token_axis, _REASON)
     default = 20 if vector is None else 0
-    vector = _iterated(array, axes, vector, default if iterations is None else _checked_iterations(iterations))
+    vector = _iterated_vector(array, axes, vector, default if iterations is None else _checked_iterations(iterations))
     square = in_auto_mode(lambda x, v: square_along(x, v, axes), PartitionSpec, array, vector)
     return times(coefficient, square / 2)
 
@@ -166,7 +166,6 @@ def normalize_spectral_norm(
     def step(table: Table, update, param, kept, given):
         del given
         axes = table.axes
-        assert axes is not None
         moved = param.astype(compute_dtype(param)) + update.astype(compute_dtype(param))
         vector = power_iteration(moved, kept, axes, count)
         norm = norm_along(moved, vector, axes)
@@ -185,7 +184,7 @@ def normalize_spectral_norm(
     return on_tables(rule, tables, SpectralState)
 
 
-def _iterated(array: jax.Array, axes: TableAxes, vector: Any, iterations: int) -> jax.Array:
+def _iterated_vector(array: jax.Array, axes: TableAxes, vector: Any, iterations: int) -> jax.Array:
     shape = tuple(array.shape[axis] for axis in axes.feature)
     if vector is None:
         vector = jnp.zeros(shape, compute_dtype(array))

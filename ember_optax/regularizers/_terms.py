@@ -13,7 +13,7 @@ from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.hyperparameters import checked_coefficient
 from .._tree.inputs import check_tree, shown
 from .._tree.suspects import warn_of_suspects
-from .._tree.tables import Table, tables_of
+from .._tree.tables import Table, found_tables
 from ..geometry._measured import checked_table
 from ..row_sparse._refusals import whole_table_error
 from ..row_sparse._slice import RowSlice
@@ -59,31 +59,31 @@ def over_tables(term: Callable[..., jax.Array], params: Any, *, tables: Dimensio
     check_declaration(tables, "tables")
     check_tree(params, "params")
     # A bare `RowSlice` is a pytree of its rows and ids, so the finder sees the shape of the whole table instead.
-    found = tables_of(_whole(params), tables, "found", argument="tables", what="the parameters are")
+    found = found_tables(_with_whole_shapes(params), tables)
     check_found(found, complete=True)
     warn_of_suspects(found, "over_tables")
     boxes = jax.tree.leaves(params, is_leaf=lambda node: is_box(node) or isinstance(node, RowSlice))
     values = [
-        _of_table(term, table, unbox(box))
-        for table, box in zip(found.tables, boxes, strict=True)
-        if table.axes is not None and table.axes.feature
+        _term_of_table(term, leaf, unbox(box))
+        for leaf, box in zip(found.leaves, boxes, strict=True)
+        if isinstance(leaf, Table) and leaf.axes.feature
     ]
     if not values:
         raise ValueError(
-            f"tables declares only {[table.name for table in found.tables if table.axes is not None]}, which have no features, "
+            f"tables declares only {[table.name for table in found.tables]}, which have no features, "
             f"but a term is about rows: declare their tables too."
         )
     return jnp.sum(jnp.stack(values))
 
 
-def _whole(params: Any) -> Any:
+def _with_whole_shapes(params: Any) -> Any:
     def whole(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, RowSlice) else leaf
 
     return jax.tree.map(whole, params, is_leaf=lambda node: isinstance(node, RowSlice))
 
 
-def _of_table(term: Callable[..., jax.Array], table: Table, array: Any) -> jax.Array:
+def _term_of_table(term: Callable[..., jax.Array], table: Table, array: Any) -> jax.Array:
     if isinstance(array, RowSlice):
         return term(array, token_axis=array.token_axis)
     axes = check_leaf(table)

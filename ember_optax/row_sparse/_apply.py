@@ -11,7 +11,7 @@ from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.linear_leaf import LinearLeaf
-from .._tree.tables import Table, TableTree, tables_of
+from .._tree.tables import Leaf, Table, TableTree, read_tree, tables_with_ids
 from .._tree.token_ids import check_compact, token_ids_by_name
 
 
@@ -52,8 +52,8 @@ def apply_updates(params: Any, updates: Any, token_ids: Any, *, tables: Dimensio
     check_tree(params, "params")
     check_tree(updates, "updates", may_be_empty=True)
     ids = token_ids_by_name(token_ids)
-    found = tables_of(params, tables, "with ids", token_ids=ids, what="the parameters are")
-    new = [_apply(table, unbox(update)) for table, update in zip(found.tables, _updates_of(found, updates), strict=True)]
+    found = tables_with_ids(read_tree(params, ids, what="the parameters are"), tables)
+    new = [_apply(table, unbox(update)) for table, update in zip(found.leaves, _updates_of(found, updates), strict=True)]
     return found.rebuild(new)
 
 
@@ -66,7 +66,7 @@ def _updates_of(found: TableTree, updates: Any) -> list[Any]:
         ) from None
 
 
-def _apply(table: Table, update: Any) -> Any:
+def _apply(table: Leaf, update: Any) -> Any:
     if update is None:
         return table.array
     check_array(table.box, f"parameter {table.name!r}")
@@ -83,7 +83,7 @@ def _apply(table: Table, update: Any) -> Any:
             f"the update of {table.name!r} is complex, of dtype {update.dtype}, but the parameter is {p.dtype}: "
             f"pass the real part."
         )
-    if table.ids is None or table.axes is None:
+    if table.ids is None or not isinstance(table, Table):
         _check_dense(table.name, p, update)
         return jnp.asarray(p + update).astype(p.dtype)
     check_compact(table.name, jnp.shape(update), table.ids, p.shape, table.axes)

@@ -11,7 +11,7 @@ from .._math.rows import flat_ids, rows_first, sum_duplicates
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.hyperparameters import checked_max_norm
 from .._tree.inputs import check_array, check_tree
-from .._tree.tables import Table, read_tree
+from .._tree.tables import Leaf, read_tree
 from .._tree.token_ids import token_ids_by_name
 from ._vocabularies import Vocabulary, vocabularies
 
@@ -60,24 +60,24 @@ def clip_by_global_norm(
         check_tree(updates, "updates", may_be_empty=True)
         ids = token_ids_by_name(token_ids)
         found = read_tree(updates, ids)
-        for table in found.tables:
+        for table in found.leaves:
             check_array(table.box, f"the gradient of {table.name!r}")
         known = vocabularies(found, ids, params, tables)
-        norm = jnp.sqrt(sum((_squared_norm(table, known.get(table.name)) for table in found.tables), jnp.float32(0)))
+        norm = jnp.sqrt(sum((_squared_norm(table, known.get(table.name)) for table in found.leaves), jnp.float32(0)))
         small, limit = norm < max_norm, jnp.asarray(max_norm, jnp.float32)
 
-        def clip(table: Table) -> Any:
+        def clip(table: Leaf) -> Any:
             if isinstance(table.array, FusedLeaf):
                 return table.array * jnp.where(small, 1.0, limit / norm)
             g = jnp.asarray(table.array)
             return jnp.where(small, g, g / norm.astype(g.dtype) * limit.astype(g.dtype))
 
-        return found.rebuild(map(clip, found.tables)), state
+        return found.rebuild(map(clip, found.leaves)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _squared_norm(table: Table, vocabulary: Vocabulary | None) -> jax.Array:
+def _squared_norm(table: Leaf, vocabulary: Vocabulary | None) -> jax.Array:
     if isinstance(table.array, FusedLeaf):
         if table.array.preconditioner is not None:
             raise TypeError(f"the update of {table.name!r} has no norm: clip the gradients, before ember or scale_by_ember.")

@@ -1,6 +1,7 @@
 """`value_and_grad`: differentiates a loss, with compact gradients for token tables."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, TableTree, read_tree, tables_of
+from .._tree.tables import Leaf, Table, TableTree, read_tree, tables_with_ids
 from .._tree.token_ids import token_ids_by_name
 from ._slice import RowSlice, slice_rows
 
@@ -80,14 +81,14 @@ def value_and_grad(
     def value_and_compact_grad(params, token_ids, /, *args, **kwargs):
         check_tree(params, "params")
         found, of_heads = _compact_tables(params, token_ids, heads, tables)
-        sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None and t.axes}
+        sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None}
 
         def loss_with(heads_by_name, compact_params, links, *args, **kwargs):
             loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name, links), *args, **kwargs)
             _check_loss(loss, has_aux)
             return loss
 
-        compact = found.rebuild(sliced[t.name][1] if t.name in sliced else t.array for t in found.tables)
+        compact = found.rebuild(sliced[t.name][1] if t.name in sliced else t.array for t in found.leaves)
         value, grads, of_calls = _differentiated(loss_with, has_aux, of_heads, compact, args, kwargs)
         leaves = dict(zip(found.names, map(unbox, found.treedef.flatten_up_to(grads)), strict=True))
         for table in of_heads:
@@ -127,13 +128,13 @@ def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNu
     """The parameters, with axes for tables that have ids or are heads, and the heads. A head without a lookup has no ids."""
     found = read_tree(params, token_ids_by_name(token_ids), what="the parameters are")
     names = checked_heads(heads, found.names)
-    for table in found.tables:
+    for table in found.leaves:
         check_array(table.box, f"parameter {table.name!r}", floating=True)
         if table.name in names:
             check_head_table(table)
     no_ids = jnp.zeros(0, jnp.int32)
-    with_ids = [table._replace(ids=no_ids) if table.name in names and table.ids is None else table for table in found.tables]
-    found = tables_of(TableTree(with_ids, found.treedef), tables, "with ids")
+    leaves = [replace(leaf, ids=no_ids) if leaf.name in names and leaf.ids is None else leaf for leaf in found.leaves]
+    found = tables_with_ids(TableTree(leaves, found.treedef), tables)
     return found, [table for table in found.tables if table.name in names]
 
 
@@ -142,26 +143,26 @@ def _parts(
 ) -> Any:
     """The tree that the loss function gets instead of the parameters: a `RowSlice` for each table with ids."""
 
-    def part(table: Table, leaf: Any) -> Any:
-        if table.axes is None:
+    def part(table: Leaf, leaf: Any) -> Any:
+        if not isinstance(table, Table):
             return leaf
         token_axis = table.axes.token[0]
         rows = RowSlice(leaf, sliced[table.name][0], table.shape[token_axis], token_axis).read_as(table.array.dtype)
         return rows.with_head(heads[table.name], links[table.name]) if table.name in heads else rows
 
-    return found.rebuild(map(part, found.tables, map(unbox, found.treedef.flatten_up_to(compact_params))))
+    return found.rebuild(map(part, found.leaves, map(unbox, found.treedef.flatten_up_to(compact_params))))
 
 
 def _with_ids(found: TableTree, leaves: dict[str, Any], ids: dict[str, jax.Array]) -> list[Any]:
     """The leaves of the gradient, with a `CompactRows` for each table with ids."""
 
-    def leaf(table: Table) -> Any:
-        if table.name not in ids or table.axes is None:
+    def leaf(table: Leaf) -> Any:
+        if table.name not in ids or not isinstance(table, Table):
             return leaves[table.name]
         rows = leaves[table.name].astype(table.array.dtype)
         return CompactRows(rows, ids[table.name], table.shape, table.axes.token[0], table.name)
 
-    return list(map(leaf, found.tables))
+    return list(map(leaf, found.leaves))
 
 
 def _check_loss(loss: Any, has_aux: bool) -> None:

@@ -8,7 +8,7 @@ from .._math.rows import shifted_ids
 from .._optimizer.checks import check_bound, mesh_names
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import check_tree
-from .._tree.tables import tables_of
+from .._tree.tables import read_tree, tables_with_ids
 from .._tree.token_ids import token_ids_by_name
 
 
@@ -59,9 +59,9 @@ def local_token_ids(
             f"mesh_axes must name each mesh axis that splits the tokens once, got {mesh_axes!r}; pass for example 'fsdp'."
         )
     check_bound({"mesh": names})
-    found = tables_of(params, tables, "with ids", token_ids=token_ids_by_name(token_ids), what="the parameters are")
+    found = tables_with_ids(read_tree(params, token_ids_by_name(token_ids), what="the parameters are"), tables)
     return {
         table.name: shifted_ids(table.ids, jax.lax.axis_index(names), table.shape[table.axes.token[0]])
         for table in found.tables
-        if table.ids is not None and table.axes is not None
+        if table.ids is not None
     }

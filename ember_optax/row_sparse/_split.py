@@ -40,8 +40,8 @@ def split(grads: Any) -> tuple[Any, dict[str, jax.Array]]:
     """
     check_tree(grads, "grads")
     found = read_tree(grads)
-    for table in found.tables:
+    for table in found.leaves:
         if isinstance(table.array, FusedLeaf):
             table.array.refuse("its arrays were asked for")
-    rows = found.treedef.unflatten([rebox(table.box, table.array) for table in found.tables])
-    return rows, {table.name: table.ids for table in found.tables if table.ids is not None}
+    rows = found.treedef.unflatten([rebox(table.box, table.array) for table in found.leaves])
+    return rows, {table.name: table.ids for table in found.leaves if table.ids is not None}

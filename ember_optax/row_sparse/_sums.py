@@ -10,7 +10,7 @@ from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import check_array, check_tree
 from .._tree.linear_leaf import LinearLeaf
-from .._tree.tables import Table, read_tree
+from .._tree.tables import Leaf, read_tree
 from .._tree.token_ids import token_ids_by_name
 from ._vocabularies import Vocabulary, vocabularies
 
@@ -56,26 +56,26 @@ def mean_over_micro_batches(
     check_tree(grads, "grads")
     ids = token_ids_by_name(token_ids)
     found = read_tree(grads, ids)
-    for table in found.tables:
+    for table in found.leaves:
         check_array(table.box, f"the gradient of {table.name!r}", floating=True)
         if isinstance(unbox(table.box), LinearLeaf):
             raise TypeError(f"the gradient of {table.name!r} is no array: pass the arrays that row_sparse.split returns.")
-    counts = {table.shape[:1] for table in found.tables}
-    counts |= {table.ids.shape[:1] for table in found.tables if table.ids is not None}
+    counts = {table.shape[:1] for table in found.leaves}
+    counts |= {table.ids.shape[:1] for table in found.leaves if table.ids is not None}
     if len(counts) > 1 or () in counts or (0,) in counts:
         raise ValueError(
             f"gradients of micro-batches must be stacked along one new first axis, got the shapes "
-            f"{ {table.name: table.shape for table in found.tables} }: stack them with jax.lax.scan or jnp.stack."
+            f"{ {table.name: table.shape for table in found.leaves} }: stack them with jax.lax.scan or jnp.stack."
         )
 
     known = vocabularies(found, ids, params, tables, stacked=1)
 
-    def mean(table: Table) -> jax.Array:
+    def mean(table: Leaf) -> jax.Array:
         if table.ids is None:
             return jnp.mean(table.array, 0)
         return jnp.moveaxis(table.array, 0, known[table.name].token_axis) / table.shape[0]
 
-    return found.rebuild(map(mean, found.tables)), ids
+    return found.rebuild(map(mean, found.leaves)), ids
 
 
 def sum_over_duplicates(updates: Any, token_ids: Any = None, params: Any = None, *, tables: DimensionNumbersLike = AUTO) -> Any:
@@ -111,13 +111,13 @@ def sum_over_duplicates(updates: Any, token_ids: Any = None, params: Any = None,
     check_tree(updates, "updates")
     ids = token_ids_by_name(token_ids)
     found = read_tree(updates, ids)
-    for table in found.tables:
+    for table in found.leaves:
         check_array(table.box, f"the update of {table.name!r}")
     known = vocabularies(found, ids, params, tables)
-    return found.rebuild(_sum_rows(table, known.get(table.name)) for table in found.tables)
+    return found.rebuild(_sum_rows(table, known.get(table.name)) for table in found.leaves)
 
 
-def _sum_rows(table: Table, vocabulary: Vocabulary | None) -> Any:
+def _sum_rows(table: Leaf, vocabulary: Vocabulary | None) -> Any:
     if table.ids is None or vocabulary is None:
         return table.array
     (token_axis, size), array = vocabulary, jnp.asarray(table.array)

@@ -15,7 +15,7 @@ from .._tree.boxes import unbox
 from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import check_array, check_tree, shown
-from .._tree.tables import Table, TableTree, read_tree, tables_of
+from .._tree.tables import Leaf, Table, TableTree, read_tree, tables_with_ids
 from .._tree.token_ids import check_compact, token_ids_by_name
 from .._tree.watching import check_same_axes, watched_tables
 
@@ -65,7 +65,7 @@ def train_only_rows(
     inner = optax.with_extra_args_support(inner)
 
     def tables_with_rows(tree: Any) -> TableTree:
-        return tables_of(tree, tables, "with ids", token_ids=trained, what="the parameters are")
+        return tables_with_ids(read_tree(tree, trained, what="the parameters are"), tables)
 
     def init_fn(params):
         check_tree(params, "params")
@@ -74,13 +74,13 @@ def train_only_rows(
     def update_fn(updates, state, params=None, *, token_ids=None, **extra_args):
         check_tree(updates, "updates", may_be_empty=True)
         check_tree(params, "params", may_be_empty=True, may_be_missing=True)
-        of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).tables}
+        of_params = {table.name: table for table in tables_with_rows(updates if params is None else params).leaves}
         given = token_ids_by_name(token_ids)
         found = read_tree(updates, given)
         ids_by_name = _trained_ids(found, trained)
-        for table in found.tables:
+        for table in found.leaves:
             _check_update(table, of_params)
-        masked = [table for table in found.tables if table.name in trained]
+        masked = [table for table in found.leaves if table.name in trained]
         masks = {table.name: _mask(table, ids_by_name.get(table.name), of_params[table.name]) for table in masked}
         beside = {"token_ids": {name: ids_by_name[name] for name in given}} if given else {}
         updates, state = inner.update(_masked(found, masks, ids_by_name, updates, 0.0), state, params, **beside, **extra_args)
@@ -96,7 +96,7 @@ def _init(inner: optax.GradientTransformation, params: Any, with_rows: TableTree
         _check_rows(table)
     with watched_tables(is_quiet=False) as seen:
         state = inner.init(params)
-    ours = {table.name: table.axes.token for table in with_rows.tables if table.axes is not None}
+    ours = {table.name: table.axes.token for table in with_rows.tables}
     check_same_axes(ours, seen, "rows", "inner", "pass the same tables to train_only_rows and to ember")
     return state
 
@@ -105,7 +105,7 @@ def _trained_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, j
     """The ids of the compact updates by path, with padding instead of the ids of frozen rows."""
     return {
         table.name: table.ids if (rows := trained.get(table.name)) is None else _padded_ids(table.ids, rows)
-        for table in found.tables
+        for table in found.leaves
         if table.ids is not None
     }
 
@@ -113,7 +113,7 @@ def _trained_ids(found: TableTree, trained: dict[str, jax.Array]) -> dict[str, j
 def _masked(found: TableTree, masks: dict[str, jax.Array], ids_by_name: dict[str, jax.Array], tree: Any, value: float) -> Any:
     """The tree with `value` where the mask of a leaf is False. A `CompactRows` gets its ids of `ids_by_name` too."""
 
-    def masked(table: Table, leaf: Any) -> Any:
+    def masked(table: Leaf, leaf: Any) -> Any:
         inside = unbox(leaf)
         if table.name not in masks:
             return inside
@@ -121,12 +121,12 @@ def _masked(found: TableTree, masks: dict[str, jax.Array], ids_by_name: dict[str
         array = jnp.where(masks[table.name], array, jnp.asarray(value, array.dtype))
         return inside.replaced(array, ids_by_name[table.name]) if isinstance(inside, CompactRows) else array
 
-    return found.rebuild(map(masked, found.tables, found.treedef.flatten_up_to(tree)))
+    return found.rebuild(map(masked, found.leaves, found.treedef.flatten_up_to(tree)))
 
 
-def _mask(table: Table, ids: jax.Array | None, of_params: Table) -> jax.Array:
+def _mask(table: Leaf, ids: jax.Array | None, of_params: Leaf) -> jax.Array:
     """A mask of the rows to train, with feature axes of length one. `ids` are those of a compact update, or None."""
-    assert of_params.axes is not None
+    assert isinstance(of_params, Table)
     assert of_params.ids is not None
     (token_axis,) = of_params.axes.token
     if ids is not None:
@@ -145,13 +145,13 @@ def _padded_ids(ids: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.where(jnp.isin(flat, flat_ids(rows, size)), flat, -1)
 
 
-def _check_update(table: Table, of_params: dict[str, Table]) -> None:
+def _check_update(table: Leaf, of_params: dict[str, Leaf]) -> None:
     """Raises unless an update belongs to a table with rows, dense or compact."""
     check_array(table.box, f"the update of {table.name!r}")
     if table.name not in of_params:
         raise ValueError(f"the parameters have no {table.name!r}, but are {sorted(of_params)}; pass those of these updates.")
     whole = of_params[table.name]
-    if whole.axes is None:
+    if not isinstance(whole, Table):
         return
     if isinstance(table.array, FusedLeaf):
         raise TypeError(
@@ -168,7 +168,7 @@ def _check_update(table: Table, of_params: dict[str, Table]) -> None:
 
 
 def _check_rows(table: Table) -> None:
-    if table.ids is None or table.axes is None or isinstance(table.ids, Tracer):
+    if table.ids is None or isinstance(table.ids, Tracer):
         return
     size = table.shape[table.axes.token[0]]
     outside = [int(row) for row in np.asarray(table.ids).reshape(-1) if not 0 <= row < size]

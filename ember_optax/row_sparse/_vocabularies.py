@@ -10,7 +10,7 @@ from .._tree.boxes import unbox
 from .._tree.compact_rows import CompactRows
 from .._tree.declared import DimensionNumbersLike
 from .._tree.inputs import check_tree
-from .._tree.tables import Table, TableTree, tables_of
+from .._tree.tables import Leaf, Table, TableTree, read_tree, tables_with_ids
 from .._tree.token_ids import check_compact
 
 
@@ -41,23 +41,22 @@ def vocabularies(
     """
     known = {
         table.name: Vocabulary(inside.token_axis, inside.shape[inside.token_axis])
-        for table in found.tables
+        for table in found.leaves
         if isinstance(inside := unbox(table.box), CompactRows)
     }
     if token_ids:
         check_given(params, with_ids=True)
         check_tree(params, "params")
-        compact = {table.name: table for table in found.tables if table.name in token_ids}
-        for whole in tables_of(params, tables, "with ids", token_ids=token_ids, what="the parameters are").tables:
-            if whole.axes is not None and whole.name in compact:
+        compact = {table.name: table for table in found.leaves if table.name in token_ids}
+        for whole in tables_with_ids(read_tree(params, token_ids, what="the parameters are"), tables).tables:
+            if whole.name in compact:
                 _check_compact(compact[whole.name], whole, stacked)
                 (token_axis,) = whole.axes.token
                 known[whole.name] = Vocabulary(token_axis, whole.shape[token_axis])
     return known
 
 
-def _check_compact(table: Table, whole: Table, stacked: int) -> None:
+def _check_compact(table: Leaf, whole: Table, stacked: int) -> None:
     assert table.ids is not None
-    assert whole.axes is not None
     ids = jax.ShapeDtypeStruct(table.ids.shape[stacked:], table.ids.dtype)
     check_compact(table.name, np.shape(table.array)[stacked:], ids, whole.shape, whole.axes)

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from .._math.mesh import named_sharding
-from .._state.origins import Origins, abstract_state, axis_origins, check_tx_and_params
+from .._state.origins import InitialState, Origins, axis_origins, check_tx_and_params, initial_state
 from .._state.sharding import check_divisible
 from .._tree.boxes import is_box, rebox, resized, unbox
 from .._tree.paths import path_name
@@ -47,17 +47,27 @@ class Changed(NamedTuple):
     new_ids: np.ndarray
 
 
-def check_model(tx: Any, params: Any, opt_state: Any) -> None:
-    """Raises if an argument has the wrong type, if only one of `tx` and `opt_state` is given, or if the state does not fit."""
+class Model(NamedTuple):
+    """The parameters and the state before the change, and what `tx.init` shows of the state."""
+
+    tx: optax.GradientTransformation
+    params: Any
+    opt_state: Any
+    initial: InitialState
+
+
+def checked_model(tx: Any, params: Any, opt_state: Any) -> Model:
+    """The model. Raises if an argument has the wrong type, if `tx` or `opt_state` is missing, or if the state does not fit."""
     if opt_state is None and tx is None:
         tx = optax.identity()
     elif tx is None:
         raise TypeError("tx is None: pass the transformation whose init made opt_state, which shows the state's token axes.")
     check_tx_and_params(tx, params)
-    wanted = _shapes(_state_of(tx, params))
+    initial = initial_state(tx, params)
+    wanted = _shapes_by_path(initial.state)
     if opt_state is None and wanted:
         raise TypeError(f"opt_state is None, but tx has a state of {len(wanted)} arrays: pass it, or None for tx.")
-    given = _shapes(opt_state)
+    given = _shapes_by_path(opt_state)
     # Sorted, because `nnx.state(optimizer)` has the same arrays in another order.
     if sorted(given.items()) != sorted(wanted.items()):
         if holds_state(opt_state):
@@ -69,70 +79,61 @@ def check_model(tx: Any, params: Any, opt_state: Any) -> None:
             f"opt_state does not belong to tx and params: {_difference(given, wanted)}. Pass the state and the parameters from "
             f"before the change, and the transformation whose init made that state."
         )
+    return Model(tx, params, opt_state, initial)
 
 
-def change(
-    tx: Any, params: Any, opt_state: Any, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None
-) -> Changed:
+def change(model: Model, vocabulary: Vocabulary, ids_W: np.ndarray, new_rows: NewRows | None = None) -> Changed:
     """Parameters and state whose token i is the old token `ids_W[i]`, or a new token where that is -1.
 
     The parameters of a new token are `new_rows`, or zeros without `new_rows`. Its state is that of `tx.init`.
     """
-    found = read_tree(params)
-    changed = [table.array for table in found.tables]
-    _check_shares(vocabulary, changed, len(ids_W))
+    found = read_tree(model.params)
+    changed = [leaf.array for leaf in found.leaves]
+    for i, axis in vocabulary.axis_of.items():
+        _check_divisible(vocabulary.leaves[i].name, changed[i], axis, len(ids_W))
     is_new_W = ids_W < 0
     for i, axis in vocabulary.axis_of.items():
         leaf = jnp.asarray(changed[i])
         changed[i] = moved_rows(leaf, ids_W, axis)
         if new_rows is not None and is_new_W.any():
             changed[i] = filled_rows(changed[i], new_rows(leaf, axis, i), is_new_W, axis)
-    boxes = [table.box for table in found.tables]
+    boxes = [leaf.box for leaf in found.leaves]
     with_sizes = functools.partial(resized, before=boxes, after=list(map(rebox, boxes, changed)))
     new_params = with_sizes(found.rebuild(changed))
-    if opt_state is not None:
-        _check_axes(tx, params, vocabulary)
-        opt_state = with_sizes(_changed_state(params, new_params, opt_state, tx, vocabulary, ids_W))
+    opt_state = None if model.opt_state is None else with_sizes(_changed_state(model, new_params, vocabulary, ids_W))
     return Changed(new_params, opt_state, _new_ids(ids_W, vocabulary.size))
 
 
-def _changed_state(params: Any, new_params: Any, opt_state: Any, tx: Any, vocabulary: Vocabulary, ids_W: np.ndarray) -> Any:
-    leaves = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=is_box)[0]
-    places = _places(opt_state, _state_of(tx, params))
+def _changed_state(model: Model, new_params: Any, vocabulary: Vocabulary, ids_W: np.ndarray) -> Any:
+    # An Ember that takes the vocabulary for features would keep averages of the old size.
+    ours = {vocabulary.leaves[i].name: (axis,) for i, axis in vocabulary.axis_of.items()}
+    fix = "declare its axes to that Ember too, or begin with a new state (opt_state=None)"
+    check_same_axes(ours, model.initial.seen, "tokens", "tx", fix)
+
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(model.opt_state, is_leaf=is_box)
+    # The order of the arrays may differ from that of `tx.init`, for example in `nnx.state(optimizer)`.
+    place_of = {key: place for place, key in enumerate(_shapes_by_path(model.opt_state))}
+    places = [place_of[key] for key in _shapes_by_path(model.initial.state)]
     names, boxes = [path_name(leaves[place][0]) for place in places], [leaves[place][1] for place in places]
-    origins = jax.tree.leaves(axis_origins(tx, params))
-    wanted = jax.tree.leaves(_state_of(tx, new_params))
+    origins = jax.tree.leaves(axis_origins(model.tx, model.params, model.initial))
     ratio = vocabulary.size / len(ids_W)
     moved = [
-        _moved_leaf(name, unbox(box), origin, vocabulary, ids_W, ratio)
+        _moved_array(name, unbox(box), origin, vocabulary, ids_W, ratio)
         for name, box, origin in zip(names, boxes, origins, strict=True)
     ]
-    for name, leaf, want in zip(names, moved, wanted, strict=True):
-        if np.shape(leaf) != want.shape:
-            raise ValueError(
-                f"the state of tx at {name!r} cannot follow the vocabulary: no axis of it is the vocabulary, so "
-                f"it would keep the shape {np.shape(leaf)}, but init makes {want.shape} of the changed parameters. Change the "
-                f"parameters alone, with opt_state=None, and begin with a new state."
-            )
     is_new_W = ids_W < 0
     axes = {i: _token_axes(origin, vocabulary) for i, origin in enumerate(origins)}
     growing = [i for i in axes if axes[i]] if is_new_W.any() else []
-    for i, initial in zip(growing, _initial(tx, new_params, growing, moved), strict=True):
+    for i, initial in zip(growing, _initial_arrays(model.tx, new_params, growing, names, moved), strict=True):
         for axis in axes[i]:
             moved[i] = filled_rows(moved[i], initial, is_new_W, axis)
     of_place = dict(zip(places, map(rebox, boxes, moved), strict=True))
-    return jax.tree.structure(opt_state, is_leaf=is_box).unflatten(of_place[place] for place in range(len(places)))
+    return treedef.unflatten(of_place[place] for place in range(len(places)))
 
 
-def _places(opt_state: Any, wanted: Any) -> list[int]:
-    """The position of each array of `tx.init` in a state whose order may differ, such as `nnx.state(optimizer)`."""
-    given = {key: place for place, key in enumerate(_shapes(opt_state))}
-    return [given[key] for key in _shapes(wanted)]
-
-
-def _moved_leaf(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, ids_W: np.ndarray, ratio: float) -> Any:
+def _moved_array(name: str, leaf: Any, origin: Origins, vocabulary: Vocabulary, ids_W: np.ndarray, ratio: float) -> Any:
     for axis in _token_axes(origin, vocabulary):
-        _check_share(name, leaf, axis, len(ids_W))
+        _check_divisible(name, leaf, axis, len(ids_W))
         leaf = moved_rows(jnp.asarray(leaf), ids_W, axis)
     if any(map(vocabulary.has, origin.averaged)) and ratio != 1:
         # The average changes so that the sum over the rows stays the same.
@@ -144,27 +145,34 @@ def _token_axes(origin: Origins, vocabulary: Vocabulary) -> list[int]:
     return [axis for axis, of_parameter in enumerate(origin.axes) if vocabulary.has(of_parameter)]
 
 
-def _initial(tx: optax.GradientTransformation, params: Any, numbers: list[int], like: list[Any]) -> Iterator[Any]:
-    """The arrays `numbers` of `tx.init(params)`, each with the sharding of its counterpart in `like`. No others are made."""
+def _initial_arrays(
+    tx: optax.GradientTransformation, params: Any, numbers: list[int], names: list[str], moved: list[Any]
+) -> list[jax.Array]:
+    """The arrays `numbers` of `tx.init(params)`, each with the sharding of its counterpart in `moved`. No others are made.
+
+    Raises:
+      ValueError: `init` makes an array of another shape than the one that was moved.
+    """
+
+    def check(state: Any) -> list[Any]:
+        arrays = jax.tree.leaves(state)
+        for name, leaf, array in zip(names, moved, arrays, strict=True):
+            if np.shape(leaf) != array.shape:
+                raise ValueError(
+                    f"the state of tx at {name!r} cannot follow the vocabulary: no axis of it is the vocabulary, so it would "
+                    f"keep the shape {np.shape(leaf)}, but init makes {array.shape} of the changed parameters. Change the "
+                    f"parameters alone, with opt_state=None, and begin with a new state."
+                )
+        return [arrays[i] for i in numbers]
+
     if not numbers:
-        return iter(())
-
-    def init(params: Any) -> list[Any]:
-        leaves = jax.tree.leaves(tx.init(params))
-        return [leaves[i] for i in numbers]
-
-    shardings = [named_sharding(like[i]) for i in numbers]
+        return check(initial_state(tx, params).state)
+    shardings = [named_sharding(moved[i]) for i in numbers]
     with watched_tables():  # a watched `init` does not warn again
-        return iter(jax.jit(init, out_shardings=shardings)(params))
+        return jax.jit(lambda params: check(tx.init(params)), out_shardings=shardings)(params)
 
 
-def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The shapes of `tx.init(params)`."""
-    with watched_tables():
-        return abstract_state(tx, params, [np.shape(leaf) for leaf in jax.tree.leaves(params)])
-
-
-def _shapes(state: Any) -> Shapes:
+def _shapes_by_path(state: Any) -> Shapes:
     """The shape of each array, by its path and by its number among the arrays of the same path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)
     found: Shapes = {}
@@ -185,21 +193,7 @@ def _difference(given: Shapes, wanted: Shapes) -> str:
     return f"it has {len(given)} arrays, {sorted({name for name, _ in given})}, but init makes {len(wanted)} of them"
 
 
-def _check_axes(tx: optax.GradientTransformation, params: Any, vocabulary: Vocabulary) -> None:
-    """Raises if an Ember takes the vocabulary for features. Its averages over the features would keep the old size."""
-    with watched_tables() as seen:
-        _state_of(tx, params)
-    ours = {vocabulary.leaves[i].name: (axis,) for i, axis in vocabulary.axis_of.items()}
-    fix = "declare its axes to that Ember too, or begin with a new state (opt_state=None)"
-    check_same_axes(ours, seen, "tokens", "tx", fix)
-
-
-def _check_shares(vocabulary: Vocabulary, leaves: list[Any], size: int) -> None:
-    for i, axis in vocabulary.axis_of.items():
-        _check_share(vocabulary.leaves[i].name, leaves[i], axis, size)
-
-
-def _check_share(name: str, leaf: Any, axis: int, size: int) -> None:
+def _check_divisible(name: str, leaf: Any, axis: int, size: int) -> None:
     """Raises if `size` rows do not divide by the devices that shard the rows of an array."""
     if (sharding := named_sharding(leaf)) is not None:
         shape = np.shape(leaf)

@@ -25,13 +25,15 @@ def gaussian_rows(table: jax.Array, key: jax.Array, count: int, axes: TableAxes,
     """
     (axis,) = axes.token
     noise = jax.random.normal(key, (*table.shape[:axis], count, *table.shape[axis + 1 :]), compute_dtype(table))
-    of_one = functools.partial(_of_one, axis=axis - sum(b < axis for b in axes.batch), scale=math.sqrt(covariance_scale))
+    of_one = functools.partial(
+        _draw_for_one_table, axis=axis - sum(b < axis for b in axes.batch), scale=math.sqrt(covariance_scale)
+    )
     for batch_axis in axes.batch:
         of_one = jax.vmap(of_one, in_axes=batch_axis, out_axes=batch_axis)
     return of_one(table, noise)
 
 
-def _of_one(table: jax.Array, noise: jax.Array, *, axis: int, scale: float) -> jax.Array:
+def _draw_for_one_table(table: jax.Array, noise: jax.Array, *, axis: int, scale: float) -> jax.Array:
     wide = table.astype(noise.dtype)
     mean = jnp.mean(wide, axis, keepdims=True)
     centered = wide - mean

@@ -13,7 +13,8 @@ from .._math.mesh import in_auto_mode, spec_without
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_number
 from .._tree.inputs import checked_integer, checked_key, shown
-from ._change import Changed, NewRows, change, check_model, mean_rows
+from .._tree.tables import Table
+from ._change import Changed, NewRows, change, checked_model, mean_rows
 from ._gaussian_rows import gaussian_rows
 from ._vocabulary import Vocabulary, vocabulary_of
 
@@ -95,17 +96,18 @@ def resize(
     """
     new_size = padded_size(_at_least_1(size, "size", 50_304), pad_to_multiple_of)
     draw = _checked_initializer(initializer, key, covariance_scale)
-    check_model(tx, params, opt_state)
+    model = checked_model(tx, params, opt_state)
     vocabulary = vocabulary_of(params, tables, names, unrelated)
     old_W = np.arange(new_size)
     ids_W = np.where(old_W < vocabulary.size, old_W, -1)
     count = max(0, new_size - vocabulary.size)
-    return change(tx, params, opt_state, vocabulary, ids_W, draw(vocabulary, count))
+    return change(model, vocabulary, ids_W, draw(vocabulary, count))
 
 
-def _gaussian(vocabulary: Vocabulary, count: int, *, key: jax.Array, covariance_scale: float) -> NewRows:
+def _gaussian_new_rows(vocabulary: Vocabulary, count: int, *, key: jax.Array, covariance_scale: float) -> NewRows:
     def rows(table: jax.Array, axis: int, number: int) -> jax.Array:
-        axes = vocabulary.leaves[number].axes or TableAxes((axis,), (), ())
+        leaf = vocabulary.leaves[number]
+        axes = leaf.axes if isinstance(leaf, Table) else TableAxes((axis,), (), ())
         draw = functools.partial(gaussian_rows, count=count, axes=axes, covariance_scale=covariance_scale)
         return in_auto_mode(jax.jit(draw), lambda: spec_without(table, axis), table, jax.random.fold_in(key, number))
 
@@ -133,7 +135,7 @@ def _checked_initializer(initializer: Any, key: Any, covariance_scale: Any):
     if initializer == "gaussian":
         if key is None:
             raise TypeError('key is missing, but initializer="gaussian" draws random rows: pass jax.random.key(seed).')
-        return functools.partial(_gaussian, key=checked_key(key), covariance_scale=scale)
+        return functools.partial(_gaussian_new_rows, key=checked_key(key), covariance_scale=scale)
     if key is not None:
         raise TypeError(f"key is given, but initializer={initializer!r} draws nothing: leave it out, or pass 'gaussian'.")
     rows = mean_rows if initializer == "mean" else None

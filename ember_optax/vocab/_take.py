@@ -15,7 +15,8 @@ from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_number
 from .._tree.inputs import shown
 from .._tree.state import ember_moments
-from ._change import Changed, change, check_model
+from .._tree.tables import Table
+from ._change import Changed, change, checked_model
 from ._vocabulary import vocabulary_of
 
 
@@ -70,12 +71,12 @@ def take(
     References:
       docs/vocabulary.md
     """
-    check_model(tx, params, opt_state)
+    model = checked_model(tx, params, opt_state)
     vocabulary = vocabulary_of(params, tables, names, unrelated)
     ids_W = checked_ids(token_ids, vocabulary.size, "token_ids")
     if not ids_W.size:
         raise ValueError("token_ids is empty; name at least one token that stays.")
-    return change(tx, params, opt_state, vocabulary, ids_W)
+    return change(model, vocabulary, ids_W)
 
 
 def removed_share(
@@ -118,8 +119,8 @@ def removed_share(
     """
     vocabulary, moments = vocabulary_of(params, tables, names, unrelated), ember_moments(opt_state)
     ids_W = np.unique(checked_ids(kept_ids, vocabulary.size, "kept_ids"))
-    tables_of_it = [vocabulary.leaves[i] for i in vocabulary.axis_of]
-    trained = {table.name: table.axes for table in tables_of_it if table.axes is not None and table.name in moments}
+    leaves = [vocabulary.leaves[i] for i in vocabulary.axis_of]
+    trained = {leaf.name: leaf.axes for leaf in leaves if isinstance(leaf, Table) and leaf.name in moments}
     if not trained:
         raise ValueError(
             f"opt_state has no state of Ember for these tables, got {shown(opt_state)}; pass what tx.init made of them."

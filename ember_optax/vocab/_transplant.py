@@ -9,7 +9,7 @@ import optax
 
 from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.inputs import shown
-from ._change import Changed, NewRows, change, check_model, mean_rows
+from ._change import Changed, NewRows, change, checked_model, mean_rows
 from ._resize import padded_size
 from ._row_moves import mean_of_rows, mean_row
 from ._take import checked_ids
@@ -74,7 +74,7 @@ def transplant(
     old, new = _ids_of(old_vocabulary, "old_vocabulary"), _ids_of(new_vocabulary, "new_vocabulary")
     if pieces is not None and not callable(pieces):
         raise TypeError(f"pieces must be a function from a text to old ids, got {shown(pieces)}; leave it out for the mean row.")
-    check_model(tx, params, opt_state)
+    model = checked_model(tx, params, opt_state)
     vocabulary = vocabulary_of(params, tables, names, unrelated)
     if len(old) > vocabulary.size:
         raise ValueError(
@@ -85,7 +85,7 @@ def transplant(
     for text, new_id in new.items():
         ids_W[new_id] = old.get(text, -1)
     made_of = {new_id: _pieces(pieces, text, len(old)) for text, new_id in new.items() if pieces and text not in old}
-    return change(tx, params, opt_state, vocabulary, ids_W, _new_rows(made_of, len(ids_W)))
+    return change(model, vocabulary, ids_W, _new_rows(made_of, len(ids_W)))
 
 
 def _new_rows(made_of: dict[int, np.ndarray], size: int) -> NewRows:

@@ -9,7 +9,7 @@ from .._tree.finder import compile_patterns, finder_with
 from .._tree.inputs import listed
 from .._tree.paths import parent_of
 from .._tree.suspects import heads_alone
-from .._tree.tables import Table, TableTree, tables_of
+from .._tree.tables import Leaf, Table, TableTree, found_tables
 
 
 class Vocabulary(NamedTuple):
@@ -22,7 +22,7 @@ class Vocabulary(NamedTuple):
     """
 
     size: int
-    leaves: list[Table]
+    leaves: Sequence[Leaf]
     axis_of: dict[int, int]
 
     def has(self, origin: AxisOrigin | None) -> bool:
@@ -44,17 +44,17 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str
         keep it, or a pattern matches nothing.
       TypeError: `names` or `unrelated` does not hold patterns.
     """
-    found = tables_of(params, tables, "found", argument="tables", what="the parameters are")
-    owned = [table for table in found.tables if table.axes is not None and table.axes.token]
+    found = found_tables(params, tables)
+    owned = [table for table in found.tables if table.axes.token]
     if not owned:
         raise ValueError(f"no token table was found among {found.names}; name them with the argument tables, as in ember.")
-    named = None if names is None else _matched(names, "names", found)
-    changing = _of_one_vocabulary(owned, named)
+    named = None if names is None else _matched_paths(names, "names", found)
+    changing = _tables_that_change(owned, named)
     if named is None and (heads := heads_alone(found)):
         _refuse_heads_alone(heads[0], found)
-    size, axes = _size(changing[0]), {table.name: _token_axis(table) for table in changing}
-    staying = {table.name for table in owned if table.name not in axes} | _unrelated(found, owned, unrelated)
-    for bias in _biases(found, owned):
+    size, axes = changing[0].num_tokens, {table.name: table.axes.token[0] for table in changing}
+    staying = {table.name for table in owned if table.name not in axes} | _unrelated_paths(found, owned, unrelated)
+    for bias in _paths_of_biases(found, owned):
         beside = {table.name in axes for table in owned if parent_of(table.name) == parent_of(bias)}
         if beside == {True} or (True in beside and named is not None and bias in named):
             axes.setdefault(bias, 0)
@@ -62,10 +62,10 @@ def vocabulary_of(params: Any, tables: DimensionNumbersLike, names: Sequence[str
             staying.add(bias)
     axis_of = {i: axes[name] for i, name in enumerate(found.names) if name in axes and name not in staying}
     _check_others(found, axis_of, size, staying)
-    return Vocabulary(size, found.tables, axis_of)
+    return Vocabulary(size, found.leaves, axis_of)
 
 
-def _of_one_vocabulary(owned: list[Table], named: set[str] | None) -> list[Table]:
+def _tables_that_change(owned: list[Table], named: set[str] | None) -> list[Table]:
     """The tables that change together: the named tables, or without names all tables. Raises if these are not of one vocabulary.
 
     Without names, there may be at most one input table and one head.
@@ -77,19 +77,19 @@ def _of_one_vocabulary(owned: list[Table], named: set[str] | None) -> list[Table
         return changing
     _check_sizes(owned)
     # A bias that was declared has no features. It belongs to the table of its size.
-    with_features = [table for table in owned if table.axes is None or table.axes.feature]
+    with_features = [table for table in owned if table.axes.feature]
     may_be = {kind: [t.name for t in with_features if t.kind in (kind, "tied", None)] for kind in ("input", "head")}
     if several := [paths for paths in may_be.values() if len(paths) > 1]:
         raise ValueError(
-            f"the tables {listed(several[0])} have {_size(owned[0])} tokens each, and nothing shows whether they have one "
+            f"the tables {listed(several[0])} have {owned[0].num_tokens} tokens each, and nothing shows whether they have one "
             f"vocabulary. Name the tables that change, for example names={several[0][:1]}, or names=['.*'] for all of them."
         )
     return owned
 
 
 def _check_sizes(tables: list[Table]) -> None:
-    if len({_size(table) for table in tables}) > 1:
-        sizes = listed([f"{table.name!r} {_size(table)}, axis {_token_axis(table)} of {table.shape}" for table in tables])
+    if len({table.num_tokens for table in tables}) > 1:
+        sizes = listed([f"{table.name!r} {table.num_tokens}, axis {table.axes.token[0]} of {table.shape}" for table in tables])
         name = tables[0].name
         raise ValueError(
             f"the tables have vocabularies of different sizes: {sizes}. If one is read along the wrong axis, declare it: "
@@ -103,10 +103,10 @@ def _refuse_heads_alone(head: Table, found: TableTree) -> None:
 
     `_check_others` does not find the embedding if the head is padded, because then their sizes differ.
     """
-    axis = _token_axis(head)
+    axis = head.axes.token[0]
     features = {size for a, size in enumerate(head.shape) if a != axis}
-    others = [table for table in found.tables if table.axes is None and len(table.shape) == 2]
-    like = [f"{table.name!r} {table.shape}" for table in others if features & set(table.shape)]
+    others = [leaf for leaf in found.leaves if not isinstance(leaf, Table) and len(leaf.shape) == 2]
+    like = [f"{leaf.name!r} {leaf.shape}" for leaf in others if features & set(leaf.shape)]
     raise ValueError(
         f"{head.name!r} of shape {head.shape} is a head, and no embedding was found; it would be left behind. With as many "
         f"features there are: {listed(like) or 'none'}. Name the embedding: tables={finder_with('its/path', 0)}; "
@@ -114,26 +114,16 @@ def _refuse_heads_alone(head: Table, found: TableTree) -> None:
     )
 
 
-def _token_axis(table: Table) -> int:
-    assert table.axes is not None
-    return table.axes.token[0]
-
-
-def _size(table: Table) -> int:
-    return table.shape[_token_axis(table)]
-
-
-def _biases(found: TableTree, owned: list[Table]) -> list[str]:
+def _paths_of_biases(found: TableTree, owned: list[Table]) -> list[str]:
     """The paths of vectors next to a table with one number for each of its tokens."""
     sizes: dict[str, set[int]] = {}
     for table in owned:
-        sizes.setdefault(parent_of(table.name), set()).add(_size(table))
-    return [
-        t.name for t in found.tables if t.axes is None and len(t.shape) == 1 and t.shape[0] in sizes.get(parent_of(t.name), ())
-    ]
+        sizes.setdefault(parent_of(table.name), set()).add(table.num_tokens)
+    others = [leaf for leaf in found.leaves if not isinstance(leaf, Table) and len(leaf.shape) == 1]
+    return [leaf.name for leaf in others if leaf.shape[0] in sizes.get(parent_of(leaf.name), ())]
 
 
-def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:
+def _matched_paths(patterns: Sequence[str], argument: str, found: TableTree) -> set[str]:
     """The paths that the patterns of an argument match. Raises if a pattern matches none."""
     compiled = compile_patterns(patterns, argument)
     if unused := [p.pattern for p in compiled if not any(p.fullmatch(name) for name in found.names)]:
@@ -141,9 +131,9 @@ def _matched(patterns: Sequence[str], argument: str, found: TableTree) -> set[st
     return {name for name in found.names if any(p.fullmatch(name) for p in compiled)}
 
 
-def _unrelated(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -> set[str]:
+def _unrelated_paths(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -> set[str]:
     """The paths that the patterns match. Raises if one of them is a table."""
-    matched = _matched(unrelated, "unrelated", found)
+    matched = _matched_paths(unrelated, "unrelated", found)
     if tables := sorted(matched & {table.name for table in owned}):
         raise ValueError(
             f"unrelated matches {tables}, which are tables: leave them out of unrelated, and name those that change with names."
@@ -154,12 +144,12 @@ def _unrelated(found: TableTree, owned: list[Table], unrelated: Sequence[str]) -
 def _check_others(found: TableTree, axis_of: dict[int, int], size: int, staying: set[str]) -> None:
     """Raises if another parameter may have the vocabulary too, for example a head that was not found."""
     others = {
-        table.name: table.shape
-        for i, table in enumerate(found.tables)
-        if i not in axis_of and size in table.shape and table.name not in staying
+        leaf.name: leaf.shape
+        for i, leaf in enumerate(found.leaves)
+        if i not in axis_of and size in leaf.shape and leaf.name not in staying
     }
     if others:
-        changed = {found.tables[i].name: found.tables[i].shape for i in axis_of}
+        changed = {found.leaves[i].name: found.leaves[i].shape for i in axis_of}
         raise ValueError(
             f"of the parameters with an axis of {size} only {changed} are known to have the vocabulary, and {others} would be "
             f"left behind. If one has the vocabulary, declare it: tables={finder_with('its/path', 0)}. If its size is a "

@@ -19,7 +19,7 @@ from ember_optax._math.moments import decay_rate, init_moments
 from ember_optax._math.platform_forms import _means_at_once, _means_one_by_one, times_one
 from ember_optax._math.rounding import bits_at, places_of
 from ember_optax._math.row_writes import add_once, scatter_add
-from ember_optax._math.step import ember_step
+from ember_optax._math.step import Hyperparameters, ember_step
 from ember_optax.losses import linear_softmax_cross_entropy
 
 AXES = TableAxes(token=(0,), feature=(1,), batch=())
@@ -33,7 +33,9 @@ def lowered_for(platform, function, *arguments):
 def test_only_a_cpu_reads_the_gradient_behind_barriers(platform, barriers):
     """One barrier is that of the roots; another would cost a TPU a fifth of the step, a missing one a CPU three times of it."""
     g = jnp.ones((64, 32))
-    text = lowered_for(platform, lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
+    text = lowered_for(
+        platform, lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8), axes=AXES), g
+    )
     assert text.count("stablehlo.optimization_barrier") == barriers
 
 
@@ -50,14 +52,18 @@ def test_on_several_devices_the_gradient_is_made_first(platform):
     """Otherwise the whole gradient that was summed over devices stays until the last of its readers has read it."""
     sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
     g = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=sharding)
-    text = lowered_for(platform, lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
+    text = lowered_for(
+        platform, lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8), axes=AXES), g
+    )
     assert text.count("stablehlo.optimization_barrier") == 2
 
 
 def test_a_mesh_of_one_device_is_none():
     mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
     g = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, P("fsdp")))
-    text = lowered_for("tpu", lambda g: ember_step(g, init_moments(g, AXES), decay_rate(0.999), 1e-8, axes=AXES), g)
+    text = lowered_for(
+        "tpu", lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8), axes=AXES), g
+    )
     assert text.count("stablehlo.optimization_barrier") == 1
 
 

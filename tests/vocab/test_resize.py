@@ -210,3 +210,19 @@ def test_an_ember_that_takes_the_vocabulary_for_features():
         vocab.resize(tx, params, tx.init(params), V + 1)
     tx = tx_of(TokenTables(include={"lm_head": EmberDimensionNumbers(0)}))
     assert vocab.resize(tx, params, tx.init(params), V + 1).params["lm_head"].shape == (V + 1, D)
+
+
+@pytest.mark.parametrize(("size", "initializer"), [(V + 4, "zeros"), (V - 4, "zeros"), (V + 4, "mean")])
+def test_init_is_asked_once_for_each_question(size, initializer):
+    """For the shapes of the state, for the axes (with distinct sizes), and for the new state."""
+    asked, inner = [], ember(1e-2, optax.adamw(1e-3))
+
+    def init(params):
+        asked.append(params["embed"]["embedding"].shape)
+        return inner.init(params)
+
+    params = {"embed": {"embedding": draw((V, D))}, "dense": {"kernel": draw((D, D))}}
+    state = inner.init(params)
+    vocab.resize(optax.GradientTransformation(init, inner.update), params, state, size, initializer=initializer)
+    assert len(asked) == 3
+    assert (asked[0], asked[-1]) == ((V, D), (size, D))

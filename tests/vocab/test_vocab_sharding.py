@@ -45,7 +45,8 @@ def test_no_device_gathers_a_table():
     """Parts go from device to device, V / 4 rows at a time."""
     sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
     ids = jax.device_put(IDS.astype(np.int32), NamedSharding(sharding.mesh, P("fsdp")))
-    compiled = row_moves._moved.lower(jax.device_put(draw((V, D), 0), sharding), ids, 0, ("fsdp",), sharding).compile()
+    table = jax.device_put(draw((V, D), 0), sharding)
+    compiled = row_moves._move_sharded_rows.lower(table, ids, 0, ("fsdp",), sharding).compile()
     found = collectives(compiled)
     assert {one.operation for one in found} == {"collective-permute"}
     assert max(one.elements for one in found) <= V // 4 * D
