@@ -100,8 +100,8 @@ def no_table_message(found: TableTree) -> str:
     message = f"no token table found among the parameters. The largest matrices are {_listed(found)}. "
     if found.names and all(map(_is_adapter, found.names)):
         message += (
-            "These are adapters (LoRA) alone, so no table is trained: make the body the optimizer. To train tables too, put them, "
-            "or some of their rows (row_sparse.train_only_rows), among the trained parameters."
+            "These are adapters (LoRA) alone, so no table is trained: make the body the optimizer. To train tables too, put "
+            "them, or some of their rows (row_sparse.train_only_rows), among the trained parameters."
         )
     else:
         message += f"{_advice(_likeliest(found))}A model without tokens has none: train it with the body alone."
