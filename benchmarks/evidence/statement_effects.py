@@ -129,7 +129,7 @@ def effects_section(runs: dict[str, Numbers], optimizers: dict[str, str]) -> str
         values = [of(numbers) for name, numbers in runs.items() if name.startswith(f"{optimizer} seed")]
         return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
-    labels = dict(zip(KINDS, ("embedding", "head", "hidden matrices"), strict=True))
+    labels: dict[str, str] = dict(zip(KINDS, ("embedding", "head", "hidden matrices"), strict=True))
     rows = [("as trained", *(cell(o, lambda n: n["loss"], 3) for o in optimizers))]
     for which, label in labels.items():
         for name in CHANGES:
