@@ -173,3 +173,28 @@ def test_two_rates_reach_their_tables():
     np.testing.assert_allclose(second(0.25, 0.5)[1:], [-0.125, -0.25], rtol=1e-5)
     assert second(0.25, None) == second(0.25, 0.25)
     assert second(0.25, 0.5)[0] == second(0.5, 0.25)[0]
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(
+    ("variant", "known"),
+    [("ember_power power=1", "ember"), ("ember_power power=0", "token_factor"), ("ember_classes classes=1", "ember")],
+)
+def test_variants_of_ember_contain_known_methods(variant, known, stored):
+    np.testing.assert_allclose(
+        directions(variant, gradients(), stored), directions(known, gradients(), stored), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_an_average_by_occurrence_is_embers_where_all_tokens_occur():
+    g = gradients()[:, [0, 1, 2, 4, 6, 7, 8, 9, 10, 11]]
+    found = [directions(name, np.concatenate([g, g[:, :2]], 1), "input") for name in ("ember_by_occurrence", "ember")]
+    np.testing.assert_allclose(*found, rtol=1e-3)
+
+
+def test_a_profile_of_equal_rows_does_not_see_how_large_a_row_is():
+    """Each row with its own size and one common profile: the estimate is exact, whatever the sizes."""
+    profile = np.array([0.5, 1.0, 2.0, 1.0])
+    g = np.sqrt(profile) * np.exp(np.linspace(-3, 3, V))[None, :, None] * np.ones((STEPS, V, D))
+    expected = np.ones((V, D))  # all steps are alike, so every element is divided by itself
+    np.testing.assert_allclose(directions("ember_equal_rows", g, "input"), expected, rtol=1e-3)

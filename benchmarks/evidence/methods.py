@@ -10,6 +10,7 @@ import optax
 
 from benchmarks.evidence.ablations import scale_by_part, scale_by_token_sum
 from benchmarks.evidence.rivals import scale_by_hybrid, scale_by_rmnp, scale_by_row_norm, scale_by_scale
+from benchmarks.evidence.variants import scale_by_classes, scale_by_equal_rows, scale_by_occurrence, scale_by_power
 from ember_optax import scale_by_ember
 
 
@@ -59,6 +60,10 @@ METHODS = {
     "rmnp": Method("row-normalized momentum (RMNP)", scale_by_rmnp),
     "hybrid": Method("row norm, then spectral (2605.18106)", scale_by_hybrid),
     "scale": Method("SCALE", scale_by_scale),
+    "ember_power": Method("Ember, flatter profile", scale_by_power),
+    "ember_equal_rows": Method("Ember, rows weigh the same in the profile", scale_by_equal_rows),
+    "ember_classes": Method("Ember, a profile for each class of tokens", scale_by_classes),
+    "ember_by_occurrence": Method("Ember, tokens forget by occurrence", scale_by_occurrence),
 }
 _HALF_LIFE, _ACCUMULATE = "half_life", "accumulate"
 
@@ -120,6 +125,8 @@ def title(name: str) -> str:
         "b2": "b2",
         "eps": "eps",
         "weight_decay": "decay",
+        "power": "power",
+        "classes": "classes",
         _HALF_LIFE: "half-life of b2 in tokens",
         _ACCUMULATE: "gradients in a step",
     }
