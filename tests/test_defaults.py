@@ -35,6 +35,7 @@ DEFAULTS = {
     "power": 0.5,
     "rank": 3,
     "replicate_ember": False,
+    "required": True,
     "samples": 256,
     "smoothing": 1.0,
     "spectral": True,

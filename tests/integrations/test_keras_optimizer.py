@@ -14,7 +14,6 @@ keras = pytest.importorskip("keras")
 from ember_optax.integrations.keras import OptaxOptimizer  # noqa: E402
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:keras"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
