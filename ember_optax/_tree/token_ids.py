@@ -9,7 +9,7 @@ import numpy as np
 from .._math.axes import TableAxes
 from .boxes import unbox
 from .compact_rows import CompactRows
-from .inputs import check_tree
+from .inputs import check_tree, shown
 from .paths import check_distinct, flatten_named
 
 
@@ -34,6 +34,25 @@ def token_ids_by_name(token_ids: Any) -> dict[str, jax.Array]:
             fix = "jnp.flatnonzero(mask) turns a mask into ids" if dtype == np.bool_ else "pass jnp.asarray(ids)"
             raise TypeError(f"token_ids of {name!r} must be an array of integers or None, got one {what}: {fix}.")
     return {name: ids_array(ids) for name, ids in found.items()}
+
+
+def integer_ids(ids: Any, argument: str) -> np.ndarray | jax.Array:
+    """Ids as an array: a JAX array as it is, everything else as NumPy's. An empty list has no ids.
+
+    Raises:
+      TypeError: the ids are not integers.
+    """
+    try:
+        array = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array
+    if not array.size and not hasattr(ids, "dtype"):
+        return array.astype(np.int32)
+    what = f"{ids.dtype} of shape {ids.shape}" if hasattr(ids, "dtype") else shown(ids)
+    fix = "np.flatnonzero turns a mask into ids" if array.dtype == np.bool_ else "pass a list or an array of token ids"
+    raise TypeError(f"{argument} must be integers, got {what}; {fix}.")
 
 
 def ids_array(ids: Any) -> jax.Array:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
@@ -14,6 +13,7 @@ from .._math.rows import flat_ids
 from .._math.weighted_rows import Rows, centered_rows, rows_of, unit
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import shown
+from .._tree.token_ids import integer_ids
 from ._measured import checked_table, to_vector
 from ._norms import norms_of
 from ._spectrum import principal
@@ -119,16 +119,9 @@ def _distance_to_mean(rows: Rows, mask_V: jax.Array) -> jax.Array:
 def _checked_unused(known_unused: Any, size: int) -> jax.Array | None:
     if known_unused is None:
         return None
-    fix = "pass token ids of the table."
-    try:
-        # 64-bit ids are checked in NumPy, before JAX truncates them.
-        ids = known_unused if isinstance(known_unused, Tracer) else np.asarray(known_unused)
-    except (TypeError, ValueError):
-        raise TypeError(f"known_unused must be integers, got {shown(known_unused)}; {fix}") from None
-    if ids.size and not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"known_unused must be integers, got {ids.dtype} of shape {ids.shape}; {fix}")
+    ids = integer_ids(known_unused, "known_unused")
     if not ids.size:
-        raise ValueError(f"known_unused is empty, got {shown(known_unused)}; {fix[:-1]}, or None for the guess.")
+        raise ValueError(f"known_unused is empty, got {shown(known_unused)}; pass token ids of the table, or None for the guess.")
     if not isinstance(ids, Tracer) and (outside := ids[(ids < 0) | (ids >= size)]).size:
         raise ValueError(f"known_unused names {outside.tolist()}, but the table has the rows 0 to {size - 1}; correct the ids.")
     return jnp.asarray(ids)

@@ -9,18 +9,12 @@ from jax.core import Tracer
 
 from .._tree.boxes import unbox
 from .._tree.inputs import check_array, checked_integer, shown
-from .._tree.token_ids import ids_array
+from .._tree.token_ids import ids_array, integer_ids
 
 
 def checked_ids(ids: Any) -> jax.Array:
-    """The ids as an array of integers. Raises if they are anything else."""
-    try:
-        array = ids_array(ids)
-    except (TypeError, ValueError):
-        raise TypeError(f"ids must be integers, got {shown(ids)}; pass an array of token ids.") from None
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {array.dtype} of shape {array.shape}; pass token ids.")
-    return array
+    """The ids as a JAX array of integers. Raises if they are anything else."""
+    return ids_array(integer_ids(ids, "ids"))
 
 
 def checked_table(table: Any) -> jax.Array:

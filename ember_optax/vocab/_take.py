@@ -16,6 +16,7 @@ from .._tree.hyperparameters import checked_number
 from .._tree.inputs import shown
 from .._tree.state import ember_moments
 from .._tree.tables import Table
+from .._tree.token_ids import integer_ids
 from ._change import Changed, change, checked_model
 from ._vocabulary import vocabulary_of
 
@@ -173,13 +174,7 @@ def checked_ids(ids: Any, size: int, argument: str) -> np.ndarray:
     """Concrete ids as a vector of int32. Raises if an id is not in [0, size). The vector may be empty."""
     if isinstance(ids, Tracer):
         raise TypeError(f"{argument} is traced, but decides shapes: pass concrete integers, outside of jax.jit or closed over.")
-    try:
-        ids_W = np.asarray(ids)
-    except (ValueError, TypeError):
-        raise TypeError(f"{argument} must be integers, got {shown(ids)}; pass a list or an array of ids.") from None
-    if ids_W.size and ids_W.dtype.kind not in "iu":
-        hint = "np.flatnonzero turns a mask into ids" if ids_W.dtype.kind == "b" else "pass a list or an array of ids"
-        raise TypeError(f"{argument} must be integers, got {shown(ids)}; {hint}.")
+    ids_W = np.asarray(integer_ids(ids, argument))
     if ids_W.ndim != 1:
         raise ValueError(f"{argument} must have shape (W,), got {ids_W.shape}; pass one id for each token.")
     if (outside := (ids_W < 0) | (ids_W >= size)).any():

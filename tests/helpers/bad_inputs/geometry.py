@@ -136,9 +136,13 @@ BAD |= {
         "ids of floats": (
             {"known_unused": [1.0]},
             TypeError,
-            r"known_unused must be integers, got float\d\d of shape \(1,\); pass",
+            r"known_unused must be integers, got \[1.0\] of type list; pass",
         ),
-        "ids of text": ({"known_unused": ["<pad>"]}, TypeError, r"known_unused must be integers, got <U5 of shape \(1,\); pass"),
+        "ids of text": (
+            {"known_unused": ["<pad>"]},
+            TypeError,
+            r"known_unused must be integers, got \['<pad>'\] of type list; pass",
+        ),
     }.items()
 }
 BAD |= {

@@ -26,19 +26,35 @@ BAD = {
         "ids of floats": (
             lookup(ids=jnp.ones(3)),
             TypeError,
-            r"ids must be integers, got float32 of shape \(3,\); pass token ids",
+            r"ids must be integers, got float32 of shape \(3,\); pass a list",
         ),
         "ids of truth values": (
             lookup(ids=IDS > 1),
             TypeError,
-            r"ids must be integers, got bool of shape \(2,\); pass token ids",
+            r"ids must be integers, got bool of shape \(2,\); np",
         ),
-        "ids of None": (lookup(ids=None), TypeError, r"ids must be integers, got None of type NoneType; pass an array"),
-        "ids of text": (lookup(ids="x"), TypeError, r"ids must be integers, got 'x' of type str; pass an array"),
-        "ids of a function": (lookup(ids=a_function), TypeError, r"ids must be integers, got <function.*; pass an array"),
-        "ragged ids": (lookup(ids=[1, [2]]), TypeError, r"ids must be integers, got \[1, \[2\]\] of type list; pass an array"),
-        "ids of a mapping": (lookup(ids={"a": 1}), TypeError, r"ids must be integers, got {'a': 1} of type dict; pass an array"),
-        "ids of text of a RowSlice": (lambda: row_sparse.lookup(row_slice(), "x"), TypeError, r"ids must .* got 'x' .*; pass an"),
+        "ids of None": (lookup(ids=None), TypeError, r"ids must be integers, got None of type NoneType; pass a list"),
+        "ids of text": (lookup(ids="x"), TypeError, r"ids must be integers, got 'x' of type str; pass a list"),
+        "ids of a function": (
+            lookup(ids=a_function),
+            TypeError,
+            r"ids must be integers, got <function.*; pass a list",
+        ),
+        "ragged ids": (
+            lookup(ids=[1, [2]]),
+            TypeError,
+            r"ids must be integers, got \[1, \[2\]\] of type list; pass a list",
+        ),
+        "ids of a mapping": (
+            lookup(ids={"a": 1}),
+            TypeError,
+            r"ids must be integers, got {'a': 1} of type dict; pass a list",
+        ),
+        "ids of text of a RowSlice": (
+            lambda: row_sparse.lookup(row_slice(), "x"),
+            TypeError,
+            r"ids must .* got 'x' .*; pass a list",
+        ),
         "table and ids swapped": (lookup(IDS, TABLE), TypeError, r"ids must be integers, got float32 of shape \(6, 4\); pass"),
         "table of None": (lookup(None), TypeError, r"table must be an array .* got None of type NoneType; pass one leaf"),
         "table of a number": (lookup(3), TypeError, r"table must be an array .* got 3 of type int; pass one leaf"),
@@ -171,7 +187,11 @@ BAD |= {
 }
 BAD |= {
     "index of text": (lambda: row_slice()["x"], TypeError, r"ids must be integers, got 'x' of type str; pass"),
-    "index of a mask": (lambda: row_slice()[IDS > 1], TypeError, r"ids must be integers, got bool of shape \(2,\); pass"),
+    "index of a mask": (
+        lambda: row_slice()[IDS > 1],
+        TypeError,
+        r"ids must be integers, got bool of shape \(2,\); np",
+    ),
     "RowSlice of integers": (
         lambda: row_slice().astype(int),
         TypeError,

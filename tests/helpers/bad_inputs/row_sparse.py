@@ -142,7 +142,11 @@ BAD |= {
         r"used as an array.*row_sparse.lookup",
     ),
     "sliced table": (of_table(lambda table: table[2:4].sum()), TypeError, r"indexed with slice.*Look rows up"),
-    "indexed with a mask": (of_table(lambda table: table[IDS > 3].sum()), TypeError, r"ids must be integers, got bool.*; pass"),
+    "indexed with a mask": (
+        of_table(lambda table: table[IDS > 3].sum()),
+        TypeError,
+        r"ids must be integers, got bool.*; np",
+    ),
     "table times two": (of_table(lambda table: jnp.sum(2.0 * table)), TypeError, r"arithmetic was done with it.*Look rows up"),
     "ids cast with the parameters": (
         grad(lambda p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), p)["embed"]["embedding"][IDS].sum()),

@@ -91,14 +91,14 @@ BAD |= {
         "as floats": (
             [0.0, 1.0],
             TypeError,
-            r"token_ids must be integers, got \[0.0, 1.0\] of type list; pass a list or an array",
+            r"token_ids must be integers, got \[0.0, 1.0\] of type list; pass a list",
         ),
         "as a mask": (
             np.ones(V, bool),
             TypeError,
-            r"token_ids must be integers, got array.*; np.flatnonzero turns a mask into ids",
+            r"token_ids must be integers, got bool of shape \(6,\); np",
         ),
-        "as texts": (OLD, TypeError, r"token_ids must be integers, got \['a', .*pass a list or an array of ids"),
+        "as texts": (OLD, TypeError, r"token_ids must be integers, got \['a', .*pass a list or an array of token ids"),
         "as a number": (3, ValueError, r"token_ids must have shape \(W,\), got \(\); pass one id for each token"),
         "as a matrix": (np.ones((2, 2), int), ValueError, r"token_ids must have shape \(W,\), got \(2, 2\); pass one id"),
         "as None": (None, TypeError, r"token_ids must be integers, got None of type NoneType; pass"),
