@@ -1,4 +1,4 @@
-"""keras-hub's language models at toy size under `OptaxOptimizer`: GPT-2 and Gemma, Gemma with its own layout map on 2 x 4 devices."""
+"""keras-hub's GPT-2 and Gemma at toy size under `OptaxOptimizer`, and the layout map of Gemma on 2 x 4 devices."""
 
 import numpy as np
 import optax

@@ -1,4 +1,4 @@
-"""The pattern of MaxText, written here: Linen layers with logical axes, a scan over layers, `TrainState`, layouts by rules, micro-batches."""
+"""The pattern of MaxText: Linen layers with logical axes, a scan over layers, `TrainState`, layouts by rules, micro-batches."""
 
 import flax.linen as nn
 import jax
