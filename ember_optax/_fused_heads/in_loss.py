@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from .._math.mesh import in_shard_map, varying_axes
+from .._math.parts import Layout
 from .._math.rows import rows_first
 from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
@@ -65,6 +66,14 @@ class TappedHead:
         if self.tap is None:
             return checkpoint_name(token_losses(hidden_NxD, self.table, labels_N, loss), _MARK + self.name)
         return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, self.link, loss)
+
+    def check_layout(self, layout: Layout | None) -> None:
+        """Raises if the head is split by tokens."""
+        if layout is not None:
+            raise ValueError(
+                f"token_mesh_axes splits the fused head {self.name!r} by tokens over {list(layout.token_axes)}, but a fused head "
+                f"is whole or split by features: leave it out of heads, or leave token_mesh_axes out."
+            )
 
     def check_axis(self, token_axis: int, width: int) -> None:
         """Raises if `value_and_grad`, the loss and the width of the hidden states imply different axes of the vocabulary."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from .chunks import over_chunks, put_chunk, take_chunk, tokens_from
 from .mean_square import compute_dtype
 from .mesh import as_varying, varying_axes
+from .parts import Layout, cotangent_over_tokens, first_row, sum_over_tokens
 from .platform_forms import cast_in_loop
 
 
@@ -27,6 +28,8 @@ class LossOptions(NamedTuple):
     z_loss: float
     label_smoothing: float
     dtype: Any = None  # rows of the head are cast to it before they are multiplied; None for no cast
+    layout: Layout | None = None  # how the head is split by tokens; None for a whole head
+    masks: bool = False  # whether chunks have rows of padding, because every device has equally many rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -55,21 +58,30 @@ def losses_and_lse(
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of each token and its logsumexp, which is all that the backward pass needs in addition to the arguments."""
     dtype, lowest = _sum_dtype(hidden_NxD, table_VxD), jnp.min(labels_N, initial=0)
+    first, rows = rows_of(table_VxD, loss)
 
     def add(start, count, carry):
         hidden_NxD, table_VxD, highest_N, sum_N, picked_N, total_N = carry
-        x_NxC = _logits(hidden_NxD, chunk_of(table_VxD, start, count, loss, lowest), loss)
-        new_N = jnp.maximum(highest_N, jnp.max(x_NxC, 1))
-        sum_N = sum_N * jnp.exp(highest_N - new_N) + jnp.sum(jnp.exp(x_NxC - new_N[:, None]), 1)
-        picked_N = picked_N + jnp.sum(jnp.where(_is_label(labels_N, tokens_from(start, count)), x_NxC, 0.0), 1)
+        tokens_C = tokens_from(first + start, count)
+        x_NxC = _logits(hidden_NxD, chunk_of(table_VxD, start, tokens_C, loss, lowest), loss)
+        picked_N = picked_N + jnp.sum(jnp.where(_is_label(labels_N, tokens_C), x_NxC, 0.0), 1)
         if loss.label_smoothing:
             total_N = total_N + jnp.sum(x_NxC, 1)
+        if loss.masks:
+            x_NxC = jnp.where(tokens_C < loss.num_tokens, x_NxC, -jnp.inf)
+        new_N = jnp.maximum(highest_N, jnp.max(x_NxC, 1))
+        sum_N = sum_N * jnp.exp(highest_N - new_N) + jnp.sum(jnp.exp(x_NxC - new_N[:, None]), 1)
         return hidden_NxD, table_VxD, new_N, sum_N, picked_N, total_N
 
     zeros_N = as_varying(jnp.zeros(labels_N.shape, dtype), varying_axes(hidden_NxD))
     # The start is finite, because exp(-inf - -inf) would be NaN if the logits of the first chunk overflow to -inf.
     carry = hidden_NxD, table_VxD, zeros_N + jnp.finfo(dtype).min, zeros_N, zeros_N, zeros_N
-    *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, loss.num_tokens, loss.chunk)
+    *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, rows, loss.chunk)
+    if loss.layout:
+        parts_N, highest_N = highest_N, jax.lax.pmax(highest_N, loss.layout.token_axes)
+        sum_N = sum_N * jnp.exp(parts_N - highest_N)
+        sum_N, picked_N = sum_over_tokens(loss.layout, jnp.stack([sum_N, picked_N]))
+        total_N = sum_over_tokens(loss.layout, total_N) if loss.label_smoothing else total_N
     lse_N = highest_N + jnp.log(sum_N)
     picked_N = jnp.where(_in_vocabulary(labels_N, loss), picked_N, jnp.nan)
     losses_N = lse_N - (1.0 - loss.label_smoothing) * picked_N
@@ -99,7 +111,7 @@ def logit_gradients(
       labels_N: labels.
       lse_N: logsumexp.
       cotangents_N: the gradient with respect to the loss of each token.
-      tokens_C: the tokens of the rows, int32, below `loss.num_tokens`.
+      tokens_C: the tokens of the rows, int32, below `loss.num_tokens` unless `loss.masks`.
       loss: the options.
     """
     # Zero times what is not finite would be NaN.
@@ -113,6 +125,8 @@ def logit_gradients(
         g_NxC = g_NxC - (cotangents_N * (loss.label_smoothing / loss.num_tokens))[:, None]
     if loss.soft_cap is not None:
         g_NxC = g_NxC * (1.0 - jnp.square(x_NxC / loss.soft_cap))
+    if loss.masks:
+        g_NxC = jnp.where(tokens_C < loss.num_tokens, g_NxC, 0.0)
     return g_NxC.astype(_product_dtype(hidden_NxD, chunk_CxD))
 
 
@@ -138,9 +152,21 @@ def hidden_gradient(g_NxC: jax.Array, chunk_CxD: jax.Array, loss: LossOptions) -
     return _product(g_NxC, chunk_CxD, 1, loss.token_axis)
 
 
-def chunk_of(table_VxD: jax.Array, start: Any, count: int, loss: LossOptions, lowest: jax.Array) -> jax.Array:
-    """The `count` rows of a head that begin with `start`, in the dtype of the products. `lowest` is the lowest label."""
-    chunk_CxD = cast_in_loop(take_chunk(table_VxD, start, count, loss.token_axis), start, lowest)
+def rows_of(table_VxD: jax.Array, loss: LossOptions) -> tuple[Any, int]:
+    """The token of the first row, and the number of rows that the loops go over, of a head or of this device's part of one."""
+    size = table_VxD.shape[loss.token_axis]
+    return first_row(loss.layout, size), size if loss.layout else loss.num_tokens
+
+
+def chunk_of(table_VxD: jax.Array, start: Any, tokens_C: jax.Array, loss: LossOptions, lowest: jax.Array) -> jax.Array:
+    """The rows of a head that begin with row `start`, in the dtype of the products, with zeros for rows of padding.
+
+    `tokens_C` are the tokens of these rows, and `lowest` is the lowest label.
+    """
+    chunk_CxD = cast_in_loop(take_chunk(table_VxD, start, tokens_C.size, loss.token_axis), start, lowest)
+    if loss.masks:
+        is_token = jnp.expand_dims(tokens_C < loss.num_tokens, 1 - loss.token_axis)
+        chunk_CxD = jnp.where(is_token, chunk_CxD, jnp.zeros((), chunk_CxD.dtype))
     return chunk_CxD if loss.dtype is None else chunk_CxD.astype(loss.dtype)
 
 
@@ -158,19 +184,19 @@ def gradients_over_chunks(
     are in no chunk.
     """
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
-    lowest = jnp.min(labels_N, initial=0)
+    lowest, (first, rows) = jnp.min(labels_N, initial=0), rows_of(table_VxD, loss)
 
     def step(start, count, carry):
         hidden_NxD, table_VxD, of_hidden_NxD, total = carry
-        chunk_CxD = chunk_of(table_VxD, start, count, loss, lowest)
-        tokens_C = tokens_from(start, count)
+        tokens_C = tokens_from(first + start, count)
+        chunk_CxD = chunk_of(table_VxD, start, tokens_C, loss, lowest)
         g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, tokens_C, loss)
         of_hidden_NxD = of_hidden_NxD + hidden_gradient(g_NxC, chunk_CxD, loss)
         total = add(total, table_gradient(g_NxC, hidden_NxD, loss), start, count)
         return hidden_NxD, table_VxD, of_hidden_NxD, total
 
     zeros_NxD = jnp.zeros_like(hidden_NxD, _sum_dtype(hidden_NxD, table_VxD))
-    *_, of_hidden_NxD, total = over_chunks(step, (hidden_NxD, table_VxD, zeros_NxD, total), loss.num_tokens, loss.chunk)
+    *_, of_hidden_NxD, total = over_chunks(step, (hidden_NxD, table_VxD, zeros_NxD, total), rows, loss.chunk)
     # Zero times a row of the head that is not finite is NaN as well.
     of_hidden_NxD = jnp.where(_counts(cotangents_N)[:, None], of_hidden_NxD, 0.0)
     return of_hidden_NxD.astype(hidden_NxD.dtype), total
@@ -181,6 +207,7 @@ def _backward(loss: LossOptions, residuals, cotangents_N):
         del count
         return put_chunk(table_VxD, of_chunk_CxD, start, loss.token_axis)
 
+    cotangents_N = cotangent_over_tokens(loss.layout, cotangents_N, residuals[1])
     residuals = where_it_counts(residuals, cotangents_N)
     of_hidden_NxD, of_table_VxD = gradients_over_chunks(loss, residuals, cotangents_N, jnp.zeros_like(residuals[1]), put)
     return of_hidden_NxD, of_table_VxD, None

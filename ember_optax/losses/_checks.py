@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._math.parts import Layout
 from .._math.softmax import LossOptions
 from .._tree.boxes import unbox
 from .._tree.hyperparameters import checked_number
@@ -70,7 +71,7 @@ def checked_where(where: Any, shape: tuple[int, ...]) -> jax.Array | None:
         ) from None
 
 
-def checked_num_tokens(num_tokens: Any, size: int) -> int:
+def _checked_num_tokens(num_tokens: Any, size: int) -> int:
     """The number of rows of a head that are tokens. The other rows are padding."""
     if num_tokens is None:
         return size
@@ -83,9 +84,18 @@ def checked_num_tokens(num_tokens: Any, size: int) -> int:
 
 
 def checked_loss(
-    token_axis: int, num_tokens: int, chunk: Any, soft_cap: Any, z_loss: Any, label_smoothing: Any, hidden_states: int
+    token_axis: int,
+    size: int,
+    num_tokens: Any,
+    chunk: Any,
+    soft_cap: Any,
+    z_loss: Any,
+    label_smoothing: Any,
+    hidden_states: int,
+    layout: Layout | None,
 ) -> LossOptions:
-    """The options of a loss, with a chunk size that fits this number of hidden states."""
+    """The options of a loss of a head with `size` rows, with a chunk size that fits this number of hidden states."""
+    num_tokens = _checked_num_tokens(num_tokens, size)
     if soft_cap is not None:
         soft_cap = checked_number(soft_cap, "soft_cap", "a number above 0 or None, for example soft_cap=30.0")
         if not soft_cap > 0.0:
@@ -94,7 +104,9 @@ def checked_loss(
     label_smoothing = checked_number(label_smoothing, "label_smoothing", "a number in [0, 1], for example label_smoothing=0.1")
     if label_smoothing > 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share to spread, such as 0.1.")
-    return LossOptions(token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing)
+    hidden_states //= layout.batch_parts if layout else 1
+    numbers = token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing
+    return LossOptions(*numbers, layout=layout, masks=layout is not None and num_tokens < size)
 
 
 def _checked_chunk(chunk: Any, hidden_states: int) -> int:

@@ -4,12 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
+from .._math.parts import over_parts, parts_of
 from .._math.rows import flat_ids
 from .._math.softmax import LossOptions, token_losses
 from .._tree.boxes import unbox
-from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_num_tokens, checked_where
+from ._checks import check_hidden, checked_head, checked_labels, checked_loss, checked_where
+from ._layout import layout_of
 
 
 def linear_softmax_cross_entropy(
@@ -24,6 +27,8 @@ def linear_softmax_cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     chunk: int | None = None,
+    token_mesh_axes: str | tuple[str, ...] | None = None,
+    batch_mesh_axes: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     r"""Softmax cross entropy of each token, in chunks of the vocabulary. The gradient computes the logits of each chunk again.
 
@@ -58,6 +63,10 @@ def linear_softmax_cross_entropy(
       z_loss: w, the weight of the squared logsumexp.
       label_smoothing: s, the share of each label that is spread over all tokens, as in `optax.losses.smooth_labels`.
       chunk: the number of rows of the table in one product. None is 2,048, and less for more than 16,384 hidden states.
+      token_mesh_axes: the mesh axes that split the vocabulary of the table, major to minor. None is what the type of the table
+        shows, which is nothing under `jax.jit` with automatic axes and inside `jax.shard_map`: name them there. Each device then
+        works on its own rows, and gathers no others. (Without it, XLA gathers the whole table for each chunk.)
+      batch_mesh_axes: the mesh axes that split the hidden states, for automatic axes. None is all other axes of the mesh.
 
     Returns:
       The losses in float32 (float64 for float64), of the shape of `labels`. Average them over the tokens that count:
@@ -86,30 +95,38 @@ def linear_softmax_cross_entropy(
     hidden = check_hidden(hidden, array.shape, token_axis)
     labels = checked_labels(labels, hidden.shape)
     where = checked_where(where, labels.shape)
-    num_tokens = checked_num_tokens(num_tokens, array.shape[token_axis])
-    loss = checked_loss(token_axis, num_tokens, chunk, soft_cap, z_loss, label_smoothing, hidden_states=labels.size)
+    layout = layout_of(hidden, array, token_axis, token_mesh_axes, batch_mesh_axes)
     if head is not None:
-        hidden_NxD, labels_N = _flat(hidden, labels, where, loss)
-        return _shaped(head.losses(hidden_NxD, labels_N, loss, unbox(table).dtype), labels, where)
-    of_tokens = functools.partial(_losses, loss=loss)
-    return in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, array, labels, where)
-
-
-def _losses(hidden, table, labels, where, *, loss: LossOptions) -> jax.Array:
-    hidden_NxD, labels_N = _flat(hidden, labels, where, loss)
-    # Inside `jax.shard_map` the carry of a loop needs a varying type from the start. The gradient is summed over devices later.
-    axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
-    hidden_NxD, table, labels_N = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table, labels_N))
-    return _shaped(token_losses(hidden_NxD, table, labels_N, loss), labels, where)
-
-
-def _flat(hidden, labels, where, loss: LossOptions) -> tuple[jax.Array, jax.Array]:
+        head.check_layout(layout)
+    size = array.shape[token_axis] * parts_of(layout)
+    loss = checked_loss(token_axis, size, num_tokens, chunk, soft_cap, z_loss, label_smoothing, labels.size, layout)
     if where is not None:
         # The gradient does not need this, but `jax_debug_nans` also checks losses that are masked later.
         hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
-    return hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
-
-
-def _shaped(losses_N: jax.Array, labels, where) -> jax.Array:
-    losses = jnp.reshape(losses_N, labels.shape)
+    if head is not None:
+        losses = head.losses(hidden.reshape(labels.size, -1), flat_ids(labels, loss.num_tokens), loss, unbox(table).dtype)
+        losses = losses.reshape(labels.shape)
+    else:
+        of_tokens = functools.partial(_losses if layout is None else _losses_of_parts, loss=loss)
+        losses = in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, array, labels)
     return losses if where is None else jnp.where(where, losses, jnp.zeros((), losses.dtype))
+
+
+def _losses(hidden: jax.Array, table: jax.Array, labels: jax.Array, *, loss: LossOptions) -> jax.Array:
+    hidden_NxD, labels_N = hidden.reshape(labels.size, -1), flat_ids(labels, loss.num_tokens)
+    # Inside `jax.shard_map` the carry of a loop needs a varying type from the start. The gradient is summed over devices later.
+    axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
+    hidden_NxD, table = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table))
+    labels_N = as_varying(labels_N, axes - varying_axes(labels_N) - set(loss.layout.token_axes if loss.layout else ()))
+    return jnp.reshape(token_losses(hidden_NxD, table, labels_N, loss), labels.shape)
+
+
+def _losses_of_parts(hidden: jax.Array, table: jax.Array, labels: jax.Array, *, loss: LossOptions) -> jax.Array:
+    """`_losses` of a head that is split by tokens. The gradients of hidden states and rows are summed over devices once."""
+    assert loss.layout is not None
+    (names, batch, mesh), shape = loss.layout, labels.shape
+    if mesh is not None and len(batch) < 2:
+        hidden, labels = hidden.reshape(labels.size, -1), labels.reshape(-1)  # split as a whole, and not along the first axis
+    rows = PartitionSpec(*(names if axis == loss.token_axis else None for axis in range(2)))
+    specs = PartitionSpec(*batch, *[None] * (labels.ndim - len(batch)), None), rows, batch
+    return over_parts(functools.partial(_losses, loss=loss), loss.layout, specs, batch, hidden, table, labels).reshape(shape)

@@ -1,0 +1,70 @@
+"""A head whose vocabulary is split over a mesh: each device works on its own rows and its own hidden states. Arrays only."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec
+
+from .mesh import varying_axes
+
+
+class Layout(NamedTuple):
+    """How a head and its hidden states are split over a mesh. All of it is static.
+
+    Attributes:
+      token_axes: the mesh axes that split the vocabulary, major to minor.
+      batch: the spec of the labels.
+      mesh: the mesh; None inside of the caller's own `jax.shard_map`, where arrays are parts already.
+    """
+
+    token_axes: tuple[str, ...]
+    batch: PartitionSpec = PartitionSpec()
+    mesh: Any = None
+
+    @property
+    def batch_axes(self) -> tuple[str, ...]:
+        """The mesh axes that split the hidden states."""
+        entries = (entry if isinstance(entry, tuple) else (entry,) for entry in self.batch if entry is not None)
+        return tuple(name for entry in entries for name in entry)
+
+    @property
+    def batch_parts(self) -> int:
+        """The number of parts of the hidden states that the caller has: 1 inside of its own `jax.shard_map`."""
+        return math.prod(self.mesh.shape[name] for name in self.batch_axes)
+
+
+def over_parts(function: Callable[..., Any], layout: Layout, in_specs: Any, out_specs: Any, *arrays: Any) -> Any:
+    """`function(*arrays)` on the parts that each device has. Axes of the mesh that the layout does not name stay automatic."""
+    if layout.mesh is None:
+        return function(*arrays)
+    context = jax.sharding.get_abstract_mesh()
+    mesh = layout.mesh if context.empty else context
+    names = {*layout.token_axes, *layout.batch_axes}
+    split: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names)
+    return split(*arrays)
+
+
+def parts_of(layout: Layout | None) -> int:
+    """The number of parts of the vocabulary of which the caller has one: 1 outside of its own `jax.shard_map`."""
+    return 1 if layout is None or layout.mesh is not None else jax.lax.axis_size(layout.token_axes)
+
+
+def first_row(layout: Layout | None, rows: int) -> Any:
+    """The token of the first row of this device's part of a head, which has `rows` rows."""
+    return jax.lax.axis_index(layout.token_axes) * rows if layout else 0
+
+
+def sum_over_tokens(layout: Layout | None, array: jax.Array) -> jax.Array:
+    """The sum over the devices that split the vocabulary."""
+    return jax.lax.psum(array, layout.token_axes) if layout else array
+
+
+def cotangent_over_tokens(layout: Layout | None, cotangent: jax.Array, table: jax.Array) -> jax.Array:
+    """The cotangent of a result that is the same on all devices that split the vocabulary.
+
+    With `check_vma=False` JAX does not know that they are the same: the cotangent of each device is a part of the whole.
+    """
+    is_checked = layout and set(layout.token_axes) <= varying_axes(table)
+    return cotangent if is_checked else sum_over_tokens(layout, cotangent)
