@@ -1,21 +1,24 @@
 """A fused head inside a loss function, and how the loss function calls it."""
 
 import copy
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
-from .._math.mesh import in_shard_map, varying_axes
-from .._math.parts import Layout
-from .._math.rows import rows_first
+from .._math.mesh import as_varying, in_shard_map, varying_axes
+from .._math.parts import over_parts
+from .._math.rows import flat_ids, rows_first
 from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Leaf, Table
-from .gradient import LARGEST_VOCABULARY, Tap, as_linked, tap_shapes, tapped_losses, with_lookup
+from .gradient import LARGEST_VOCABULARY, Tap, as_linked, tap_shapes, tap_specs, tapped_losses, with_lookup
 from .leaf import FusedLeaf
 
 _MARK = "the loss of a fused head: "
@@ -59,21 +62,23 @@ class TappedHead:
         new.link = link
         return new
 
-    def losses(self, hidden_NxD: jax.Array, labels_N: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
+    def losses(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
-        self.calls.append((tap_shapes(hidden_NxD, self.table.shape[self.token_axis]), loss))
-        if self.tap is None:
-            return checkpoint_name(token_losses(hidden_NxD, self.table, labels_N, loss), _MARK + self.name)
-        return tapped_losses(hidden_NxD, self.table, labels_N, self.tap, self.link, loss)
+        self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis]), loss))
+        losses = self._losses_of_parts(hidden, labels, loss)
+        return checkpoint_name(losses, _MARK + self.name) if self.tap is None else losses
 
-    def check_layout(self, layout: Layout | None) -> None:
-        """Raises if the head is split by tokens."""
-        if layout is not None:
-            raise ValueError(
-                f"token_mesh_axes splits the fused head {self.name!r} by tokens over {list(layout.token_axes)}, but a fused head "
-                f"is whole or split by features: leave it out of heads, or leave token_mesh_axes out."
-            )
+    def _losses_of_parts(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions) -> jax.Array:
+        """The losses. If the head is split by tokens, each device works on its own rows."""
+        of_part = functools.partial(_losses, loss=loss)
+        if loss.layout is None:
+            return of_part(hidden, self.table, labels, self.tap, self.link)
+        flat = loss.layout.flat(hidden, labels)
+        specs = loss.layout.specs(loss.token_axis, flat[1].ndim)
+        taps = None if self.tap is None else tap_specs(loss.layout)
+        arrays = flat[0], self.table, flat[1], self.tap, self.link
+        return over_parts(of_part, loss.layout, (*specs, taps, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
 
     def check_axis(self, token_axis: int, width: int) -> None:
         """Raises if `value_and_grad`, the loss and the width of the hidden states imply different axes of the vocabulary."""
@@ -92,6 +97,18 @@ class TappedHead:
             f"tables of value_and_grad and in axis {token_axis} by the token_axis of linear_softmax_cross_entropy, and the "
             f"hidden states have {width} features: {fix}."
         )
+
+
+def _losses(hidden: Any, table_VxD: Any, labels: Any, tap: Tap | None, link: Any, *, loss: LossOptions) -> jax.Array:
+    hidden_NxD, labels_N = hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
+    if loss.layout is not None:
+        table_VxD = as_varying(table_VxD, loss.layout.batch_axes)
+    if tap is not None:
+        losses_N: Any = tapped_losses(hidden_NxD, table_VxD, labels_N, tap, link, loss)
+    else:
+        hidden_NxD = hidden_NxD if loss.layout is None else as_varying(hidden_NxD, loss.layout.token_axes)
+        losses_N = token_losses(hidden_NxD, table_VxD, labels_N, loss)
+    return jnp.reshape(losses_N, labels.shape)
 
 
 def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -154,7 +171,7 @@ def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Tab
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one "
                 f"call may run several times: call it outside, on all hidden states, or leave it out of heads."
             )
-        if shape != head.calls[0][0].labels.shape:
+        if math.prod(shape) != head.calls[0][0].labels.size:
             raise ValueError(
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states "
                 f"of all, of shape (batch, ..., D), in one call, or leave it out of heads."

@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from .._math.axes import TableAxes
 from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
 from .._math.moments import Moments, bias_correction, squeeze_moments
+from .._math.parts import first_row, over_parts
 from .._math.platform_forms import read_as, write_in_place
 from .._math.rounding import bits_at, places_along, rounded_update
 from .._math.row_writes import set_rows
-from .._math.rows import take_rows
-from .._math.softmax import LossOptions
+from .._math.rows import flat_ids, take_rows
+from .._math.softmax import LossOptions, rows_of
 from .._math.step import Hyperparameters, after_batch, decay_term, precondition
-from .gradient import Tap, gradient_of_rows
+from .gradient import Tap, gradient_of_rows, tap_specs
 
 
 class Preconditioner(NamedTuple):
@@ -86,50 +88,66 @@ def apply_head_step(
       preconditioner: the numbers that turn the gradient into an update.
       loss: the options of the loss.
     """
-    write = functools.partial(
-        _write_chunks, source_VxD=source_VxD, tap=tap, preconditioner=preconditioner, loss=loss, dtype=table_VxD.dtype
-    )
+    of_part = functools.partial(_apply_to_part, loss=loss)
+    arrays = table_VxD, source_VxD, tap, touched, preconditioner
+    if loss.layout is None:
+        return of_part(*arrays)
+    rows, whole = loss.layout.specs(loss.token_axis, 1)[1], PartitionSpec()
+    of_numbers = jax.tree.map(lambda _: whole, preconditioner)._replace(nu_token=PartitionSpec(loss.layout.token_axes))
+    specs = rows, None if source_VxD is None else rows, tap_specs(loss.layout), None if touched is None else whole, of_numbers
+    return over_parts(of_part, loss.layout, specs, rows, *arrays)
+
+
+def _apply_to_part(
+    table_VxD: jax.Array, source_VxD: jax.Array | None, tap: Tap, touched: Any, by: Preconditioner, *, loss: LossOptions
+) -> jax.Array:
+    """`apply_head_step` of a whole head, or of this device's rows."""
+    write = functools.partial(_write_chunks, source_VxD=source_VxD, tap=tap, by=by, loss=loss, dtype=table_VxD.dtype)
     new_VxD = write_in_place(write, table_VxD)
     if touched is None:
         return new_VxD
-    ids_M, of_rows_MxD = touched
-    rows_MxD = take_rows(table_VxD, ids_M, loss.token_axis)
-    at_MxD = rows_MxD if source_VxD is None else take_rows(source_VxD, ids_M, loss.token_axis)
-    rows_MxD = _updated(rows_MxD, at_MxD, of_rows_MxD, ids_M, preconditioner, 0, loss.token_axis)
-    return set_rows(new_VxD, rows_MxD, ids_M, loss.token_axis)
+    (tokens_M, of_rows_MxD), size = touched, table_VxD.shape[loss.token_axis]
+    rows_M = flat_ids(tokens_M - first_row(loss.layout, size), size)  # ids of other devices become padding
+    rows_MxD = take_rows(table_VxD, rows_M, loss.token_axis)
+    at_MxD = rows_MxD if source_VxD is None else take_rows(source_VxD, rows_M, loss.token_axis)
+    rows_MxD = _updated(rows_MxD, at_MxD, of_rows_MxD, rows_M, tokens_M, by, 0, loss.token_axis)
+    return set_rows(new_VxD, rows_MxD, rows_M, loss.token_axis)
 
 
 def _write_chunks(
-    stored_VxD: jax.Array, source_VxD: jax.Array | None, tap: Tap, preconditioner: Preconditioner, loss: LossOptions, dtype: Any
+    stored_VxD: jax.Array, source_VxD: jax.Array | None, tap: Tap, by: Preconditioner, loss: LossOptions, dtype: Any
 ) -> jax.Array:
     """The table with all chunks updated. It is stored as bits or as numbers, and `dtype` is the dtype of the numbers."""
     token_axis, size = loss.token_axis, stored_VxD.shape[loss.token_axis]
+    first, rows = rows_of(stored_VxD, loss)
 
     def write(start, count, carry, *, is_padding=False):
-        stored_VxD, source_VxD, tap, preconditioner = carry
-        start = loss.num_tokens + start if is_padding else start
-        chunk_CxD, tokens_C = read_as(take_chunk(stored_VxD, start, count, token_axis), dtype), tokens_from(start, count)
+        stored_VxD, source_VxD, tap, by = carry
+        start = rows + start if is_padding else start
+        rows_C, tokens_C = tokens_from(start, count), tokens_from(first + start, count)
+        chunk_CxD = read_as(take_chunk(stored_VxD, start, count, token_axis), dtype)
         at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
         # Rows of padding have no gradient, but a dense step applies weight decay to them too.
         zeros_CxD = jnp.zeros(chunk_CxD.shape, jnp.float32)
         of_chunk_CxD = zeros_CxD if is_padding else gradient_of_rows(tap, at_CxD, tokens_C, loss)
-        new_CxD = _updated(chunk_CxD, at_CxD, of_chunk_CxD, tokens_C, preconditioner, token_axis, token_axis)
-        return put_chunk(stored_VxD, read_as(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, preconditioner
+        new_CxD = _updated(chunk_CxD, at_CxD, of_chunk_CxD, rows_C, tokens_C, by, token_axis, token_axis)
+        return put_chunk(stored_VxD, read_as(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, by
 
-    carry = over_chunks(write, (stored_VxD, source_VxD, tap, preconditioner), loss.num_tokens, loss.chunk)
-    return over_chunks(functools.partial(write, is_padding=True), carry, size - loss.num_tokens, loss.chunk)[0]
+    carry = over_chunks(write, (stored_VxD, source_VxD, tap, by), rows, loss.chunk)
+    return over_chunks(functools.partial(write, is_padding=True), carry, size - rows, loss.chunk)[0]
 
 
 def _updated(
-    chunk: jax.Array, at: jax.Array, gradient: jax.Array, tokens_C: jax.Array, by: Preconditioner, here: int, in_table: int
+    chunk: jax.Array, at: jax.Array, gradient: jax.Array, rows_C: Any, tokens_C: Any, by: Preconditioner, here: int, in_table: int
 ) -> jax.Array:
     """Some rows after the step, added as `optax.apply_updates` does.
 
-    `at` are the same rows where the gradient was taken. Weight decay is a part of the update, so it is theirs.
+    `at` are the same rows where the gradient was taken. Weight decay is a part of the update, so it is theirs. `rows_C` are the
+    places of the rows in this device's part of the table, and `tokens_C` those in the whole table.
 
     The token axis is `here` in the arrays of these rows, and `in_table` in the table.
     """
-    nu_token = jnp.expand_dims(jnp.take(by.nu_token, tokens_C, mode="fill", fill_value=0), 1 - here)
+    nu_token = jnp.expand_dims(jnp.take(by.nu_token, rows_C, mode="fill", fill_value=0), 1 - here)
     nu_feature = jnp.expand_dims(by.nu_feature, here)
     update = precondition(gradient * by.factor, nu_token, nu_feature, by.mean, by.correction, by.eps)
     update = jnp.where(by.finite, update + decay_term(at, by.weight_decay).astype(update.dtype), 0.0) * by.scale

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .mesh import varying_axes
+
 
 def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chunk: int) -> Any:
     """Runs `carry = step(start, count, carry)` for every chunk: a loop over the full chunks, then the shorter last one.
@@ -15,7 +17,7 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
     """
 
     def body(i, carry):
-        return jax.lax.optimization_barrier(step(i * chunk, chunk, carry))
+        return _behind_barriers(step(i * chunk, chunk, carry))
 
     whole = size // chunk
     if whole == 1:
@@ -24,6 +26,20 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
         carry = jax.lax.fori_loop(0, whole, body, carry)
     rest = size - whole * chunk
     return step(whole * chunk, rest, carry) if rest else carry
+
+
+def _behind_barriers(tree: Any) -> Any:
+    """The tree behind one barrier, or inside `jax.shard_map` behind one for each set of varying axes.
+
+    A barrier types all of its results as varying over the axes of all of them.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = list(map(varying_axes, leaves))
+    for group in dict.fromkeys(axes):  # in a fixed order
+        places = [place for place, of in enumerate(axes) if of == group]
+        for place, leaf in zip(places, jax.lax.optimization_barrier([leaves[place] for place in places]), strict=True):
+            leaves[place] = leaf
+    return treedef.unflatten(leaves)
 
 
 def tokens_from(start: Any, count: int) -> jax.Array:

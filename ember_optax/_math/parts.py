@@ -23,6 +23,17 @@ class Layout(NamedTuple):
     batch: PartitionSpec = PartitionSpec()
     mesh: Any = None
 
+    def specs(self, token_axis: int, labels_rank: int) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+        """The specs of hidden states, table and labels."""
+        rows = PartitionSpec(*(self.token_axes if axis == token_axis else None for axis in range(2)))
+        return PartitionSpec(*self.batch, *[None] * (labels_rank - len(self.batch)), None), rows, self.batch
+
+    def flat(self, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Hidden states and labels as (N, D) and (N,), if the mesh splits nothing but their first axis."""
+        if len(self.batch) > 1:
+            return hidden, labels
+        return hidden.reshape(labels.size, hidden.shape[-1]), labels.reshape(-1)
+
     @property
     def batch_axes(self) -> tuple[str, ...]:
         """The mesh axes that split the hidden states."""
@@ -49,6 +60,11 @@ def over_parts(function: Callable[..., Any], layout: Layout, in_specs: Any, out_
 def parts_of(layout: Layout | None) -> int:
     """The number of parts of the vocabulary of which the caller has one: 1 outside of its own `jax.shard_map`."""
     return 1 if layout is None or layout.mesh is not None else jax.lax.axis_size(layout.token_axes)
+
+
+def sum_over_batch(layout: Layout | None, array: jax.Array) -> jax.Array:
+    """The sum over the devices that split the hidden states."""
+    return jax.lax.psum(array, layout.batch_axes) if layout and layout.batch_axes else array
 
 
 def first_row(layout: Layout | None, rows: int) -> Any:

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
 from .._math.parts import over_parts, parts_of
@@ -96,16 +95,13 @@ def linear_softmax_cross_entropy(
     labels = checked_labels(labels, hidden.shape)
     where = checked_where(where, labels.shape)
     layout = layout_of(hidden, array, token_axis, token_mesh_axes, batch_mesh_axes)
-    if head is not None:
-        head.check_layout(layout)
     size = array.shape[token_axis] * parts_of(layout)
     loss = checked_loss(token_axis, size, num_tokens, chunk, soft_cap, z_loss, label_smoothing, labels.size, layout)
     if where is not None:
         # The gradient does not need this, but `jax_debug_nans` also checks losses that are masked later.
         hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)
     if head is not None:
-        losses = head.losses(hidden.reshape(labels.size, -1), flat_ids(labels, loss.num_tokens), loss, unbox(table).dtype)
-        losses = losses.reshape(labels.shape)
+        losses = head.losses(hidden, labels, loss, unbox(table).dtype)
     else:
         of_tokens = functools.partial(_losses if layout is None else _losses_of_parts, loss=loss)
         losses = in_auto_mode(of_tokens, functools.partial(spec_like, labels), hidden, array, labels)
@@ -113,7 +109,7 @@ def linear_softmax_cross_entropy(
 
 
 def _losses(hidden: jax.Array, table: jax.Array, labels: jax.Array, *, loss: LossOptions) -> jax.Array:
-    hidden_NxD, labels_N = hidden.reshape(labels.size, -1), flat_ids(labels, loss.num_tokens)
+    hidden_NxD, labels_N = hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
     # Inside `jax.shard_map` the carry of a loop needs a varying type from the start. The gradient is summed over devices later.
     axes = varying_axes(hidden_NxD) | varying_axes(table) | varying_axes(labels_N)
     hidden_NxD, table = (as_varying(array, axes - varying_axes(array)) for array in (hidden_NxD, table))
@@ -124,9 +120,7 @@ def _losses(hidden: jax.Array, table: jax.Array, labels: jax.Array, *, loss: Los
 def _losses_of_parts(hidden: jax.Array, table: jax.Array, labels: jax.Array, *, loss: LossOptions) -> jax.Array:
     """`_losses` of a head that is split by tokens. The gradients of hidden states and rows are summed over devices once."""
     assert loss.layout is not None
-    (names, batch, mesh), shape = loss.layout, labels.shape
-    if mesh is not None and len(batch) < 2:
-        hidden, labels = hidden.reshape(labels.size, -1), labels.reshape(-1)  # split as a whole, and not along the first axis
-    rows = PartitionSpec(*(names if axis == loss.token_axis else None for axis in range(2)))
-    specs = PartitionSpec(*batch, *[None] * (labels.ndim - len(batch)), None), rows, batch
-    return over_parts(functools.partial(_losses, loss=loss), loss.layout, specs, batch, hidden, table, labels).reshape(shape)
+    flat = loss.layout.flat(hidden, labels)
+    specs = loss.layout.specs(loss.token_axis, flat[1].ndim)
+    losses = over_parts(functools.partial(_losses, loss=loss), loss.layout, specs, specs[2], flat[0], table, flat[1])
+    return losses.reshape(labels.shape)

@@ -23,6 +23,7 @@ class Model(NamedTuple):
     dtype: type = jnp.float32
     options: tuple = (("chunk", 8),)
     masked: bool = False
+    labels: int | None = None
 
     @property
     def numbers(self):
@@ -37,7 +38,8 @@ class Model(NamedTuple):
 
     def batch(self, seed):
         rng = np.random.default_rng(seed)
-        ids, labels = (jnp.asarray(rng.integers(0, self.size, self.tokens), jnp.int32) for _ in range(2))
+        sizes = self.size, self.labels or self.size
+        ids, labels = (jnp.asarray(rng.integers(0, size, self.tokens), jnp.int32) for size in sizes)
         return ids, labels, jnp.asarray(rng.random(self.tokens) < 0.7) | (jnp.arange(self.tokens) == 0)
 
     def hidden(self, params, ids):

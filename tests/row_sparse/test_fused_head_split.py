@@ -1,0 +1,118 @@
+"""A fused head that is split by tokens: steps are those of one device, and nothing of the table's size is sent in a loop."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fused import Model, assert_same, dense_step, fused_step, run, transformation
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ember_optax import row_sparse, state_shardings, stochastic_rounding
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+V, D, N = 64, 16, 24
+ALL_OPTIONS = (("chunk", 4), ("soft_cap", 5.0), ("z_loss", 0.1), ("label_smoothing", 0.1))
+
+
+def model_with(tied=False, token_axis=0, options=(("chunk", 4),), size=V, tokens=N, **others):
+    """A model, and the same one with a head that is split over `vocab`."""
+    model = Model(size, D, tokens, token_axis, tied, options=options, **others)
+    return model, model._replace(options=(*options, ("token_mesh_axes", "vocab")))
+
+
+def mesh_of(shape=(2, 4), names=("data", "vocab")):
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def run_split(model, tx, steps, mesh, head, steps_of=fused_step):
+    """`run` on a mesh, with the head and the batch split."""
+    of_params = {name: NamedSharding(mesh, head if name == "head" else P()) for name in model.params()}
+    shardings = of_params, state_shardings(tx, jax.eval_shape(model.params), of_params)
+    params, losses = jax.device_put(model.params(), of_params), []
+    state = jax.device_put(tx.init(model.params()), shardings[1])
+    step = steps_of(model, tx, lookups=model.tied)
+    step = jax.jit(step.__wrapped__, out_shardings=(*shardings, None))
+    with jax.set_mesh(mesh):
+        for number in range(steps):
+            given = jax.device_put(model.batch(number), NamedSharding(mesh, P("data")))
+            params, state, loss = step(params, state, *given)
+            losses.append(float(loss))
+    return params, state, losses
+
+
+def compare(models, steps=4, shape=(2, 4), head=None, **options):
+    """Fused steps on eight devices against dense steps on one, behind clips by the global norm."""
+    whole, split = models
+    clipped, tx = (transformation(whole, clip, **options) for clip in (optax.clip_by_global_norm, row_sparse.clip_by_global_norm))
+    head = (P("vocab") if whole.token_axis == 0 else P(None, "vocab")) if head is None else head
+    found = run_split(split, tx, steps, mesh_of(shape), head)
+    assert_same(found, run(lambda _: dense_step(whole, clipped), whole, clipped, steps), 2e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 8), (8, 1)], ids=str)
+def test_untied(shape):
+    compare(model_with(), shape=shape)
+
+
+@pytest.mark.parametrize("token_axis", [0, 1])
+def test_tied(token_axis):
+    """With a mask, all options of the loss, and weight decay."""
+    compare(model_with(True, token_axis, ALL_OPTIONS, masked=True), weight_decay=0.1)
+
+
+def test_rows_of_padding():
+    """Some devices have nothing else; weight decay reaches them as in a dense step."""
+    compare(model_with(options=(("chunk", 4), ("num_tokens", 37)), labels=37), weight_decay=0.1)
+
+
+def test_split_over_all_axes():
+    """The hidden states are gathered then, and no chunk is summed over devices."""
+    whole, split = model_with(tied=True, options=(("chunk", 4),))
+    split = split._replace(options=(("chunk", 4), ("token_mesh_axes", ("vocab", "data"))))
+    compare((whole, split), head=P(("vocab", "data")))
+
+
+def test_stochastic_rounding_is_that_of_one_device():
+    """The bits of a row are those of its token."""
+    whole, split = model_with(tied=True, token_axis=1, dtype=jnp.bfloat16)
+    tx = optax.chain(transformation(whole), stochastic_rounding(3))
+    found = run_split(split, tx, 1, mesh_of(), P(None, "vocab"))[0]["head"]
+    wanted = run(lambda _: fused_step(whole, tx), whole, tx, 1)[0]["head"]
+    assert (wanted != whole.params()["head"]).any()
+    assert np.mean(np.asarray(found == wanted)) > 0.99
+
+
+def sent(model, head):
+    """The shapes that each collective of a step sends, in loops over chunks and outside of them."""
+    tx, mesh = transformation(model), mesh_of()
+    of_params = {name: NamedSharding(mesh, head if name == "head" else P()) for name in model.params()}
+    shardings = of_params, state_shardings(tx, jax.eval_shape(model.params), of_params)
+    shapes = jax.eval_shape(lambda: (model.params(), tx.init(model.params())))
+    start = jax.tree.map(lambda of, sharding: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding), shapes, shardings)
+    given = [
+        jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=NamedSharding(mesh, P("data")))
+        for of in jax.eval_shape(lambda: model.batch(0))
+    ]
+    step = fused_step(model, tx, lookups=model.tied)
+    step = jax.jit(step.__wrapped__, donate_argnums=(0, 1), out_shardings=(*shardings, None))
+    with jax.set_mesh(mesh):
+        text = step.lower(*start, *given).compile().as_text()
+    find = re.compile(r"= [\w(]+(\[[\d,]*\])\S* .*?(all-\w+|reduce-scatter|collective-permute)(?:-start)?\(")
+    loops = text[: text.index("\nENTRY ")]
+    return sorted(" ".join(found) for found in find.findall(loops)), sorted(" ".join(found) for found in find.findall(text))
+
+
+def test_in_loops_chunks_of_the_gradient_are_summed_over_data_alone():
+    in_loops, everywhere = sent(model_with()[1], P("vocab"))
+    assert in_loops == [f"[4,{D}] all-reduce"] * 2
+    assert not any("gather" in one and f",{D}]" in one for one in everywhere)
+
+
+def test_nothing_is_sent_in_loops_if_all_axes_split_the_head():
+    _, split = model_with(options=(("chunk", 4),))
+    split = split._replace(options=(("chunk", 4), ("token_mesh_axes", ("vocab", "data"))))
+    assert sent(split, P(("vocab", "data")))[0] == []
