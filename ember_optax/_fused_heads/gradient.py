@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._math.chunks import over_chunks, put_chunk, take_chunk
-from .._math.mesh import as_varying
+from .._math.mesh import as_varying, spec_entries, spec_of
 from .._math.parts import Layout, sum_over_batch, sum_over_tokens
 from .._math.rows import take_rows
 from .._math.softmax import LossOptions, gradients_over_chunks, logit_gradients, losses_and_lse, table_gradient, where_it_counts
@@ -36,16 +36,23 @@ class Tap(NamedTuple):
 LARGEST_VOCABULARY = 1 << 24
 
 
-def tap_shapes(hidden: jax.Array, size: int) -> Tap:
-    """The shapes and dtypes of the tap of a loss with these hidden states and a vocabulary of `size`."""
-    width = hidden.shape[-1]
-    of_N, of_V, of_D = (jax.ShapeDtypeStruct((length,), jnp.float32) for length in (hidden.size // width, size, width))
-    return Tap(jax.ShapeDtypeStruct((hidden.size // width, width), hidden.dtype), of_N, of_N, of_N, of_V, of_D)
+def tap_shapes(hidden: jax.Array, size: int, layout: Layout | None) -> Tap:
+    """The shapes, dtypes and, on explicit axes, shardings of the tap of a loss with these hidden states and `size` tokens."""
+    width, mesh = hidden.shape[-1], jax.typeof(hidden).sharding.mesh
+    tokens, is_explicit = hidden.size // width, AxisType.Explicit in mesh.axis_types
+    shapes = Tap((tokens, width), (tokens,), (tokens,), (tokens,), (size,), (width,))
+    specs = tap_specs(layout or Layout((), spec_of(spec_entries(hidden)[:-1])))
+
+    def shape_of(shape, dtype, spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec) if is_explicit else None)
+
+    dtypes = [hidden.dtype] + [jnp.float32] * 5
+    return Tap(*map(shape_of, shapes, dtypes, specs))
 
 
 def tap_specs(layout: Layout) -> Tap:
     """The specs of a tap. Its tokens are in any order, because only sums over them are computed."""
-    of_N, of_V = PartitionSpec(layout.batch_axes or None), PartitionSpec(layout.token_axes)
+    of_N, of_V = PartitionSpec(layout.batch_axes or None), PartitionSpec(layout.token_axes or None)
     return Tap(of_N, of_N, of_N, of_N, of_V, PartitionSpec())
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from .._math.mesh import as_varying, in_shard_map, varying_axes
+from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_axes
 from .._math.parts import over_parts
 from .._math.rows import flat_ids, rows_first
 from .._math.softmax import LossOptions, token_losses
@@ -65,20 +65,23 @@ class TappedHead:
     def losses(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
-        self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis]), loss))
+        self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis], loss.layout), loss))
         losses = self._losses_of_parts(hidden, labels, loss)
         return checkpoint_name(losses, _MARK + self.name) if self.tap is None else losses
 
     def _losses_of_parts(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions) -> jax.Array:
         """The losses. If the head is split by tokens, each device works on its own rows."""
-        of_part = functools.partial(_losses, loss=loss)
-        if loss.layout is None:
-            return of_part(hidden, self.table, labels, self.tap, self.link)
-        flat = loss.layout.flat(hidden, labels)
-        specs = loss.layout.specs(loss.token_axis, flat[1].ndim)
-        taps = None if self.tap is None else tap_specs(loss.layout)
-        arrays = flat[0], self.table, flat[1], self.tap, self.link
-        return over_parts(of_part, loss.layout, (*specs, taps, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
+        of_part, layout = functools.partial(_losses, loss=loss), loss.layout
+
+        def over_all(hidden, table_VxD, labels, tap, link):
+            if layout is None:
+                return of_part(hidden, table_VxD, labels, tap, link)
+            flat, taps = layout.flat(hidden, labels), None if tap is None else tap_specs(layout)
+            specs = layout.specs(loss.token_axis, flat[1].ndim)
+            arrays = flat[0], table_VxD, flat[1], tap, link
+            return over_parts(of_part, layout, (*specs, taps, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
+
+        return in_auto_mode(over_all, lambda: spec_like(labels), hidden, self.table, labels, self.tap, self.link)
 
     def check_axis(self, token_axis: int, width: int) -> None:
         """Raises if `value_and_grad`, the loss and the width of the hidden states imply different axes of the vocabulary."""
@@ -132,11 +135,10 @@ def check_head_table(table: Leaf) -> None:
         raise ValueError(
             f"heads names {table.name!r} of shape {table.shape}, but a fused head has at most 2^24 tokens: leave it out of heads."
         )
-    mesh = jax.typeof(table.array).sharding.mesh
-    if jax.sharding.AxisType.Explicit in mesh.axis_types or varying_axes(table.array) or in_shard_map():
+    if varying_axes(table.array) or in_shard_map():
         raise ValueError(
-            f"heads names {table.name!r}, which is on a mesh with explicit axes or inside jax.shard_map: use automatic "
-            f"axes (jax.make_mesh(..., axis_types=(AxisType.Auto,))) under jax.jit, or leave it out of heads."
+            f"heads names {table.name!r} inside of jax.shard_map: use jax.jit with automatic or explicit axes, or leave it out "
+            f"of heads."
         )
 
 
@@ -176,8 +178,13 @@ def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Tab
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states "
                 f"of all, of shape (batch, ..., D), in one call, or leave it out of heads."
             )
-    zeros = {name: jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), head.calls[0][0]) for name, head in heads.items()}
+    zeros = {name: jax.tree.map(_zeros_of, head.calls[0][0]) for name, head in heads.items()}
     return {name: (zeros[name], head.calls[0][1]) for name, head in heads.items()}
+
+
+def _zeros_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    return zeros if shape.sharding is None else jax.sharding.reshard(zeros, shape.sharding)
 
 
 def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
@@ -196,6 +203,9 @@ def gradient_leaf(
     """The gradient of a head from the "gradient" of its tap, plus the gradient of a lookup if there is one."""
     touched, tap = None, as_linked(tap, of_link)
     if ids_M.size:
-        tap, of_rows_MxD = with_lookup(tap, table.array, ids_M, rows_first(of_lookup, loss.token_axis, 1), loss)
+        of_rows = functools.partial(with_lookup, loss=loss)
+        specs = functools.partial(jax.tree.map, spec_like, (tap, of_lookup))
+        of_lookup = rows_first(of_lookup, loss.token_axis, 1)
+        tap, of_rows_MxD = in_auto_mode(of_rows, specs, tap, table.array, ids_M, of_lookup)
         touched = ids_M, of_rows_MxD
     return FusedLeaf(table.name, table.array, tap, touched, loss)

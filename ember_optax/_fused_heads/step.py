@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from .._math.axes import TableAxes
 from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
+from .._math.mesh import in_auto_mode, spec_like
 from .._math.moments import Moments, bias_correction, squeeze_moments
 from .._math.parts import first_row, over_parts
 from .._math.platform_forms import read_as, write_in_place
@@ -89,13 +90,17 @@ def apply_head_step(
       loss: the options of the loss.
     """
     of_part = functools.partial(_apply_to_part, loss=loss)
-    arrays = table_VxD, source_VxD, tap, touched, preconditioner
-    if loss.layout is None:
-        return of_part(*arrays)
-    rows, whole = loss.layout.specs(loss.token_axis, 1)[1], PartitionSpec()
-    of_numbers = jax.tree.map(lambda _: whole, preconditioner)._replace(nu_token=PartitionSpec(loss.layout.token_axes))
-    specs = rows, None if source_VxD is None else rows, tap_specs(loss.layout), None if touched is None else whole, of_numbers
-    return over_parts(of_part, loss.layout, specs, rows, *arrays)
+
+    def over_all(table_VxD, source_VxD, tap, touched, preconditioner):
+        arrays = table_VxD, source_VxD, tap, touched, preconditioner
+        if loss.layout is None:
+            return of_part(*arrays)
+        rows, whole = loss.layout.specs(loss.token_axis, 1)[1], PartitionSpec()
+        of_numbers = jax.tree.map(lambda _: whole, preconditioner)._replace(nu_token=PartitionSpec(loss.layout.token_axes))
+        specs = rows, None if source_VxD is None else rows, tap_specs(loss.layout), touched and whole, of_numbers
+        return over_parts(of_part, loss.layout, specs, rows, *arrays)
+
+    return in_auto_mode(over_all, lambda: spec_like(table_VxD), table_VxD, source_VxD, tap, touched, preconditioner)
 
 
 def _apply_to_part(
@@ -103,15 +108,17 @@ def _apply_to_part(
 ) -> jax.Array:
     """`apply_head_step` of a whole head, or of this device's rows."""
     write = functools.partial(_write_chunks, source_VxD=source_VxD, tap=tap, by=by, loss=loss, dtype=table_VxD.dtype)
-    new_VxD = write_in_place(write, table_VxD)
     if touched is None:
-        return new_VxD
+        return write_in_place(write, table_VxD)
+    # These rows are read before the table is written. XLA would copy the table to read them afterwards.
     (tokens_M, of_rows_MxD), size = touched, table_VxD.shape[loss.token_axis]
-    rows_M = flat_ids(tokens_M - first_row(loss.layout, size), size)  # ids of other devices become padding
+    rows_M = tokens_M
+    if loss.layout is not None:  # ids of other devices become padding
+        rows_M = flat_ids(tokens_M - first_row(loss.layout, size), size)
     rows_MxD = take_rows(table_VxD, rows_M, loss.token_axis)
     at_MxD = rows_MxD if source_VxD is None else take_rows(source_VxD, rows_M, loss.token_axis)
     rows_MxD = _updated(rows_MxD, at_MxD, of_rows_MxD, rows_M, tokens_M, by, 0, loss.token_axis)
-    return set_rows(new_VxD, rows_MxD, rows_M, loss.token_axis)
+    return set_rows(write_in_place(write, table_VxD), rows_MxD, rows_M, loss.token_axis)
 
 
 def _write_chunks(

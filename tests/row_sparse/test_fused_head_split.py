@@ -24,8 +24,8 @@ def model_with(tied=False, token_axis=0, options=(("chunk", 4),), size=V, tokens
     return model, model._replace(options=(*options, ("token_mesh_axes", "vocab")))
 
 
-def mesh_of(shape=(2, 4), names=("data", "vocab")):
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+def mesh_of(shape=(2, 4), kind=AxisType.Auto):
+    return jax.make_mesh(shape, ("data", "vocab"), axis_types=(kind,) * len(shape))
 
 
 def run_split(model, tx, steps, mesh, head, steps_of=fused_step):
@@ -62,6 +62,17 @@ def test_untied(shape):
 def test_tied(token_axis):
     """With a mask, all options of the loss, and weight decay."""
     compare(model_with(True, token_axis, ALL_OPTIONS, masked=True), weight_decay=0.1)
+
+
+@pytest.mark.parametrize("head", [P("vocab"), P(), P(None, "vocab"), P(("vocab", "data"))], ids=str)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_explicit_axes(tied, head):
+    """The types show the layout; a head that is whole or split by features works too."""
+    whole = model_with(tied, options=ALL_OPTIONS)[0]
+    tx = transformation(whole, row_sparse.clip_by_global_norm)
+    found = run_split(whole, tx, 3, mesh_of(kind=AxisType.Explicit), head)
+    clipped = transformation(whole, optax.clip_by_global_norm)
+    assert_same(found, run(lambda _: dense_step(whole, clipped), whole, clipped, 3), 2e-6)
 
 
 def test_rows_of_padding():
