@@ -28,7 +28,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 EVERYWHERE = {"jax", "numpy", "optax"}
 ADAPTERS = {"_tree/linen_boxes.py": {"flax"}, "_tree/nnx_boxes.py": {"flax"}}
 ADAPTERS |= {"integrations/linen.py": {"flax"}, "integrations/nnx.py": {"flax"}}
-ADAPTERS |= {"integrations/keras.py": {"keras"}, "integrations/plots.py": {"matplotlib"}}
+ADAPTERS |= {"integrations/haliax.py": {"haliax"}, "integrations/keras.py": {"keras"}, "integrations/plots.py": {"matplotlib"}}
 
 
 def imports_of(module):

@@ -23,10 +23,13 @@ FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:haliax")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_run_in_order(document):
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
+    if document.name == "haliax.md":
+        pytest.importorskip("haliax", exc_type=ImportError)  # haliax 1.3 uses names that newer versions of jax do not have
     namespace = {}
     for block in blocks:
         if FLAX_0_12 or "nnx.Optimizer" not in block:

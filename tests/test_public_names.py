@@ -17,7 +17,7 @@ LISTED = Path(__file__).parent / "data" / "public_names.txt"
 
 def signature(value):
     """Names, kinds and defaults of the parameters; annotations, and layers of Flax, change with their library's version."""
-    if value.__module__ in ("ember_optax.integrations.linen", "ember_optax.integrations.nnx"):
+    if value.__module__ in {f"ember_optax.integrations.{library}" for library in ("haliax", "linen", "nnx")}:
         return ""
     parameters = inspect.signature(value).parameters.values()
     return str(inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters]))

@@ -11,6 +11,7 @@ MODULES = (
     "regularizers",
     "row_sparse",
     "vocab",
+    "integrations.haliax",
     "integrations.keras",
     "integrations.linen",
     "integrations.nnx",

@@ -35,6 +35,8 @@ try:
 except ImportError as error:  # haliax 1.3 uses names that newer versions of jax do not have
     pytest.skip(f"haliax cannot be imported: {error}", allow_module_level=True)
 
+from ember_optax.integrations.haliax import Embedding
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:haliax")
 V, D, T = 32, 16, 6
 VOCAB, EMBED, MLP, POS, BATCH = (
@@ -276,13 +278,16 @@ def test_a_vocabulary_that_grows_on_a_mesh():
     assert_close(grown[:2], expected[:2])
 
 
-def test_row_sparse_steps():
-    """Rows are read through `.array`; the rest of the model is Haliax's own."""
+@pytest.mark.parametrize("layer", ["the project's", "Haliax's own, read through `.array`"])
+def test_row_sparse_steps(layer):
     params, opt_state, _ = on_one_device()
 
     def sparse_loss(model):
-        rows = hax.named(model.token_embeddings.weight.array[TOKENS.array], ("batch", "position", "embed"))
-        return next_token_loss(model.head(rows + model.down(hax.nn.gelu(model.up(rows)))))
+        if layer != "the project's":
+            rows = hax.named(model.token_embeddings.weight.array[TOKENS.array], ("batch", "position", "embed"))
+            return next_token_loss(model.head(rows + model.down(hax.nn.gelu(model.up(rows)))))
+        table = Embedding(**vars(model.token_embeddings))
+        return next_token_loss(eqx.tree_at(lambda model: model.token_embeddings, model, table)(TOKENS))
 
     @eqx.filter_jit
     def sparse_step(params, opt_state):
@@ -293,6 +298,28 @@ def test_row_sparse_steps():
 
     ours, expected = sparse_step(params, opt_state), eqx.filter_jit(step)(params, opt_state)
     assert_close(ours, expected)
+
+
+def test_the_layer():
+    """With a whole table it is Haliax's; with rows it looks up, and refuses to be a tied head."""
+    key = jax.random.key(0)
+    ours, theirs = (of.init(VOCAB, (EMBED, MLP), key=key, init_scale=2.0) for of in (Embedding, hnn.Embedding))
+    assert isinstance(ours, Embedding) and ours.Vocab == VOCAB
+    np.testing.assert_array_equal(ours(TOKENS).array, theirs(TOKENS).array)
+    assert ours.unembed(ours(TOKENS)).axes == theirs.unembed(theirs(TOKENS)).axes
+
+    def of_rows(model):
+        looked_up = model.embed(TOKENS)
+        assert looked_up.axes == theirs(TOKENS).axes
+        return hax.sum(looked_up * theirs(TOKENS)).scalar()
+
+    ids = {"weight": TOKENS.array}
+    loss, _ = row_sparse.value_and_grad(of_rows, tables=EmberDimensionNumbers())(ours, ids)
+    np.testing.assert_allclose(loss, hax.sum(theirs(TOKENS) ** 2).scalar(), rtol=1e-5)
+    with pytest.raises(TypeError, match=r"attend|whole|every row"):
+        row_sparse.value_and_grad(lambda model: hax.sum(model.unembed(theirs(TOKENS))).scalar(), tables=EmberDimensionNumbers())(
+            ours, ids
+        )
 
 
 def test_report_conversion_and_counts():
