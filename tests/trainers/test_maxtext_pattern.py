@@ -11,7 +11,6 @@ from flax.training.train_state import TrainState
 
 from ember_optax import checksums, ember, geometry, skipped_batches
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D, LAYERS = 64, 16, 3
 RULES = [("vocab", "tensor"), ("embed", "fsdp"), ("mlp", "tensor"), ("layers", None), ("batch", "fsdp")]
 TOKENS = np.random.default_rng(0).integers(0, V, (8, 8))
