@@ -5,10 +5,11 @@ from . import losses as losses
 from . import regularizers as regularizers
 from . import row_sparse as row_sparse
 from . import vocab as vocab
-from ._optimizer.alias import ember as ember
+from ._math.state import ScaleByEmberState as ScaleByEmberState
+from ._optimizer.ember import ember as ember
+from ._optimizer.scale_by_ember import scale_by_ember as scale_by_ember
 from ._optimizer.stochastic import StochasticRoundingState as StochasticRoundingState
 from ._optimizer.stochastic import stochastic_rounding as stochastic_rounding
-from ._optimizer.transform import scale_by_ember as scale_by_ember
 from ._state.checkpoint import check_shapes as check_shapes
 from ._state.checksums import checksums as checksums
 from ._state.checksums import verify_checksums as verify_checksums
@@ -22,6 +23,5 @@ from ._tree.dimension_numbers import EmberDimensionNumbers as EmberDimensionNumb
 from ._tree.finder import TokenTables as TokenTables
 from ._tree.finder import token_table_labels as token_table_labels
 from ._tree.finder import token_tables as token_tables
-from ._tree.state import ScaleByEmberState as ScaleByEmberState
 
 __version__ = "0.1.0"

@@ -14,13 +14,14 @@ from jax.sharding import PartitionSpec
 from .._math.axes import TableAxes
 from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
 from .._math.mesh import in_auto_mode, spec_like
-from .._math.moments import Moments, bias_correction, squeeze_moments
+from .._math.moments import bias_correction
 from .._math.parts import first_row, over_parts
 from .._math.platform_forms import read_as, write_in_place
 from .._math.rounding import bits_at, places_along, rounded_update
 from .._math.row_writes import set_rows
 from .._math.rows import flat_ids, take_rows
 from .._math.softmax import LossOptions, rows_of
+from .._math.state import Moments, squeeze_moments
 from .._math.step import Hyperparameters, after_batch, decay_term, precondition
 from .gradient import Tap, gradient_of_rows, tap_specs
 

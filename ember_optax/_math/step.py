@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from .axes import TableAxes
 from .mean_square import compute_dtype
 from .mesh import mean_over
-from .moments import DecayRate, Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
+from .moments import DecayRate, all_finite, bias_correction, next_moments
 from .platform_forms import batch_statistics, mean_of_moment
+from .state import Moments, expand_moments, squeeze_moments
 
 # The smallest normal float32. XLA flushes a smaller constant to zero, and then 0 / 0 is NaN.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -109,8 +110,8 @@ def precondition(g_VxD: jax.Array, nu_token_V1, nu_feature_1D, mean_11, correcti
     `nu_token / mean` underflows if one token's gradient is 1e19 times another's.
 
     Squares below 1.2e-38 are zero in float32, so roots below `sqrt(1.2e-38 / correction)` are not known. The denominator is at
-    least this number. So a row without gradient gives zero if eps = 0, and no gradient takes a step of more than its own size in
-    units of this number, for any eps.
+    least this number. So a row without gradient gives zero also if eps = 0, and for any eps an update is at most g divided by
+    this number.
     """
     a_V1 = jnp.sqrt(nu_token_V1) / jnp.sqrt(jnp.maximum(mean_11, _TINY))
     b_1D = jnp.sqrt(nu_feature_1D / correction_11)

@@ -11,7 +11,7 @@ import optax
 from .._fused_heads.leaf import FusedLeaf
 from .._math.axes import TableAxes
 from .._math.mesh import varying_axes
-from .._math.moments import AVERAGES, DTYPES, Moments, moment_shapes
+from .._math.state import DTYPES, Moments, moment_shapes
 from .._tree.boxes import unbox
 from .._tree.describe import no_table_message, unused_patterns_message
 from .._tree.inputs import check_array, listed, shown
@@ -142,15 +142,16 @@ def check_gradient(table: Leaf, g: jax.Array, moments: Moments, axes: TableAxes)
     for field, moment in moments._asdict().items():
         check_array(moment, f"the state's {field} of {table.name!r}")
     shapes = moment_shapes(table.shape, axes)
-    for field in AVERAGES:
+    floats = [field for field, dtype in DTYPES._asdict().items() if jnp.issubdtype(dtype, jnp.floating)]
+    for field in floats:
         moment, dtype = getattr(moments, field), jnp.dtype(getattr(DTYPES, field))
         if moment.dtype != dtype:
             raise TypeError(
-                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is {dtype} whatever the parameters' dtype: a "
-                f"step of 1 - b2 is lost in fewer bits. Do not cast the optimizer state, and restore it into the dtypes of "
+                f"{field} of {table.name!r} is {moment.dtype}, but Ember's state is {dtype} whatever the parameters' dtype: do "
+                f"not cast the optimizer state (fewer bits lose a step of 1 - b2), and restore it into the dtypes of "
                 f"jax.eval_shape(tx.init, params)."
             )
-    wanted, found = ({field: getattr(of, field) for field in AVERAGES} for of in (shapes, jax.tree.map(jnp.shape, moments)))
+    wanted, found = ({field: getattr(of, field) for field in floats} for of in (shapes, jax.tree.map(jnp.shape, moments)))
     if found != wanted:
         what = "gradient" if table.ids is None else "parameter"
         needs = " and ".join(f"{field} of shape {shape}" for field, shape in wanted.items())
@@ -159,7 +160,7 @@ def check_gradient(table: Leaf, g: jax.Array, moments: Moments, axes: TableAxes)
             f"{' and '.join(map(str, found.values()))}; initialise the state from the parameters that these gradients belong "
             f"to, or pass token_ids if they are compact."
         )
-    for field in (field for field in Moments._fields if field not in AVERAGES):
+    for field in (field for field in Moments._fields if field not in floats):
         counter, shape = getattr(moments, field), getattr(shapes, field)
         if np.shape(counter) != shape or not jnp.issubdtype(jnp.result_type(counter), jnp.integer):
             raise ValueError(

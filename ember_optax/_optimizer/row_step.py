@@ -1,6 +1,7 @@
 """One step of Ember on the rows that have a gradient: the dense step, at the cost of these rows and a vector of length V.
 
 A row without gradient does not move, and its `nu_token` only decays. So nothing of the size of the table is read or written.
+Weight decay is the exception: the dense step decays every row, this one the rows of the batch.
 """
 
 import functools
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 from .._math.axes import TableAxes
 from .._math.mean_square import compute_dtype, mean_square
 from .._math.mesh import all_over, mean_over
-from .._math.moments import Moments, all_finite, bias_correction, expand_moments, next_moments, squeeze_moments
+from .._math.moments import all_finite, bias_correction, next_moments
 from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
+from .._math.state import Moments, expand_moments, squeeze_moments
 from .._math.step import Hyperparameters, decay_term, mean_moment, over_active_rows, precondition
 
 

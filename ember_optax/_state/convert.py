@@ -9,12 +9,13 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from .._math.moments import AVERAGES, bias_correction, decay_rate
+from .._math.moments import bias_correction, decay_rate
+from .._math.state import AVERAGES
 from .._tree.boxes import rebox, unbox
+from .._tree.find_states import ScaleByEmberState, adam_b2s, adam_moments, optax_state
 from .._tree.hyperparameters import checked_b2
 from .._tree.inputs import check_array, shown
 from .._tree.paths import flatten_named
-from .._tree.state import ScaleByEmberState, adam_b2s, adam_moments, optax_state
 from .._tree.watching import watched_tables
 from .origins import Origins, axis_origins, check_tx_and_params
 

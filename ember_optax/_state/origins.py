@@ -9,11 +9,11 @@ import numpy as np
 import optax
 
 from .._math.axes import TableAxes
-from .._math.moments import AVERAGES, Moments, kept_axes
+from .._math.state import AVERAGES, Moments, kept_axes
 from .._optimizer.checks import check_transformation
+from .._tree.find_states import ember_states
 from .._tree.inputs import check_array, check_tree
 from .._tree.paths import check_distinct, flatten_named
-from .._tree.state import ember_states
 from .._tree.tables import TableTree
 from .._tree.watching import repeated_tables, watched_tables
 

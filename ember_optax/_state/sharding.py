@@ -11,10 +11,10 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .._math.mesh import entry_names, is_spec, spec_of
+from .._tree.find_states import is_ember
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import shown
 from .._tree.paths import path_name
-from .._tree.state import is_ember
 from .origins import AxisOrigin, axis_origins, check_tx_and_params
 
 _PADDED_MULTIPLE = 256

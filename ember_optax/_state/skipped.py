@@ -7,8 +7,8 @@ import jax
 import jax.core
 import numpy as np
 
+from .._tree.find_states import ember_moments
 from .._tree.inputs import checked_integer, shown
-from .._tree.state import ember_moments
 
 
 def skipped_batches(opt_state: Any) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._math.moments import moment_bytes
+from .._math.state import moment_bytes
 from .decisions import find_tables
 from .declared import AUTO, DimensionNumbersLike
 from .finder import Include, TokenTables

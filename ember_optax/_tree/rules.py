@@ -62,8 +62,8 @@ class TableRule:
       is_head: whether the rule is for heads; None if that is not known. Embeddings always have their tokens first, but heads of
         the same name are stored either way. So the vocabulary of another table overrules the `axes` of a head
         (`_tree/vocabulary_axis.py`).
-      is_doubtful: whether the name alone is not enough. A leaf with `axes` is then a table only if another table has its
-        vocabulary. A leaf without `axes` is named in the warning if another table has its vocabulary.
+      is_doubtful: whether the name alone is not enough. A leaf that matches is then a table only if another table has its
+        vocabulary. If the rule has no `axes` for its rank, it is named in the warning instead.
     """
 
     name: str
@@ -77,8 +77,8 @@ def _rule(name: str, pattern: str, axes: Mapping[int, EmberDimensionNumbers], **
     return TableRule(name, re.compile(rf"(.*/)?({pattern})"), axes, **is_what)
 
 
-# The first rule whose pattern matches decides. The axis is never the longer side: Flax and Haiku store a dense layer as (inputs,
-# outputs) in `kernel` or `w`, Equinox and Levanter as (outputs, inputs) in `weight`.
+# The first rule whose pattern matches decides. No rule takes the longer side for the vocabulary: Flax and Haiku store a dense
+# layer as (inputs, outputs) in `kernel` or `w`, Equinox and Levanter as (outputs, inputs) in `weight`.
 RULES = (
     _rule("reversed embedding", r"reverse_embeddings?", _TOKENS_LAST, is_head=True),
     _rule("head, (inputs, outputs)", rf"({_HEAD})(_\d+)?(/kernel|/w|/w_u)?", _TOKENS_LAST, is_head=True),

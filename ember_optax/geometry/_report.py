@@ -1,4 +1,4 @@
-"""`report`: the metrics of a model's token tables in one flat dictionary for a logger."""
+"""`report`: the metrics of a model's token tables in one flat dictionary for a logger. `_report_metrics.py` computes them."""
 
 import functools
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from jax.sharding import PartitionSpec
 from .._math.mesh import in_auto_mode
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
 from .._tree.describe import no_table_message
+from .._tree.find_states import ember_moments
 from .._tree.hyperparameters import checked_flag
 from .._tree.inputs import check_tree
-from .._tree.state import ember_moments
 from .._tree.suspects import warn_of_suspects
 from .._tree.tables import Table, found_tables, read_tree
 from ._measured import checked_table, checked_weights
+from ._report_metrics import table_report
 from ._step_sizes import StepRule, TableState, checked_state, step_rule, table_states
-from ._table_metrics import table_report
 
 # Replaces a gradient that is None, because None is not a leaf of a tree.
 _LEFT_OUT = object()

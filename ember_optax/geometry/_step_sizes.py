@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec
 from .._math.axes import TableAxes
 from .._math.mean_square import compute_dtype, mean_square
 from .._math.mesh import in_auto_mode
-from .._math.moments import decay_rate, moment_shapes
+from .._math.moments import decay_rate
+from .._math.state import moment_shapes
 from .._math.step import Hyperparameters, ember_step
+from .._tree.find_states import ScaleByEmberState, adam_moments, ember_moments
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean
 from .._tree.inputs import check_array, shown
-from .._tree.state import ScaleByEmberState, adam_moments, ember_moments
 from ._measured import checked_table, to_vector, token_spec
 
 TableState = ScaleByEmberState | optax.ScaleByAdamState

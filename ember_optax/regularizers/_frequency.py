@@ -17,7 +17,7 @@ from .._tree.inputs import check_array, shown
 from .._tree.tables import Table
 from ..geometry._measured import known_to_hold
 from ..row_sparse._checks import checked_ids
-from ._over_updates import Rule, expanded, on_tables
+from ._transformation import Rule, expanded, on_tables
 
 _POWER = "a number, for example power=0.5; 0 weighs all tokens alike, a negative one favours frequent tokens"
 _SMOOTHING = "a number above 0, for example smoothing=1.0"

@@ -15,7 +15,7 @@ from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_coefficient, checked_positive
 from .._tree.inputs import shown
 from .._tree.tables import Table
-from ._over_updates import Rule, on_tables
+from ._transformation import Rule, on_tables
 
 
 def center_rows(

@@ -14,9 +14,9 @@ from .._tree.declared import AUTO, DimensionNumbersLike
 from .._tree.hyperparameters import checked_positive
 from .._tree.inputs import check_array, checked_integer
 from .._tree.tables import Table
-from ._over_updates import Rule, on_tables
 from ._singular import norm_along, power_iteration, square_along
 from ._terms import checked_whole_table, times
+from ._transformation import Rule, on_tables
 
 _REASON = "its spectral norm was asked for"
 

@@ -14,8 +14,8 @@ from .._math.mesh import named_sharding
 from .._state.origins import InitialState, Origins, axis_origins, check_tx_and_params, initial_state
 from .._state.sharding import check_divisible
 from .._tree.boxes import is_box, rebox, resized, unbox
+from .._tree.find_states import holds_state
 from .._tree.paths import path_name
-from .._tree.state import holds_state
 from .._tree.tables import read_tree
 from .._tree.watching import check_same_axes, watched_tables
 from ._row_moves import filled_rows, mean_row, moved_rows

@@ -10,11 +10,11 @@ import optax
 from jax.core import Tracer
 
 from .._math.axes import TableAxes
-from .._math.moments import kept_axes
+from .._math.state import kept_axes
 from .._tree.declared import AUTO, DimensionNumbersLike
+from .._tree.find_states import ember_moments
 from .._tree.hyperparameters import checked_number
 from .._tree.inputs import shown
-from .._tree.state import ember_moments
 from .._tree.tables import Table
 from .._tree.token_ids import integer_ids
 from ._change import Changed, change, checked_model

@@ -15,10 +15,11 @@ from x64 import enable_x64
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 from ember_optax._math import row_writes
 from ember_optax._math.axes import TableAxes
-from ember_optax._math.moments import decay_rate, init_moments
+from ember_optax._math.moments import decay_rate
 from ember_optax._math.platform_forms import _means_at_once, _means_one_by_one, times_one
 from ember_optax._math.rounding import bits_at, places_of
 from ember_optax._math.row_writes import add_once, scatter_add
+from ember_optax._math.state import init_moments
 from ember_optax._math.step import Hyperparameters, ember_step
 from ember_optax.losses import linear_softmax_cross_entropy
 

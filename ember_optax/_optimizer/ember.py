@@ -8,16 +8,16 @@ import jax
 import optax
 
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.find_states import ember_states
 from .._tree.hyperparameters import checked_learning_rate
 from .._tree.inputs import check_array, check_tree, shown
 from .._tree.paths import flatten_named, is_complete
-from .._tree.state import ember_states
 from .._tree.suspects import warn_of_suspects
 from .._tree.tables import Table, TableTree, found_tables
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import is_observed, tables_at_init
 from .checks import check_found, check_given, check_kinds, check_transformation, checked_params
-from .transform import FeatureMean, scale_tables
+from .scale_by_ember import FeatureMean, scale_tables
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,8 +144,8 @@ def _partitioned(
     """The `optax.partition` of the tables that `find` finds in a tree, and of the rest.
 
     Each call builds a partition, because its labels belong to one tree: a library may show parameters in boxes at `init` and bare
-    at `update`, and only the tree of this call says which updates are compact. A partition has no state of its own, and under
-    `jax.jit` it is built once.
+    at `update`, and only the tree of this call says which updates are compact. The partition keeps nothing between calls, and
+    under `jax.jit` it is built once.
     """
 
     partition = functools.partial(_partition, scaling=scaling, rates=rates, body=body)

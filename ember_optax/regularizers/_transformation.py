@@ -1,4 +1,7 @@
-"""`on_tables`, the common part of the transformations: it finds the tables, reads their state, and checks the updates."""
+"""`on_tables`, the common part of all transformations of this room: it finds the tables, reads their state, checks the updates.
+
+A new transformation is a `Rule` in the module of its subject, such as `_rows.py`.
+"""
 
 import dataclasses
 import functools
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from .._math.mesh import in_auto_mode, spec_like, varying_axes
-from .._math.moments import init_moments, kept_axes
+from .._math.state import init_moments, kept_axes
 from .._optimizer.checks import check_found, check_given, check_leaf, checked_params
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import DimensionNumbersLike, check_declaration
@@ -24,6 +27,8 @@ from .._tree.watching import is_observed, tables_at_init
 
 class Rule(NamedTuple):
     """The step of a transformation on one table, and its requirements.
+
+    A transformation may keep a vector for each table between steps, the kept vector.
 
     Attributes:
       name: the name of the transformation, for messages.
@@ -47,7 +52,7 @@ def on_tables(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation that applies `rule` to the tables that `tables` finds in a tree. Other updates do not change.
 
-    `state_of` is a named tuple of one field. It makes the state from a tree of kept vectors.
+    `state_of` is the class of the state, a named tuple of one field, which is a tree of kept vectors. None without a state.
     """
     check_declaration(tables, "tables")
 

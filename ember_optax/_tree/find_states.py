@@ -1,4 +1,4 @@
-"""The states of Ember (`_math/moments.py` declares its fields) and of Adam in any state that contains them."""
+"""The states of Ember (`_math/state.py` declares its fields) and of Adam in any state that contains them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from .._math.moments import ScaleByEmberState
+from .._math.state import ScaleByEmberState
 from .boxes import unbox
 from .paths import check_distinct, flatten_named
 
@@ -16,8 +16,8 @@ def is_ember(node: Any) -> bool:
     return isinstance(node, ScaleByEmberState)
 
 
-# The states that are recognised by the names of their fields if a library turned them into dictionaries. The values are fields
-# that may be missing because they are empty.
+# The states that are recognised by the names of their fields if a library turned them into dictionaries, each with those of its
+# fields that may be missing because they are empty.
 _TYPES: dict[Any, dict[str, Any]] = {
     ScaleByEmberState: {},
     optax.ScaleByAdamState: {},

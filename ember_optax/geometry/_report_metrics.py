@@ -1,4 +1,4 @@
-"""The metrics of one table, or of each of a stack of them, as one compiled program."""
+"""The metrics that `report` has of one table, or of each of a stack of them, as one compiled program. A metric is added here."""
 
 import functools
 from typing import Any
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from .._math.axes import TableAxes
 from .._math.frequency import halves_by_count
 from .._math.mean_cosine import mean_cosine_of
-from .._math.moments import kept_axes
+from .._math.state import kept_axes
 from .._math.weighted_rows import Rows, centered_rows, norms, rows_of, share
-from .._tree.state import ScaleByEmberState
+from .._tree.find_states import ScaleByEmberState
 from ._gradients import active_of
 from ._isotropy import iso_score_of, partition_isotropy_of
 from ._norms import mean_norm_of, norms_of

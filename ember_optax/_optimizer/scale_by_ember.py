@@ -12,13 +12,14 @@ from .._fused_heads.leaf import FusedLeaf
 from .._fused_heads.step import ember_head_step
 from .._math.axes import TableAxes
 from .._math.mesh import in_auto_mode, spec_like
-from .._math.moments import Moments, decay_rate, init_moments, kept_axes
+from .._math.moments import decay_rate
+from .._math.state import Moments, init_moments, kept_axes
 from .._math.step import Hyperparameters, ember_step
 from .._tree.boxes import rebox, rebox_axes, unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
+from .._tree.find_states import ScaleByEmberState
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_feature_mean, checked_weight_decay
 from .._tree.inputs import check_array, check_tree
-from .._tree.state import ScaleByEmberState
 from .._tree.tables import Leaf, TableTree, every_table
 from .._tree.token_ids import token_ids_by_name
 from .._tree.watching import tables_at_init
@@ -67,11 +68,11 @@ def scale_by_ember(
       b2: decay rate of both averages, in [0, 1).
       eps: added to the denominator after the root, in units of the gradient.
       feature_mean: the rows of a batch over which the feature statistic is averaged. "all_rows" is the equation above and the
-        authors' code since 2026-07-20. "active_rows" is the code published with the paper of 2026-07-01. It divides the feature
-        statistic by the number of rows with a gradient instead of V, and the profile by
-        :math:`\mathrm{mean}_i\, \nu^{token}_i`. On an input table whose batches touch a share s of the rows, its steps are
-        :math:`\sqrt{s}` times as large, and rows of padding change them. Use it to reproduce published runs and their learning
-        rates.
+        authors' code since 2026-07-20. "active_rows" is the code published with the paper of 2026-07-01. It averages the
+        feature statistic over the rows with a gradient instead of over V, and divides :math:`\nu^{feature}` by
+        :math:`\mathrm{mean}_i\, \nu^{token}_i` instead of its own mean. On an input table whose batches touch a share s of the
+        rows, its steps are :math:`\sqrt{s}` times as large, and rows of padding change them. Use it to reproduce published runs
+        and their learning rates.
       dimension_numbers: which axis is the vocabulary. It is one `EmberDimensionNumbers` for all leaves, a tree of them with the
         parameters' structure or a prefix of it, or a function from parameters to such a tree. "auto" is what `token_tables`
         finds, and axis 0 for all other leaves.
