@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D, SHAPE = 64, 8, (8, 4)
 ALL_OPTIONS = {"soft_cap": 5.0, "z_loss": 0.1, "label_smoothing": 0.1}
 MESHES = {"8 x 1": (8, 1), "4 x 2": (4, 2), "2 x 4": (2, 4), "1 x 8": (1, 8)}

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from ember_optax import row_sparse, state_shardings, stochastic_rounding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, D, N = 64, 16, 24
 ALL_OPTIONS = (("chunk", 4), ("soft_cap", 5.0), ("z_loss", 0.1), ("label_smoothing", 0.1))
 
