@@ -8,6 +8,7 @@ chunk of G is computed where it is needed. The trip of a head named in `row_spar
           |            backward: chunks of G, of which only the sums of squares stay
           v
          Tap           hidden states, labels, logsumexp, cotangents, sums of squares                         gradient.py
+          |            several calls: their taps joined, and the sums of squares of all together
           |            + the rows that the lookup of a tied table touched
           v
       FusedLeaf        the gradient: a leaf of the gradients, which may be scaled and clipped                leaf.py

@@ -6,17 +6,26 @@ computed from the hidden states h, the labels, the logsumexp and the gradient of
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from .._math.chunks import over_chunks, put_chunk, take_chunk
-from .._math.mesh import as_varying, spec_entries, spec_of
-from .._math.parts import Layout, sum_over_batch, sum_over_tokens
+from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
+from .._math.mesh import as_varying, in_auto_mode, spec_entries, spec_like, spec_of
+from .._math.parts import Layout, over_parts, sum_over_batch, sum_over_tokens
 from .._math.rows import take_rows
-from .._math.softmax import LossOptions, gradients_over_chunks, logit_gradients, losses_and_lse, table_gradient, where_it_counts
+from .._math.softmax import (
+    LossOptions,
+    gradients_over_chunks,
+    logit_gradients,
+    losses_and_lse,
+    rows_of,
+    table_gradient,
+    where_it_counts,
+)
 
 
 class Tap(NamedTuple):
@@ -29,8 +38,8 @@ class Tap(NamedTuple):
     labels: Any  # (N,) in float32, which holds the integers of a vocabulary below 2^24
     lse: Any  # (N,)
     cotangents: Any  # (N,)
-    token_squares: Any  # (V,): sum_j G[i,j]^2
-    feature_squares: Any  # (D,): sum_i G[i,j]^2
+    token_squares: Any  # (V,): sum_j G[i,j]^2; None for one of several calls
+    feature_squares: Any  # (D,): sum_i G[i,j]^2; None for one of several calls
 
 
 LARGEST_VOCABULARY = 1 << 24
@@ -56,50 +65,62 @@ def tap_specs(layout: Layout) -> Tap:
     return Tap(of_N, of_N, of_N, of_N, of_V, PartitionSpec())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def tapped_losses(
-    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: Tap, link: jax.Array, loss: LossOptions
+    hidden_NxD: jax.Array, table_VxD: jax.Array, labels_N: jax.Array, tap: Tap, link: jax.Array, loss: LossOptions, call: int
 ) -> jax.Array:
     """`token_losses`, but with no gradient with respect to the table.
 
-    The gradient with respect to `tap` holds the arrays that the table's gradient is computed from. The gradient with respect to
-    `link` is one: see `as_linked`.
+    The gradient with respect to `tap` holds the arrays that the table's gradient is computed from, with the sums of squares that
+    the tap has. The gradient with respect to `link` is one for this call, and zero for all others: see `as_linked`.
     """
-    return _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss)[0]
+    return _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss, call)[0]
 
 
-def _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss: LossOptions):
-    del tap
+def _forward(hidden_NxD, table_VxD, labels_N, tap, link, loss: LossOptions, call: int):
+    del call
     of_rows_NxD = as_varying(hidden_NxD, loss.layout.token_axes) if loss.layout else hidden_NxD
     losses_N, lse_N = losses_and_lse(of_rows_NxD, table_VxD, labels_N, loss)
-    return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N, link)
+    return losses_N, (hidden_NxD, table_VxD, labels_N, lse_N, link, tap.feature_squares)
 
 
-def _backward(loss: LossOptions, residuals, cotangents_N):
-    *residuals, link = residuals
+def _backward(loss: LossOptions, call: int, residuals, cotangents_N):
+    *residuals, link, squares_of_tap = residuals
     residuals = where_it_counts(residuals, cotangents_N)
     hidden_NxD, table_VxD, labels_N, lse_N = residuals
-    token_axis, layout = loss.token_axis, loss.layout
+    if loss.layout is not None:  # a loop carries what varies from the start
+        residuals = (as_varying(hidden_NxD, loss.layout.token_axes), *residuals[1:])
 
-    def add_squares(total, of_chunk_CxD, start, count):
+    def add(total, of_chunk_CxD, start, count):
         del count
-        token_V, feature_D = total
-        # A chunk is summed over the devices before it is squared: 2 V D numbers for the V rows of a device, with the third pass.
-        # The other way sends N D and V D: every device gets all N hidden states and works on its share of the V rows. But its
-        # temporaries are those of a dense step: 434 MiB instead of 19 (262144 x 1152, 8,192 tokens, 2 x 4 v5e, libtpu 0.0.42).
-        squares_CxD = jnp.square(sum_over_batch(layout, of_chunk_CxD))
-        token_V = put_chunk(token_V, jnp.sum(squares_CxD, 1 - token_axis), start, 0)
-        return token_V, feature_D + jnp.sum(squares_CxD, token_axis).astype(feature_D.dtype)
+        return total and _add_squares(total, sum_over_batch(loss.layout, of_chunk_CxD), start, loss)
 
-    zeros = tuple(jnp.zeros(table_VxD.shape[axis], jnp.float32) for axis in (token_axis, 1 - token_axis))
-    if layout is not None:  # a loop carries what varies from the start
-        zeros = tuple(as_varying(array, layout.token_axes) for array in zeros)
-        residuals = (as_varying(hidden_NxD, layout.token_axes), *residuals[1:])
-    of_hidden_NxD, (token_V, feature_D) = gradients_over_chunks(loss, residuals, cotangents_N, zeros, add_squares)
-    of_hidden_NxD, feature_D = sum_over_tokens(layout, of_hidden_NxD), sum_over_tokens(layout, feature_D)
+    zeros = None if squares_of_tap is None else _zero_squares(table_VxD, loss)
+    of_hidden_NxD, squares = gradients_over_chunks(loss, residuals, cotangents_N, zeros, add)
+    of_hidden_NxD = sum_over_tokens(loss.layout, of_hidden_NxD)
+    token_V, feature_D = (None, None) if squares is None else (squares[0], sum_over_tokens(loss.layout, squares[1]))
     labels_N, lse_N, cotangents_N = (array_N.astype(jnp.float32) for array_N in (labels_N, lse_N, cotangents_N))
     of_tap = Tap(hidden_NxD, labels_N, lse_N, cotangents_N, token_V, feature_D)
-    return differentiable_once(of_hidden_NxD, link), None, None, of_tap, jnp.ones_like(link)
+    of_link = jnp.zeros_like(link).at[call].set(1.0)
+    return differentiable_once(of_hidden_NxD, link), None, None, of_tap, of_link
+
+
+def _zero_squares(table_VxD: jax.Array, loss: LossOptions) -> tuple[jax.Array, jax.Array]:
+    zeros = (jnp.zeros(table_VxD.shape[axis], jnp.float32) for axis in (loss.token_axis, 1 - loss.token_axis))
+    token_V, feature_D = (as_varying(array, loss.layout.token_axes) if loss.layout else array for array in zeros)
+    return token_V, feature_D
+
+
+def _add_squares(total: Any, of_chunk_CxD: jax.Array, start: Any, loss: LossOptions) -> tuple[jax.Array, jax.Array]:
+    """The sums of squares with those of a chunk of the gradient, which was summed over the devices before it is squared.
+
+    With the third pass that sends 2 V D numbers for the V rows of a device. The other way sends N D and V D: every device gets
+    all N hidden states and works on its share of the V rows. But its temporaries are those of a dense step: 434 MiB instead of 19
+    (262144 x 1152, 8,192 tokens, 2 x 4 v5e, libtpu 0.0.42).
+    """
+    (token_V, feature_D), squares_CxD = total, jnp.square(of_chunk_CxD)
+    token_V = put_chunk(token_V, jnp.sum(squares_CxD, 1 - loss.token_axis), start, 0)
+    return token_V, feature_D + jnp.sum(squares_CxD, loss.token_axis).astype(feature_D.dtype)
 
 
 tapped_losses.defvjp(_forward, _backward)
@@ -130,8 +151,44 @@ def as_linked(tap: Tap, of_link: jax.Array) -> Tap:
     factor = jnp.where((of_link == 1) | (of_link == 0), of_link, jnp.nan)
 
     # Zero times what is not finite would be NaN.
-    hidden, labels, lse, *linear = (jnp.where(factor == 0, jnp.zeros((), array.dtype), array) for array in tap)
-    return Tap(hidden, labels, lse, *(factor * array for array in linear))  # the factor is its own square
+    tap = jax.tree.map(lambda array: jnp.where(factor == 0, jnp.zeros((), array.dtype), array), tap)
+    linear = jax.tree.map(lambda array: factor * array, tap[3:])  # the factor is its own square
+    return Tap(*tap[:3], *linear)
+
+
+def joined(taps: Sequence[Tap], table_VxD: jax.Array, loss: LossOptions) -> Tap:
+    """The tap of the sum of several losses: the tokens of all, and the sums of squares of the whole gradient.
+
+    The square of a sum is not the sum of the squares, so the sums of squares take one more pass over the table.
+    """
+
+    def of_part(taps, table_VxD):
+        arrays = [jnp.concatenate(of_calls) for of_calls in zip(*(tap[:4] for tap in taps), strict=True)]
+        tap = Tap(*arrays, token_squares=None, feature_squares=None)
+        first, rows = rows_of(table_VxD, loss)
+
+        def step(start, count, carry):
+            tap, table_VxD, total = carry
+            chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
+            of_chunk_CxD = gradient_of_rows(tap, chunk_CxD, tokens_from(first + start, count), loss)
+            return tap, table_VxD, _add_squares(total, of_chunk_CxD, start, loss)
+
+        carry = over_chunks(step, (tap, table_VxD, _zero_squares(table_VxD, loss)), rows, loss.chunk)
+        token_V, feature_D = carry[2]
+        return tap._replace(token_squares=token_V, feature_squares=sum_over_tokens(loss.layout, feature_D))
+
+    def over_all(taps, table_VxD):
+        if loss.layout is None:
+            return of_part(taps, table_VxD)
+        of_tap = tap_specs(loss.layout)
+        specs = tuple(of_tap._replace(token_squares=None, feature_squares=None) for _ in taps)
+        return over_parts(of_part, loss.layout, (specs, loss.layout.specs(loss.token_axis, 1)[1]), of_tap, taps, table_VxD)
+
+    def specs():
+        of_V = PartitionSpec(loss.layout.token_axes if loss.layout else None)
+        return jax.tree.map(spec_like, taps[0])._replace(token_squares=of_V, feature_squares=PartitionSpec())
+
+    return in_auto_mode(over_all, specs, tuple(taps), table_VxD)
 
 
 def gradient_of_rows(tap: Tap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: LossOptions) -> jax.Array:

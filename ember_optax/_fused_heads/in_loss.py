@@ -18,7 +18,7 @@ from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Leaf, Table
-from .gradient import LARGEST_VOCABULARY, Tap, as_linked, tap_shapes, tap_specs, tapped_losses, with_lookup
+from .gradient import LARGEST_VOCABULARY, Tap, as_linked, joined, tap_shapes, tap_specs, tapped_losses, with_lookup
 from .leaf import FusedLeaf
 
 _MARK = "the loss of a fused head: "
@@ -39,19 +39,19 @@ _RUN_ONCE += ("custom_vjp_call_jaxpr", "custom_lin")
 
 
 class TappedHead:
-    """A head inside a loss function: its table without a gradient, and a tap. The first trace has no tap, and records calls.
+    """A head inside a loss function: its table without a gradient, and taps. The first trace has no taps, and records calls.
 
     Attributes:
       name: the table's path.
       table: the whole table, without a gradient.
       token_axis: its vocabulary, by the declaration of `value_and_grad`.
-      tap: the tap of the one call; None in the first trace.
-      calls: the shapes of the tap and the options of each call of the loss.
+      taps: one for each call of the loss; None in the first trace.
+      calls: the shapes of the tap and the options of each call so far.
       link: the number that the loss function passed along with the table: see `as_linked`.
     """
 
-    def __init__(self, table: Table, tap: Tap | None = None):
-        self.name, self.table, self.tap = table.name, jax.lax.stop_gradient(table.array), tap
+    def __init__(self, table: Table, taps: list[Tap] | None = None):
+        self.name, self.table, self.taps = table.name, jax.lax.stop_gradient(table.array), taps
         self.token_axis = table.axes.token[0]
         self.calls: list[tuple[Tap, LossOptions]] = []
         self.link: Any = None
@@ -66,22 +66,30 @@ class TappedHead:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
         self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis], loss.layout), loss))
-        losses = self._losses_of_parts(hidden, labels, loss)
-        return checkpoint_name(losses, _MARK + self.name) if self.tap is None else losses
+        if self.taps is None:
+            return checkpoint_name(self._losses_of_parts(hidden, labels, None, loss), _MARK + self.name)
+        if len(self.calls) > len(self.taps):
+            raise ValueError(
+                f"loss_fn called linear_softmax_cross_entropy with the fused head {self.name!r} {len(self.taps)} times when it "
+                f"was traced first, and more often now: call it equally often each time, or leave it out of heads."
+            )
+        return self._losses_of_parts(hidden, labels, self.taps[len(self.calls) - 1], loss)
 
-    def _losses_of_parts(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions) -> jax.Array:
+    def _losses_of_parts(self, hidden: jax.Array, labels: jax.Array, tap: Tap | None, loss: LossOptions) -> jax.Array:
         """The losses. If the head is split by tokens, each device works on its own rows."""
-        of_part, layout = functools.partial(_losses, loss=loss), loss.layout
+        of_part, layout = functools.partial(_losses, loss=loss, call=len(self.calls) - 1), loss.layout
 
         def over_all(hidden, table_VxD, labels, tap, link):
             if layout is None:
                 return of_part(hidden, table_VxD, labels, tap, link)
-            flat, taps = layout.flat(hidden, labels), None if tap is None else tap_specs(layout)
+            flat, of_tap = layout.flat(hidden, labels), None if tap is None else tap_specs(layout)
+            if tap is not None and of_tap is not None and tap.token_squares is None:
+                of_tap = of_tap._replace(token_squares=None, feature_squares=None)
             specs = layout.specs(loss.token_axis, flat[1].ndim)
             arrays = flat[0], table_VxD, flat[1], tap, link
-            return over_parts(of_part, layout, (*specs, taps, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
+            return over_parts(of_part, layout, (*specs, of_tap, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
 
-        return in_auto_mode(over_all, lambda: spec_like(labels), hidden, self.table, labels, self.tap, self.link)
+        return in_auto_mode(over_all, lambda: spec_like(labels), hidden, self.table, labels, tap, self.link)
 
     def check_axis(self, token_axis: int, width: int) -> None:
         """Raises if `value_and_grad`, the loss and the width of the hidden states imply different axes of the vocabulary."""
@@ -102,12 +110,12 @@ class TappedHead:
         )
 
 
-def _losses(hidden: Any, table_VxD: Any, labels: Any, tap: Tap | None, link: Any, *, loss: LossOptions) -> jax.Array:
+def _losses(hidden: Any, table_VxD: Any, labels: Any, tap: Tap | None, link: Any, *, loss: LossOptions, call: int) -> jax.Array:
     hidden_NxD, labels_N = hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
     if loss.layout is not None:
         table_VxD = as_varying(table_VxD, loss.layout.batch_axes)
     if tap is not None:
-        losses_N: Any = tapped_losses(hidden_NxD, table_VxD, labels_N, tap, link, loss)
+        losses_N: Any = tapped_losses(hidden_NxD, table_VxD, labels_N, tap, link, loss, call)
     else:
         hidden_NxD = hidden_NxD if loss.layout is None else as_varying(hidden_NxD, loss.layout.token_axes)
         losses_N = token_losses(hidden_NxD, table_VxD, labels_N, loss)
@@ -142,16 +150,16 @@ def check_head_table(table: Leaf) -> None:
         )
 
 
-def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Table]) -> dict[str, tuple[Tap, LossOptions]]:
-    """The one call of the fused loss for each head, by path: a tap of zeros, and the options of the loss.
+def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Table]) -> dict[str, list[tuple[Tap, LossOptions]]]:
+    """The calls of the fused loss for each head, by path: a tap of zeros, and the options of the loss.
 
     Args:
       trace: returns the jaxpr of the loss function with these heads.
       tables: the tables of the heads.
 
     Raises:
-      ValueError: the loss does not call linear_softmax_cross_entropy with a head, calls it more than once, or calls it where
-        one call runs several times.
+      ValueError: the loss does not call linear_softmax_cross_entropy with a head, calls it where one call runs several
+        times, or calls it with different options.
     """
     heads = {table.name: TappedHead(table) for table in tables}
     found = list(_marked(trace(heads).jaxpr))
@@ -162,29 +170,40 @@ def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Tab
                 f"heads names {name!r}, but loss_fn does not call losses.linear_softmax_cross_entropy(hidden, table, labels) "
                 f"with this table: call it, or leave it out of heads."
             )
-        if len(places) > 1 or len(head.calls) > 1:
-            raise ValueError(
-                f"loss_fn calls linear_softmax_cross_entropy {max(len(places), len(head.calls))} times with the fused head "
-                f"{name!r}: call it once, with the hidden states and labels concatenated, or leave it out of heads."
-            )
-        ((inside, shape),) = places
+        inside = [primitive for around, _ in places for primitive in around]
         if others := [primitive for primitive in inside if primitive not in _RUN_ONCE]:
             raise ValueError(
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one "
                 f"call may run several times: call it outside, on all hidden states, or leave it out of heads."
             )
-        if math.prod(shape) != head.calls[0][0].labels.size:
+        if len(places) != len(head.calls):
+            raise ValueError(
+                f"loss_fn calls a jitted function with the fused head {name!r} several times, but JAX traces it once: call "
+                f"linear_softmax_cross_entropy outside of jax.jit, on all hidden states, or leave it out of heads."
+            )
+        if sorted(math.prod(shape) for _, shape in places) != sorted(tap.labels.size for tap, _ in head.calls):
             raise ValueError(
                 f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states "
                 f"of all, of shape (batch, ..., D), in one call, or leave it out of heads."
             )
-    zeros = {name: jax.tree.map(_zeros_of, head.calls[0][0]) for name, head in heads.items()}
-    return {name: (zeros[name], head.calls[0][1]) for name, head in heads.items()}
+        if len({(tap.hidden.dtype, loss._replace(chunk=0)) for tap, loss in head.calls}) > 1:
+            raise ValueError(
+                f"loss_fn calls linear_softmax_cross_entropy {len(head.calls)} times with the fused head {name!r}, with "
+                f"different options, dtypes or layouts: give all calls the same, or leave it out of heads."
+            )
+    return {name: _zeros_of(head.calls) for name, head in heads.items()}
 
 
-def _zeros_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    zeros = jnp.zeros(shape.shape, shape.dtype)
-    return zeros if shape.sharding is None else jax.sharding.reshard(zeros, shape.sharding)
+def _zeros_of(calls: list[tuple[Tap, LossOptions]]) -> list[tuple[Tap, LossOptions]]:
+    """The calls with taps of zeros. The sums of squares of several calls are computed later, for all of them together."""
+
+    def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        array = jnp.zeros(shape.shape, shape.dtype)
+        return array if shape.sharding is None else jax.sharding.reshard(array, shape.sharding)
+
+    if len(calls) > 1:
+        calls = [(tap._replace(token_squares=None, feature_squares=None), loss) for tap, loss in calls]
+    return [(jax.tree.map(zeros, tap), loss) for tap, loss in calls]
 
 
 def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
@@ -198,10 +217,17 @@ def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tup
 
 
 def gradient_leaf(
-    table: Table, tap: Tap, loss: LossOptions, of_link: jax.Array, ids_M: jax.Array, of_lookup: jax.Array
+    table: Table,
+    taps: Sequence[Tap],
+    options: Sequence[LossOptions],
+    of_links: jax.Array,
+    ids_M: jax.Array,
+    of_lookup: jax.Array,
 ) -> FusedLeaf:
-    """The gradient of a head from the "gradient" of its tap, plus the gradient of a lookup if there is one."""
-    touched, tap = None, as_linked(tap, of_link)
+    """The gradient of a head from the "gradients" of its taps, plus the gradient of a lookup if there is one."""
+    loss = options[0]._replace(chunk=min(one.chunk for one in options))
+    taps = [as_linked(tap, of_links[call]) for call, tap in enumerate(taps)]
+    touched, tap = None, taps[0] if len(taps) == 1 else joined(taps, table.array, loss)
     if ids_M.size:
         of_rows = functools.partial(with_lookup, loss=loss)
         specs = functools.partial(jax.tree.map, spec_like, (tap, of_lookup))

@@ -35,7 +35,7 @@ def value_and_grad(
       loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, or with `has_aux` a pair of a scalar and anything else.
       has_aux: as in `jax.value_and_grad`.
       heads: paths of fused heads, whose gradients are not stored as arrays either. The loss calls
-        `losses.linear_softmax_cross_entropy` once with each of them. A tied table may be a head and have ids. See
+        `losses.linear_softmax_cross_entropy` with each of them. A tied table may be a head and have ids. See
         docs/fused_head.md.
       tables: which axis of the tables is the vocabulary, as in `ember`.
 
@@ -103,9 +103,8 @@ def value_and_grad(
 def _differentiated(
     loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], compact: Any, args: Any, kwargs: Any
 ) -> tuple[Any, Any, dict[str, tuple[Any, Any, jax.Array]]]:
-    """The value, the gradients of `compact`, and for each head its tap, the options of its loss and the gradient of its link."""
-    # The gradient of a link shows whether the head's gradient reaches the parameters (see `as_linked`).
-    links = {table.name: jnp.ones((), jnp.float32) for table in of_heads}
+    """The value, the gradients of `compact`, and for each head its taps, the options of its losses and its link's gradient."""
+    links = {table.name: jnp.ones(1, jnp.float32) for table in of_heads}
 
     def traced(heads_by_name):
         def value(compact_params):
@@ -118,10 +117,13 @@ def _differentiated(
         return loss_with({t.name: TappedHead(t, taps[t.name]) for t in of_heads}, compact_params, links, *args, **kwargs)
 
     calls = calls_of(traced, of_heads) if of_heads else {}
-    taps = {name: tap for name, (tap, _) in calls.items()}
+    taps = {name: [tap for tap, _ in of_head] for name, of_head in calls.items()}
+    # The gradient of a link shows for each call whether the head's gradient reaches the parameters (see `as_linked`).
+    links = {name: jnp.ones(len(of_head), jnp.float32) for name, of_head in calls.items()}
     value, grads = jax.value_and_grad(loss_of, (0, 1, 2), has_aux=has_aux)(compact, taps, links, *args, **kwargs)
     grads, taps, of_links = grads
-    return value, grads, {name: (taps[name], loss, of_links[name]) for name, (_, loss) in calls.items()}
+    options = {name: [loss for _, loss in of_head] for name, of_head in calls.items()}
+    return value, grads, {name: (taps[name], options[name], of_links[name]) for name in calls}
 
 
 def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNumbersLike) -> tuple[TableTree, list[Table]]:

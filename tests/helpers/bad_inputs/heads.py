@@ -121,15 +121,15 @@ BAD = {
         ValueError,
         r"heads names 'lm_head/kernel', but loss_fn does not call losses.linear_softmax_cross.*: call it, or leave it out",
     ),
-    "the loss twice": (
-        grad(twice),
+    "the loss twice, with different options": (
+        grad(lambda params: cross_entropy(params) + cross_entropy(params, z_loss=0.1)),
         ValueError,
-        r"calls linear_softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
+        r"calls linear_softmax_cross_entropy 2 times with the fused head .*, with different options, .*: give all calls the same",
     ),
     "a jitted loss twice": (
         grad(of_jit_twice),
         ValueError,
-        r"calls linear_softmax_cross_entropy 2 times with the fused head .*: call it once, with the",
+        r"calls a jitted function with the fused head 'lm_head/kernel' several times, but JAX traces it once: call .* outside of",
     ),
     "the loss in a scan": (
         grad(in_scan),
@@ -289,6 +289,7 @@ BAD = {
 }
 GOOD = {
     "a list of heads": grad(heads=[HEAD]),
+    "the loss twice": grad(twice),
     "a head twice": grad(heads=(HEAD, HEAD)),
     "no heads": grad(heads=()),
     "hidden states of all": grad(lambda params: cross_entropy(params, jnp.stack([HIDDEN, HIDDEN]), jnp.stack([LABELS, LABELS]))),

@@ -1,0 +1,162 @@
+"""A fused head that the loss calls several times, inside `jax.lax.scan` over steps, and over micro-batches: the dense step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fused import Model, assert_same, transformation
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ember_optax import row_sparse
+from ember_optax.losses import linear_softmax_cross_entropy
+
+OPTIONS = {"chunk": 8, "soft_cap": 5.0, "z_loss": 0.1, "label_smoothing": 0.1}
+
+
+class Calls(Model):
+    """Predicts the next token, and the one after it from other hidden states (as in multi-token prediction)."""
+
+    def loss(self, params, ids, labels, where, wrap=lambda f: f, **options):
+        hidden, options = self.hidden(params, ids), OPTIONS | options | {"token_axis": self.token_axis}
+
+        def of_tokens(head, hidden, labels):
+            return linear_softmax_cross_entropy(hidden, head, labels, **options).mean()
+
+        first = wrap(of_tokens)(params["head"], hidden, labels)
+        return first + 0.3 * wrap(of_tokens)(params["head"], jnp.sin(hidden[:8]), ((3 * labels + 1) % 33)[:8])
+
+
+def step_with(model, tx, loss_fn=None, *, fused):
+    loss_fn = loss_fn or model.loss
+
+    def step(params, opt_state, *batch):
+        if fused:
+            gradient = row_sparse.value_and_grad(loss_fn, heads="head", tables=model.numbers)
+            loss, grads = gradient(params, {"head": batch[0]} if model.tied else {}, *batch)
+        else:
+            loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return step
+
+
+def run(model, fused, loss_fn=None, steps=3, **options):
+    clip = row_sparse.clip_by_global_norm if fused else optax.clip_by_global_norm
+    tx = transformation(model, clip, **options)
+    step, params = jax.jit(step_with(model, tx, loss_fn, fused=fused)), model.params()
+    opt_state, losses = tx.init(params), []
+    for number in range(steps):
+        params, opt_state, loss = step(params, opt_state, *model.batch(number))
+        losses.append(loss)
+    return params, opt_state, losses
+
+
+@pytest.mark.parametrize("tied, token_axis", [(False, 0), (False, 1), (True, 0), (True, 1)], ids=str)
+def test_two_calls(tied, token_axis):
+    """Their gradients are added before they are squared."""
+    model = Calls(tied=tied, token_axis=token_axis)
+    assert_same(run(model, True, weight_decay=0.1), run(model, False, weight_decay=0.1), 2e-6)
+
+
+def test_two_calls_in_checkpoints():
+    model = Calls()
+    assert_same(run(model, True, functools.partial(model.loss, wrap=jax.checkpoint)), run(model, False), 2e-6)
+
+
+def test_rows_of_padding():
+    model = Calls(labels=33)
+    loss_fn = functools.partial(model.loss, num_tokens=33)
+    assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_call_behind_stop_gradient_adds_nothing(stopped):
+    model = Calls()
+
+    def loss_fn(params, ids, labels, where):
+        del where
+        hidden, head = model.hidden(params, ids), params["head"]
+        heads = [jax.lax.stop_gradient(head) if call == stopped else head for call in range(2)]
+        losses = [linear_softmax_cross_entropy(hidden, head, labels + call, **OPTIONS).mean() for call, head in enumerate(heads)]
+        return sum(losses)
+
+    model = model._replace(labels=30)
+    assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
+
+
+def test_branches_that_both_call_it():
+    model = Calls()
+
+    def loss_fn(params, ids, labels, where):
+        hidden, head = model.hidden(params, ids), params["head"]
+        return jax.lax.cond(
+            where[1],
+            lambda: linear_softmax_cross_entropy(hidden, head, labels, **OPTIONS).mean(),
+            lambda: 2 * linear_softmax_cross_entropy(jnp.sin(hidden[:4]), head, labels[:4], **OPTIONS).mean(),
+        )
+
+    assert len({bool(model.batch(number)[2][1]) for number in range(3)}) == 2
+    assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
+
+
+def test_micro_batches():
+    """Those of one step are calls of one loss: hidden states are kept, and no gradient of the head."""
+    model = Calls(tokens=12)
+
+    def loss_fn(params, ids, labels, where):
+        del where
+        losses = [
+            linear_softmax_cross_entropy(model.hidden(params, ids[part]), params["head"], labels[part], **OPTIONS).mean()
+            for part in (slice(0, 4), slice(4, 8), slice(8, 12))
+        ]
+        return sum(losses) / 3
+
+    def whole(params, ids, labels, where):
+        del where
+        return linear_softmax_cross_entropy(model.hidden(params, ids), params["head"], labels, **OPTIONS).mean()
+
+    assert_same(run(model, True, loss_fn), run(model, False, whole), 2e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_scan_over_steps(tied):
+    model = Calls(tied=tied)
+    tx = transformation(model, row_sparse.clip_by_global_norm)
+    step = step_with(model, tx, fused=True)
+
+    def body(carry, batch):
+        params, opt_state, loss = step(*carry, *batch)
+        return (params, opt_state), loss
+
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(model.batch, range(3)))
+    start = model.params(), tx.init(model.params())
+    (params, opt_state), losses = jax.jit(lambda start, batches: jax.lax.scan(body, start, batches))(start, batches)
+    assert_same((params, opt_state, list(losses)), run(model, False), 2e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_on_a_mesh(kind, tied):
+    """The head is split by tokens, the batch over `data`."""
+    model = Calls(64, 8, 16, tied=tied)
+    tx = transformation(model, row_sparse.clip_by_global_norm)
+    named = {} if kind == AxisType.Explicit else {"token_mesh_axes": "vocab"}
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind,) * 2)
+
+    def place(tree, spec):
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
+
+    params = {name: place(leaf, P("vocab") if name == "head" else P()) for name, leaf in model.params().items()}
+    step = jax.jit(step_with(model, tx, functools.partial(model.loss, **named), fused=True))
+    with jax.set_mesh(mesh):
+        opt_state, losses = jax.jit(tx.init)(params), []
+        for number in range(2):
+            params, opt_state, loss = step(params, opt_state, *place(model.batch(number), P("data")))
+            losses.append(loss)
+    assert_same((params, opt_state, losses), run(model, False, steps=2), 2e-6)
+    assert np.isfinite(losses[-1])
