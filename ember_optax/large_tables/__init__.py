@@ -14,8 +14,9 @@ References:
   docs/large_tables.md
 """
 
+from ._accumulate import mean_over_micro_batches
 from ._fetched import FetchedRows, lookup
 from ._host_table import HostTable
 from ._update import update
 
-__all__ = ["FetchedRows", "HostTable", "lookup", "update"]
+__all__ = ["FetchedRows", "HostTable", "lookup", "mean_over_micro_batches", "update"]

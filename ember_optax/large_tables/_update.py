@@ -50,7 +50,10 @@ def update(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> Fe
     References:
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/large_tables.md
     """
-    _check(fetched, row_grads, learning_rate)
+    check_gradient(fetched, row_grads)
+    if callable(learning_rate):
+        raise TypeError("learning_rate must be a number, got a function: pass schedule(fetched.count).")
+    checked_learning_rate(learning_rate)
     num_places = len(fetched.rows)
     rate = decay_rate(fetched.b2)
     old = Moments(fetched.count, _decayed(fetched, rate), fetched.nu_feature, fetched.total_notfinite)
@@ -95,7 +98,8 @@ def places_of_rows(ids_N: jax.Array, shape: tuple[int, ...]) -> list[tuple[int, 
     return [(0, ids_N.reshape(-1, *(1 for _ in shape[1:]))), *of_features]
 
 
-def _check(fetched: Any, row_grads: Any, learning_rate: Any) -> None:
+def check_gradient(fetched: Any, row_grads: Any) -> None:
+    """Raises unless `row_grads` is a gradient of the rows of `fetched`."""
     if not isinstance(fetched, FetchedRows):
         raise TypeError(f"fetched must be what HostTable.fetch returned, got {shown(fetched)}.")
     if not jnp.issubdtype(getattr(row_grads, "dtype", jnp.int32), jnp.floating):
@@ -105,6 +109,3 @@ def _check(fetched: Any, row_grads: Any, learning_rate: Any) -> None:
             f"row_grads has shape {row_grads.shape}, but the rows have {fetched.rows.shape}: differentiate the loss with respect "
             f"to fetched.rows of the same batch."
         )
-    if callable(learning_rate):
-        raise TypeError("learning_rate must be a number, got a function: pass schedule(fetched.count).")
-    checked_learning_rate(learning_rate)

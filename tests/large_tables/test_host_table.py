@@ -156,3 +156,21 @@ def test_a_schedule_and_no_decay():
             large_tables.update(fetched, jnp.ones_like(fetched.rows) * (fetched.ids < 100)[:, None], schedule(fetched.count))
         )
     np.testing.assert_allclose(table.fetch(np.array([3])).rows[0], -1.5, rtol=1e-6)
+
+
+def test_micro_batches_are_one_batch_of_their_mean():
+    """An update every four batches, with rows that several of them have."""
+    table, whole = (large_tables.HostTable((V, D), seed=0) for _ in range(2))
+    given = [(ids, np.nan_to_num(compact)) for ids, compact in batches(40)]
+    for start in range(0, 40, 4):
+        part = given[start : start + 4]
+        results = []
+        for ids, compact in part:
+            fetched = table.fetch(ids)
+            summed = jax.grad(lambda rows, at=fetched.places, c=compact: jnp.sum(large_tables.lookup(rows, at) * c))
+            results.append((fetched, summed(fetched.rows)))
+        table.write(large_tables.update(*large_tables.mean_over_micro_batches(table, results), RATE))
+        together = np.concatenate([ids for ids, _ in part]), np.concatenate([compact for _, compact in part]) / 4
+        run(whole, [together])
+    np.testing.assert_allclose(rows_of(table)[0], rows_of(whole)[0], atol=1e-6)
+    assert table.count == 10

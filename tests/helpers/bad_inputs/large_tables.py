@@ -113,6 +113,10 @@ def closed(use):
     return provoke
 
 
+def micro(results, **options):
+    return lambda: large_tables.mean_over_micro_batches(options.get("table") or table()(), results)
+
+
 W = {"w": jnp.ones(3)}
 
 BAD = {
@@ -222,6 +226,19 @@ BAD = {
         in_folder(restored_after_a_step),
         ValueError,
         r"^the table is at step 1, but its save at 0: open the table again to return to its save",
+    ),
+    "micro-batches of no table": (micro([], table=3), TypeError, r"^table must be a HostTable, got 3"),
+    "no micro-batch": (micro([]), ValueError, r"^results must hold at least one pair .*got none"),
+    "micro-batches without gradients": (
+        micro([fetched()]),
+        TypeError,
+        r"^results must be a list of pairs \(fetched, row_grads\)",
+    ),
+    "micro-batch of other rows": (micro([(fetched(), GRADS[:3])]), ValueError, r"^row_grads has shape \(3, 4\), but the rows"),
+    "micro-batch before a write": (
+        micro([(dataclasses.replace(fetched(), count=jnp.int32(4)), GRADS)]),
+        ValueError,
+        r"^results were fetched at step 4, but the table is at step 0: write the table once",
     ),
     "fetch after close": (closed(lambda one: one.fetch(np.array([3]))), ValueError, r"^HostTable\(.*\) is closed: make a"),
     "write after close": (closed(lambda one: one.write(fetched())), ValueError, r"^HostTable\(.*\) is closed"),
