@@ -12,11 +12,6 @@ import pytest
 from public_names import public_names
 
 import ember_optax
-<<<<<<< HEAD
-=======
-from ember_optax import geometry, large_tables, losses, regularizers, row_sparse, vocab
-from ember_optax.integrations import linen, nnx, plots
->>>>>>> 61ef81a (Tables larger than the device: rows in host memory or in a file, exact steps on compact arrays, saves that survive a kill)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -31,24 +26,6 @@ def _module_of_the_site(name):
     return module
 
 
-<<<<<<< HEAD
-=======
-def public_names():
-    """As users write them: those of the face, of the rooms, and what the modules of `integrations` define."""
-    face = [name for name, value in vars(ember_optax).items() if not name.startswith("_") and not inspect.ismodule(value)]
-    names = {f"ember_optax.{name}" for name in face}
-    names |= {
-        f"{room.__name__}.{name}"
-        for room in (geometry, large_tables, losses, regularizers, row_sparse, vocab)
-        for name in room.__all__
-    }
-    for module in (linen, nnx, plots):
-        defined = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        names |= {f"{module.__name__}.{name}" for name in defined if not name.startswith("_")}
-    return names
-
-
->>>>>>> 61ef81a (Tables larger than the device: rows in host memory or in a file, exact steps on compact arrays, saves that survive a kill)
 def test_every_public_name_is_in_the_reference_once():
     shown = [name for path in (DOCS / "api").glob("*.md") for name in re.findall(r"^::: (\S+)", path.read_text(), re.MULTILINE)]
     assert len(shown) == len(set(shown))
