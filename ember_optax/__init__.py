@@ -1,6 +1,7 @@
 """Ember ("Token Geometry", arXiv 2607.01455) for Optax: embedding tables and LM heads with O(V + D) optimizer state."""
 
 from . import geometry as geometry
+from . import large_tables as large_tables
 from . import losses as losses
 from . import regularizers as regularizers
 from . import row_sparse as row_sparse

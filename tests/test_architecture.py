@@ -19,7 +19,7 @@ LEVELS = [
     {"_tree"},
     {"_fused_heads"},
     {"_optimizer", "geometry"},
-    {"_state", "row_sparse"},
+    {"_state", "row_sparse", "large_tables"},
     {"vocab", "losses", "regularizers", "integrations"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

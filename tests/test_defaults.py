@@ -2,10 +2,11 @@
 
 import inspect
 
+import jax.numpy as jnp
 import pytest
 
 import ember_optax
-from ember_optax import geometry, losses, regularizers, row_sparse, vocab
+from ember_optax import geometry, large_tables, losses, regularizers, row_sparse, vocab
 
 # By the name of the parameter, in every public function that has it with a default other than None.
 DEFAULTS = {
@@ -20,6 +21,7 @@ DEFAULTS = {
     "covariance_scale": 1e-9,
     "decay": 1.0,
     "dimension_numbers": "auto",
+    "dtype": jnp.float32,
     "eps": 1e-8,
     "exclude": (),
     "feature_mean": "all_rows",
@@ -36,9 +38,12 @@ DEFAULTS = {
     "rank": 3,
     "replicate_ember": False,
     "required": True,
+    "reserve": True,
     "samples": 256,
     "smoothing": 1.0,
     "spectral": True,
+    "std": 0.02,
+    "sync_log": False,
     "tables": "auto",
     "token_axis": 0,
     "token_mesh_axes": (),
@@ -50,7 +55,9 @@ DEFAULTS = {
 OTHERS = {("iso_score", "centered"): True}
 
 
-@pytest.mark.parametrize("face", [ember_optax, geometry, losses, regularizers, row_sparse, vocab], ids=lambda face: face.__name__)
+@pytest.mark.parametrize(
+    "face", [ember_optax, geometry, large_tables, losses, regularizers, row_sparse, vocab], ids=lambda face: face.__name__
+)
 def test_defaults(face):
     public = {name: getattr(face, name) for name in dir(face) if not name.startswith("_")}
     found = {

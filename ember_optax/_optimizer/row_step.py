@@ -5,6 +5,7 @@ Weight decay is the exception: the dense step decays every row, this one the row
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def ember_row_step(
     *,
     axes: TableAxes,
     active_rows: bool = False,
+    num_rows: Any = None,
 ) -> tuple[jax.Array, Moments]:
     """`ember_step` for a gradient that is zero outside of the rows `ids`.
 
@@ -40,6 +42,8 @@ def ember_row_step(
       table: the parameter; None for no decay.
       axes: the table's axes, without batch axes.
       active_rows: as in `ember_step`.
+      num_rows: V, if `moments` has `nu_token` of some rows only, to which `ids` refer; None if it has all rows. Some rows are
+        not enough for `active_rows`, which reads every `nu_token`.
 
     Returns:
       The update in the shape and dtype of `compact`, and the state after the step. The first occurrence of an id has the row's
@@ -51,7 +55,7 @@ def ember_row_step(
     axes = axes._replace(token=(0,), feature=tuple(range(1, rows_NxF.ndim)))
     old = expand_moments(moments, axes)
 
-    rows_NxF, token_N1, feature_1F = _row_statistics(rows_NxF, first_N, size, axes)
+    rows_NxF, token_N1, feature_1F = _row_statistics(rows_NxF, first_N, size if num_rows is None else num_rows, axes)
     if active_rows:
         feature_1F = over_active_rows(feature_1F, _active_share(token_N1, size), axes)
     # Check `nu_token` only in the rows of the batch, because a row-sparse step reads no others.
@@ -72,14 +76,14 @@ def ember_row_step(
 
 
 def _row_statistics(
-    rows_NxF: jax.Array, first_N: jax.Array, size: int, axes: TableAxes
+    rows_NxF: jax.Array, first_N: jax.Array, num_rows: Any, axes: TableAxes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The rows for the next pass, the token statistic of these rows, and the feature statistic of the whole gradient."""
     token_N1 = mean_square(rows_NxF, axes.feature)
     # As in `batch_statistics`: without the barrier, XLA computes the squares once for both passes and writes them to memory.
     rows_NxF, token_N1 = jax.lax.optimization_barrier((rows_NxF, token_N1))
     token_N1 = jnp.where(like_rows(first_N, token_N1), mean_over(axes.feature_mesh, token_N1), 0.0)
-    feature_1F = jnp.sum(jnp.square(rows_NxF), 0, keepdims=True, dtype=compute_dtype(rows_NxF)) / size
+    feature_1F = jnp.sum(jnp.square(rows_NxF), 0, keepdims=True, dtype=compute_dtype(rows_NxF)) / num_rows
     return rows_NxF, token_N1, mean_over(axes.token_mesh, feature_1F.astype(jnp.float32))
 
 

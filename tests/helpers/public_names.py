@@ -7,6 +7,7 @@ from typing import Any
 
 MODULES = (
     "geometry",
+    "large_tables",
     "losses",
     "regularizers",
     "row_sparse",

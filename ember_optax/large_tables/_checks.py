@@ -1,0 +1,86 @@
+"""The checks of what users pass to `HostTable`."""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._tree.hyperparameters import checked_b2, checked_eps, checked_flag, checked_number
+from .._tree.inputs import checked_integer, shown
+from ._fetched import FetchedRows
+
+# Ids are uint32 on the device, and one of them is padding.
+_MOST_ROWS = (1 << 32) - 1
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Options(NamedTuple):
+    """What a table is. A save has these, and a table with others is refused."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    seed: int
+    std: float
+    b2: float
+    eps: float
+
+
+def checked_options(shape, dtype, seed, std, b2, eps, reserve, sync_log) -> Options:
+    """The options of a table. Raises TypeError or ValueError with the name of the argument."""
+    checked_flag(reserve, "reserve")
+    checked_flag(sync_log, "sync_log")
+    seed = checked_integer(seed, "seed")
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed must be in 0 to 2^32 - 1, got {seed}; pass seed=0, for example.")
+    std = checked_number(std, "std", "std=0.02, or 0 for rows of zeros")
+    of_steps = (
+        checked_number(checked_b2(b2), "b2", "a Python number such as b2=0.999"),
+        checked_number(checked_eps(eps), "eps", "a Python number such as eps=1e-8"),
+    )
+    return Options(_checked_shape(shape), _checked_dtype(dtype), seed, std, *of_steps)
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        if isinstance(shape, str | bytes | dict):
+            raise TypeError
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape must be a tuple of integers, got {shown(shape)}; pass (rows, features).") from None
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"shape must have at least two axes of at least one element, got {sizes}; pass (rows, features).")
+    if sizes[0] > _MOST_ROWS:
+        raise ValueError(f"shape has {sizes[0]} rows, but at most {_MOST_ROWS} are possible: split the table.")
+    return sizes
+
+
+def _checked_dtype(dtype: Any) -> Any:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be a floating dtype, got {shown(dtype)}; pass one of {', '.join(_DTYPES)}.") from None
+    if found.name not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {found.name}.")
+    return found
+
+
+def check_written(fetched: Any, options: Options, count: int, total_notfinite: int) -> None:
+    """Raises unless `fetched` is the result of the next step of this table."""
+    if not isinstance(fetched, FetchedRows):
+        raise TypeError(f"fetched must be the FetchedRows that update returned, got {shown(fetched)}.")
+    of_step = Options(
+        (fetched.num_rows, *np.shape(fetched.rows)[1:]), fetched.dtype, fetched.seed, options.std, fetched.b2, fetched.eps
+    )
+    if of_step != options:
+        raise ValueError(f"fetched is of another table: it has {of_step}, but this table has {options}; write each to its own.")
+    steps, done = int(fetched.count) + int(fetched.total_notfinite), count + total_notfinite
+    if steps == done and int(fetched.count) == count:
+        raise ValueError(
+            f"fetched has taken no step since step {done} of the table: write what large_tables.update returned, once."
+        )
+    if steps != done + 1:
+        raise ValueError(
+            f"fetched is the result of step {steps}, but the table is at step {done}: fetch, update and write each batch before "
+            f"the next is fetched, or use prefetch."
+        )

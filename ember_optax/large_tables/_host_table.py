@@ -1,0 +1,231 @@
+"""`HostTable`: a token table in host memory or in a file."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from . import _records, _save_file
+from ._checks import check_written, checked_options
+from ._fetched import FetchedRows
+from ._folder import Folder
+from ._gather import Gathered, gather, refresh, to_device
+
+Batch = TypeVar("Batch")
+
+
+class HostTable:
+    """A (V, D) token table whose rows are in host memory or in a file, and are on the device only for the steps that need them.
+
+    It is equal to the table on the device with `ember`: `nu_token` of a silent row decays when a batch has the row again. Rows
+    exist from the start, as normal numbers from a hash of seed and id, and take no memory until a step writes them. With a path,
+    the rows are a memory-mapped file, which may be larger than the memory. `save` is a checkpoint of rows, state and a tree of
+    yours together. Whenever the process dies, the next `HostTable` with this path is the table of the last save.
+
+    Args:
+      shape: (V, D), or (V, ...) with rows of any shape, whose axes are features together. V is below 2^32.
+      dtype: float32, bfloat16 or float16. Rows of 16 bits are rounded stochastically.
+      seed: an integer in 0 to 2^32 - 1, for initial rows and for rounding.
+      std: the standard deviation of the initial rows; 0 for zeros.
+      b2: the decay rate of the averages, a Python number.
+      eps: added to the root, a Python number.
+      path: a folder, which is made if it does not exist; None for host memory.
+      reserve: reserve the space of the file. Without it, a full disk ends the process with a bus error (the last save is kept).
+      sync_log: sync the undo log in each step, so that the last save also survives a loss of power.
+
+    Attributes:
+      count: steps taken. Skipped batches do not count.
+      total_notfinite: batches that were skipped because they were not finite.
+      nu_feature: the average over features, on the device.
+      steps_lost: steps after the last save that were undone when the folder was opened.
+
+    Raises:
+      TypeError: an argument has the wrong type.
+      ValueError: an argument is out of range, the folder is in use, is damaged, or has another table.
+      OSError: the disk has too little space.
+
+    Example:
+      >>> import jax
+      >>> from ember_optax import large_tables
+      >>> table = large_tables.HostTable((1_000_000, 8), seed=0)
+      >>> @jax.jit
+      ... def train_step(fetched):
+      ...     def loss_fn(rows):
+      ...         return jnp.square(large_tables.lookup(rows, fetched.places) - 1.0).mean()
+      ...     loss, row_grads = jax.value_and_grad(loss_fn)(fetched.rows)
+      ...     return loss, large_tables.update(fetched, row_grads, 0.1)
+      >>> for step in range(20):
+      ...     loss, fetched = train_step(table.fetch(jnp.array([3, 999_999, 3])))
+      ...     table.write(fetched)
+      >>> print(table.count, loss < 0.01)
+      20 True
+
+    References:
+      docs/large_tables.md
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any = jnp.float32,
+        *,
+        seed: int,
+        std: float = 0.02,
+        b2: float = 0.999,
+        eps: float = 1e-8,
+        path: Any = None,
+        reserve: bool = True,
+        sync_log: bool = False,
+    ):
+        options = checked_options(shape, dtype, seed, std, b2, eps, reserve, sync_log)
+        self.shape, self.dtype, self._options = options.shape, options.dtype, options
+        record = _records.record_dtype(self.shape[1:], self.dtype)
+        self.count, self.total_notfinite, self.steps_lost = 0, 0, 0
+        self.nu_feature, self._folder = jnp.zeros(self.shape[1:], jnp.float32), None
+        self._records: np.ndarray | None
+        if path is None:
+            self._records = _records.in_memory(self.shape[0], record)
+            return
+        table = {**options._asdict(), "shape": list(self.shape), "dtype": self.dtype.name}
+        self._folder = Folder(path, table, record, reserve=reserve, sync_log=sync_log)
+        self._records, self.steps_lost = self._folder.records, self._folder.steps_lost
+        self.count, self.total_notfinite = (self._folder.header[name] for name in ("count", "total_notfinite"))
+        if self._folder.header["save"]:
+            self.nu_feature = jnp.asarray(self._folder.header["nu_feature"], jnp.float32)
+        else:
+            self.save()
+
+    def fetch(self, ids: Any) -> FetchedRows:
+        """The rows of a batch, on the device.
+
+        Args:
+          ids: an array of integers, or a tree of such arrays, of any shapes. Negative ids, and ids of V and above, are padding.
+
+        Returns:
+          The distinct rows and their state; `places` has the structure of `ids`.
+
+        Raises:
+          TypeError: ids are not integers.
+          ValueError: the table is closed.
+        """
+        return self._to_device(self._gather(ids))
+
+    def write(self, fetched: FetchedRows) -> None:
+        """Stores the rows and the state after a step. It waits for the step.
+
+        Raises:
+          TypeError: `fetched` is not a `FetchedRows`.
+          ValueError: it is not the result of the next step, or it is of another table.
+          OSError: the disk is full. Then the table is as it was.
+        """
+        records = self._open_records()
+        check_written(fetched, self._options, self.count, self.total_notfinite)
+        count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
+        if count > self.count:
+            ids = np.asarray(fetched.ids)
+            ids = ids[: np.searchsorted(ids, self.shape[0])]
+            rows, nu_token, last = (np.asarray(of)[: len(ids)] for of in (fetched.rows, fetched.nu_token, fetched.last))
+            new = _records.pack(rows, nu_token, last, records.dtype, self.dtype)
+            if self._folder is not None:
+                old = _records.take(records, ids)
+                self._folder.before_overwriting(self.count + self.total_notfinite, ids, old)
+            _records.put(records, ids, new)
+        self.count, self.total_notfinite, self.nu_feature = count, total_notfinite, fetched.nu_feature
+
+    def prefetch(self, batches: Iterable[Batch], ids_of: Callable[[Batch], Any]) -> Iterator[tuple[Batch, FetchedRows]]:
+        """Each batch with its rows. While a step runs, a thread reads the next batch and gathers its rows.
+
+        Rows that both batches have are read again after `write`. So the result is bit for bit that of `fetch`.
+
+        Args:
+          batches: the batches. Their iterator runs in the thread.
+          ids_of: a function from a batch to the ids that `fetch` takes. It runs in the thread.
+
+        Raises:
+          ValueError: the step of a batch was not written before the next batch is asked for.
+        """
+        remaining = iter(batches)
+
+        def gather_next() -> tuple[Batch, Gathered] | None:
+            for batch in remaining:
+                return batch, self._gather(ids_of(batch))
+            return None
+
+        with ThreadPoolExecutor(1) as thread:
+            ready = thread.submit(gather_next).result()
+            while ready is not None:
+                batch, gathered = ready
+                following = thread.submit(gather_next)
+                steps = self.count + self.total_notfinite
+                yield batch, self._to_device(gathered)
+                if self.count + self.total_notfinite != steps + 1:
+                    raise ValueError("the step of the last batch was not written: call write once for each batch of prefetch.")
+                ready = following.result()
+                if ready is not None:
+                    refresh(ready[1], self._open_records(), gathered.ids.distinct)
+
+    def save(self, tree: Any = ()) -> None:
+        """A checkpoint: makes the rows, their state and a tree of arrays the last save, all of them or none.
+
+        Args:
+          tree: arrays to keep with the table, for example `(params, opt_state)`.
+
+        Raises:
+          TypeError: a leaf of the tree is not an array of numbers.
+          ValueError: the table is in memory, or closed.
+          OSError: the disk is full. Then the last save is as it was.
+        """
+        state = {"count": self.count, "total_notfinite": self.total_notfinite, "nu_feature": self.nu_feature.tolist()}
+        self._in_file("save").save(state, tree)
+
+    def restore(self, like: Any) -> Any:
+        """The tree of the last save.
+
+        Args:
+          like: a tree of the same structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`.
+
+        Raises:
+          ValueError: the tree that was saved is different, or steps were taken after the save.
+        """
+        folder = self._in_file("restore")
+        if (folder.header["count"], folder.header["total_notfinite"]) != (self.count, self.total_notfinite):
+            raise ValueError(
+                f"the table is at step {self.count}, but its save at {folder.header['count']}: open the table again to return to "
+                f"its save."
+            )
+        return _save_file.fitted(folder.read_save(), like)
+
+    def close(self) -> None:
+        """Closes the files. Steps after the last save are undone when the folder is opened again."""
+        if self._folder is not None:
+            self._folder.close()
+        self._records = None
+
+    def __enter__(self) -> "HostTable":
+        return self
+
+    def __exit__(self, *of_error: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "host memory" if self._folder is None else repr(str(self._folder.path))
+        return f"HostTable({self.shape}, {self.dtype.name}, in {where}, after {self.count} steps)"
+
+    def _gather(self, ids: Any) -> Gathered:
+        return gather(self._open_records(), ids, self.shape[0])
+
+    def _to_device(self, gathered: Gathered) -> FetchedRows:
+        return to_device(gathered, self._options, self.nu_feature, self.count, self.total_notfinite)
+
+    def _open_records(self) -> np.ndarray:
+        if self._records is None:
+            raise ValueError(f"{self!r} is closed: make a HostTable with its path again.")
+        return self._records
+
+    def _in_file(self, what: str) -> Folder:
+        self._open_records()
+        if self._folder is None:
+            raise ValueError(f"{what} needs a table in a file, but this one is in host memory: pass path= to HostTable.")
+        return self._folder

@@ -1,0 +1,79 @@
+"""The records of a table on the host: one for each row, with its `nu_token` and the step that wrote it last.
+
+A record is contiguous, so that a row costs one random access and not three. A record of zeros is a row that no batch has had yet:
+its values come from a hash (`_initial_rows.py`), so neither memory nor a file has to be written before training.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def record_dtype(row_shape: tuple[int, ...], dtype: Any) -> np.dtype:
+    """The record of one row. NumPy has no 16-bit floats of every kind, so 16-bit rows are stored as their bits."""
+    stored = np.dtype(np.uint16) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
+    return np.dtype([("nu_token", np.float32), ("last", np.int32), ("row", stored, row_shape)])
+
+
+def in_memory(num_rows: int, record: np.dtype) -> np.ndarray:
+    """Records of zeros in host memory. The operating system gives a page when it is first written."""
+    return np.zeros(num_rows, record)
+
+
+def create_file(path: Path, num_rows: int, record: np.dtype, *, reserve: bool) -> None:
+    """A file of zeros. With `reserve`, its space on the disk is reserved, and not written."""
+    size = num_rows * record.itemsize
+    free = shutil.disk_usage(path.parent).free
+    if reserve and size > free:
+        raise OSError(
+            f"the table needs {size:,} bytes in {path.parent}, where {free:,} are free: choose another path, or pass "
+            f"reserve=False to use space only for rows that batches touch."
+        )
+    with open(path, "wb") as file:
+        if reserve and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def open_file(path: Path, num_rows: int, record: np.dtype) -> np.ndarray:
+    """The records of a file, mapped into memory. Raises ValueError if the file is missing or has another size."""
+    wanted = num_rows * record.itemsize
+    found = path.stat().st_size if path.exists() else None
+    if found != wanted:
+        state = "is missing" if found is None else f"has {found:,} bytes"
+        raise ValueError(
+            f"{path} {state}, but a table of {num_rows:,} rows needs {wanted:,}: the file was truncated or belongs to another "
+            f"table; restore a copy of the whole folder."
+        )
+    return np.memmap(path, record, mode="r+", shape=(num_rows,))
+
+
+def take(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """A copy of some records. As bytes, NumPy copies each with one memmove."""
+    as_bytes = records.view(np.ndarray).view(f"V{records.dtype.itemsize}")
+    return np.take(as_bytes, ids).view(records.dtype)
+
+
+def put(records: np.ndarray, ids: np.ndarray, new: np.ndarray) -> None:
+    """Writes some records."""
+    as_bytes = f"V{records.dtype.itemsize}"
+    records.view(np.ndarray).view(as_bytes)[ids] = new.view(as_bytes)
+
+
+def pack(rows: np.ndarray, nu_token: np.ndarray, last: np.ndarray, record: np.dtype, dtype: Any) -> np.ndarray:
+    """The records of some rows."""
+    new = np.empty(len(rows), record)
+    stored = np.asarray(rows).astype(dtype)
+    new["row"] = stored.view(np.uint16) if stored.dtype.itemsize == 2 else stored
+    new["nu_token"], new["last"] = nu_token, last
+    return new
+
+
+def rows_in(records: np.ndarray, dtype: Any) -> np.ndarray:
+    """The rows of some records, in the table's dtype."""
+    return np.ascontiguousarray(records["row"]).view(jnp.dtype(dtype))

@@ -1,0 +1,268 @@
+"""A table in a file is that of its last save, wherever the process died, and damage is refused by name."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ember_optax import large_tables
+from ember_optax.large_tables import _folder, _records, _save_file, _undo_log
+
+V, D, BETWEEN_SAVES = 5000, 6, 4
+PARAMS = {"w": jnp.arange(3.0), "narrow": jnp.ones(2, jnp.bfloat16), "step": jnp.int32(0)}
+
+
+def open_table(path, dtype=jnp.float32, **options):
+    return large_tables.HostTable((V, D), dtype, path=path, **{"seed": 0, **options})
+
+
+def take_step(table):
+    """A step whose batch and gradient follow from the step's number; every seventh is not finite."""
+    number = table.count + table.total_notfinite
+    rng = np.random.default_rng(number)
+    fetched = table.fetch(rng.integers(0, 200 if number % 3 else V, 300))
+    row_grads = rng.normal(size=fetched.rows.shape).astype(np.float32)
+    row_grads[np.asarray(fetched.ids) >= V] = 0
+    if number % 7 == 3:
+        row_grads[0] = np.inf
+    table.write(large_tables.update(fetched, jnp.asarray(row_grads), 0.1))
+
+
+def tree_at(step):
+    return {**PARAMS, "step": jnp.int32(step)}
+
+
+def contents(table):
+    return zlib.crc32(table._records.tobytes()), np.asarray(table.nu_feature).tobytes(), table.count, table.total_notfinite
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The contents after each step of a run that nothing interrupts."""
+    table, found = open_table(None), []
+    for _ in range(13):
+        found.append(contents(table))
+        take_step(table)
+    return found
+
+
+def test_a_save_keeps_rows_state_and_tree(tmp_path, expected):
+    with open_table(tmp_path / "t") as table:
+        for _ in range(5):
+            take_step(table)
+        table.save(tree_at(5))
+        assert contents(table) == expected[5]
+    with open_table(tmp_path / "t") as table:
+        assert (contents(table), table.steps_lost) == (expected[5], 0)
+        tree = table.restore(PARAMS)
+        assert tree["step"] == 5
+        assert tree["narrow"].dtype == jnp.bfloat16
+        take_step(table)
+        assert contents(table) == expected[6]
+
+
+def test_closing_without_a_save_returns_to_the_save(tmp_path, expected):
+    with open_table(tmp_path / "t") as table:
+        for step in range(6):
+            take_step(table)
+            if step == 2:
+                table.save(tree_at(3))
+    with open_table(tmp_path / "t") as table:
+        assert (contents(table), table.steps_lost) == (expected[3], 3)
+        assert table.restore(PARAMS)["step"] == 3
+
+
+# Where a process may die: before and after each of these calls, of which `dies` makes one raise.
+PLACES = {
+    "before the log is appended to": (_undo_log.UndoLog, "append", False),
+    "after the log was appended to": (_undo_log.UndoLog, "append", True),
+    "after the rows were written": (_records, "put", True),
+    "before the save's file is written": (_save_file, "write", False),
+    "before the save's file is renamed": (os, "replace", False),
+    "after the save's file was renamed": (os, "replace", True),
+    "after the logs were removed": (_folder.Folder, "_remove_logs", True),
+}
+
+
+class Died(BaseException):
+    """As a kill: no handler of errors catches it."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_process_dies(place, tmp_path, expected, monkeypatch):
+    owner, name, after = PLACES[place]
+    table, copy, real = open_table(tmp_path / "t"), tmp_path / "copy", getattr(owner, name)
+    for _ in range(3):
+        take_step(table)
+    table.save(tree_at(3))
+    for _ in range(2):
+        take_step(table)
+
+    def dies(*args):
+        if after:
+            real(*args)
+        shutil.copytree(tmp_path / "t", copy)
+        raise Died
+
+    monkeypatch.setattr(owner, name, dies)
+    try:
+        take_step(table)
+        table.save(tree_at(6))
+    except Died:
+        pass
+    monkeypatch.undo()
+    table.close()
+    with open_table(copy) as table:
+        is_saved = place in ("after the save's file was renamed", "after the logs were removed")
+        saved = 6 if is_saved else 3
+        assert contents(table) == expected[saved]
+        assert table.restore(PARAMS)["step"] == saved
+        assert table.steps_lost <= 3
+        assert sorted(p.name for p in copy.iterdir()) in (["lock", "rows", "save"], ["lock", "rows", "save", "save.new"])
+
+
+def test_half_of_the_rows_were_written(tmp_path, expected, monkeypatch):
+    table, real = open_table(tmp_path / "t"), _records.put
+    for _ in range(2):
+        take_step(table)
+    table.save()
+
+    def half(records, ids, new):
+        real(records, ids[::2], new[::2])
+        raise Died
+
+    monkeypatch.setattr(_records, "put", half)
+    with pytest.raises(Died):
+        take_step(table)
+    monkeypatch.undo()
+    table.close()
+    with open_table(tmp_path / "t") as table:
+        assert (contents(table), table.steps_lost) == (expected[2], 1)
+
+
+@pytest.mark.parametrize("left", [1, 19, 500])
+def test_an_entry_of_the_log_was_written_in_part(left, tmp_path, expected):
+    table = open_table(tmp_path / "t")
+    take_step(table)
+    before = contents(table)
+    with open(tmp_path / "t" / "undo.1", "rb") as log:
+        whole = log.read()
+    table.close()
+    with open_table(tmp_path / "t") as table:
+        assert contents(table) == expected[0] != before
+    (tmp_path / "t" / "undo.1").write_bytes(whole[:left])  # its rows were not touched
+    with open_table(tmp_path / "t") as table:
+        assert contents(table) == expected[0]
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_changes_nothing(tmp_path, expected, monkeypatch):
+    table = open_table(tmp_path / "t")
+    take_step(table)
+    monkeypatch.setattr(os, "write", full_disk)
+    with pytest.raises(OSError, match=r"step was not written.*free space") as raised:
+        take_step(table)
+    assert raised.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="nothing was saved"):
+        table.save(tree_at(1))
+    monkeypatch.undo()
+    assert contents(table) == expected[1]
+    take_step(table)
+    table.save(tree_at(2))
+    table.close()
+    with open_table(tmp_path / "t") as table:
+        assert contents(table) == expected[2]
+
+
+def test_too_little_space_for_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"needs [\d,]+ bytes.*are free: choose another path, or pass reserve=False"):
+        large_tables.HostTable((4_000_000_000, 4096), seed=0, path=tmp_path / "t")
+
+
+DAMAGE = {
+    "rows": (lambda path: os.truncate(path / "rows", 100), r"rows.* has 100 bytes, but a table of 5,000 rows needs 160,000"),
+    "no rows": (lambda path: os.remove(path / "rows"), "rows.* is missing, but a table of"),
+    "save": (lambda path: flip(path / "save", 200), "save.* is damaged: its checksum"),
+    "short save": (lambda path: os.truncate(path / "save", 100), "save.* is damaged"),
+    "another file": (lambda path: (path / "save").write_bytes(b"text"), "is no save of a large table"),
+    "log": (lambda path: flip(path / "undo.1", 30), "undo.1 is damaged at byte 0"),
+    "foreign": (lambda path: (path / "notes.txt").write_text("x"), r"holds other files, \['notes.txt'\]"),
+}
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_refused_by_name(what, tmp_path):
+    with open_table(tmp_path / "t") as table:
+        take_step(table)
+    damage, message = DAMAGE[what]
+    damage(tmp_path / "t")
+    with pytest.raises(ValueError, match=message):
+        open_table(tmp_path / "t")
+
+
+def test_one_writer(tmp_path):
+    with open_table(tmp_path / "t"), pytest.raises(ValueError, match="is open in another HostTable: two writers"):
+        open_table(tmp_path / "t")
+    open_table(tmp_path / "t").close()
+
+
+PROGRAM = f"""
+import sys
+sys.path[:0] = [{os.path.dirname(__file__)!r}]
+from test_last_save import *
+table = open_table(sys.argv[1])
+print("open", flush=True)
+while True:
+    take_step(table)
+    number = table.count + table.total_notfinite
+    if number % BETWEEN_SAVES == 0:
+        table.save(tree_at(number))
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path):
+    reference, at_step, rng, kills, lost = open_table(None), {}, np.random.default_rng(0), 0, []
+    at_step[0] = contents(reference)
+    while kills < 100:
+        child = subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path / "t"], stdout=subprocess.PIPE, env=os.environ)
+        assert child.stdout.readline() == b"open\n"
+        try:
+            child.wait(rng.uniform(0.0, 0.6))
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        assert child.returncode == -signal.SIGKILL
+        child.stdout.close()
+        kills += 1
+        with open_table(tmp_path / "t") as table:
+            number = table.count + table.total_notfinite
+            while max(at_step) < number:
+                take_step(reference)
+                at_step[max(at_step) + 1] = contents(reference)
+            assert contents(table) == at_step[number]
+            assert number % BETWEEN_SAVES == 0
+            assert not number or table.restore(PARAMS)["step"] == number
+            assert table.steps_lost <= BETWEEN_SAVES
+            lost.append(table.steps_lost)
+    print(f"{kills} kills, {max(at_step)} steps, {sum(lost)} steps lost, at most {max(lost)} at once")
+    assert max(at_step) > 100
+    assert max(lost) > 0
