@@ -33,6 +33,10 @@ METHODS = {
     "row-normalized momentum (RMNP)": "rmnp",
     "row norm, then spectral (2605.18106)": "hybrid",
     "SCALE": "scale",
+    "Ember, flatter profile": "ember_power",
+    "Ember, rows weigh the same in the profile": "ember_equal_rows",
+    "Ember, a profile for each class of tokens": "ember_classes",
+    "Ember, tokens forget by occurrence": "ember_by_occurrence",
 }
 NUMBERS = {"b1": "b1", "b2": "b2", "decay": "weight_decay", "eps": "eps"}
 NUMBERS |= {"half-life of b2 in tokens": "half_life", "gradients in a step": "accumulate"}

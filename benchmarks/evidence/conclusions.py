@@ -6,7 +6,7 @@ from benchmarks.evidence.comparison import paired
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResults, best_of, mean_of
 from benchmarks.evidence.pairs import GRID_SEEDS
-from benchmarks.evidence.studies import BASELINE, MOMENTA, OURS, TASKS, Study
+from benchmarks.evidence.studies import BASELINE, ESTIMATES, MOMENTA, OURS, TASKS, VARIANTS, Study
 from benchmarks.evidence.tables import Results, shown_difference
 from benchmarks.evidence.verdicts import FEWEST, MARGIN, Compared, compared, missing, summary
 from benchmarks.harness.report import markdown
@@ -57,6 +57,23 @@ def table(one: Results, two: PairResults, study: Study) -> str:
             rows.append((f"{TASKS[task].title}: {setting}", rates, " or ".join(map(str, sizes)), *cells))
     headers = (f"{title(ours)} - {title(theirs)}" for ours, theirs in _COMPARISONS)
     return markdown(rows, ("setting", "rates", "n", *headers))
+
+
+def estimates(one: Results) -> str:
+    """Other estimates of the second moment against Ember and against the full one."""
+    rows = []
+    for setting in ESTIMATES:
+        for method in (OURS, *VARIANTS):
+            if (result := one.get(("pretraining", setting, method))) and result.losses:
+                against = [compared(one, {}, "pretraining", setting, method, other) for other in (OURS, NO_MOMENTUM)]
+                cells = (
+                    shown_difference(each.difference) if (each and method != OURS) or (each is against[1] and each) else ""
+                    for each in against
+                )
+                rows.append(
+                    (setting.removesuffix(", estimates"), title(method), str(len(result.fresh)), f"{result.best.rate:g}", *cells)
+                )
+    return markdown(rows, ("setting", "estimate", "n", "best rate", "minus Ember", "minus Adam without momentum"), names=2)
 
 
 def _to_the_best(two: PairResults) -> str:

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from benchmarks.evidence import pair_tables, tables
+from benchmarks.evidence import conclusions, pair_tables, tables
 from benchmarks.evidence.claims import claims
 from benchmarks.evidence.comparison import results
-from benchmarks.evidence.conclusions import MARGINS, conclusions
-from benchmarks.evidence.conclusions import table as conclusions_table
 from benchmarks.evidence.pair_comparison import PairResults, pair_results
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.studies import TASKS, Study
@@ -46,14 +44,23 @@ _HOW = """
 def page(study: Study, records: dict[str, Records]) -> str:
     """The document."""
     found, two = results(study.cells, records), pair_results(study.pairs, records)
-    parts = [_HEAD, "## In short", conclusions(found, two, study), MARGINS, "## What the gain is made of", _PARTS_OF_THE_GAIN]
-    parts += [conclusions_table(found, two, study), "## What the paper claims", _claims(found, two, study)]
+    parts = [
+        _HEAD,
+        "## In short",
+        conclusions.conclusions(found, two, study),
+        conclusions.MARGINS,
+        "## What the gain is made of",
+        _PARTS_OF_THE_GAIN,
+    ]
+    parts += [conclusions.table(found, two, study), "## What the paper claims", _claims(found, two, study)]
     parts += ["## How a comparison is made", _HOW, _what_was_run(study, records)]
     parts += _two_rates(two)
     parts += ["## One rate for all tables", tables.headline(found, study)]
     parts += ["![Ember minus AdamW over size and batch size](images/evidence_scaling.png)"]
     for task in TASKS:
         parts += _task(found, task)
+    if of_estimates := conclusions.estimates(found):
+        parts += ["## Could the estimate be better?", _ESTIMATES, of_estimates]
     parts += [_ADVICE, tables.best_rates(found), _FORMS, tables.forms_of_ember(found)]
     if missing := pair_tables.missing(study, records):
         parts += ["## What is missing", _MISSING, missing]
@@ -123,6 +130,13 @@ may have to be extended.
 
 _REFUSED = """
 Runs are compared only where text, base model and settings are the same. These are not, so no difference is shown:
+"""
+
+_ESTIMATES = """
+Where tables are tied and where batches are small, the full second moment is better than Ember's. These estimates have O(V + D)
+numbers too (`benchmarks/evidence/variants.py`): a profile in which each active row counts the same; a profile for each of eight
+classes of tokens, by the size of their gradient; a flatter profile (its root); and an average that forgets when a token occurs
+and not in each step. Each is at its own best rate.
 """
 
 _ADVICE = """

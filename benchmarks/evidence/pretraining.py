@@ -48,6 +48,9 @@ _SIZE = _SMALL._replace(vocabulary=24_576)
 SETTINGS = {
     "0.5M": _SMALL,
     "0.3M tied": _SMALL._replace(tied=True),
+    # Other estimates of the second moment are compared with Ember and Adam without momentum in settings of their own.
+    "0.3M tied, estimates": _SMALL._replace(tied=True),
+    "0.5M, batch 128, estimates": _SMALL._replace(batch=2, steps=1200),
     # As many tokens, in more or fewer steps.
     "0.5M, batch 128": _SMALL._replace(batch=2, steps=1200),
     "0.5M, batch 2048": _SMALL._replace(batch=32, steps=75),

@@ -37,7 +37,11 @@ class Study(NamedTuple):
     @property
     def settings(self) -> list[tuple[str, str]]:
         """Tasks and settings in which Ember is compared, each once, task by task."""
-        found = dict.fromkeys((cell.task, cell.setting) for cell in (*self.cells, *self.pairs) if cell.method == OURS)
+        found = dict.fromkeys(
+            (cell.task, cell.setting)
+            for cell in (*self.cells, *self.pairs)
+            if cell.method == OURS and cell.setting not in ESTIMATES
+        )
         return sorted(found, key=lambda key: list(TASKS).index(key[0]))
 
 
@@ -76,6 +80,8 @@ _TUNING_PAIR = ((1e-2,), (1e-2,))
 _GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
 _EQUAL = ((5e-3, 5e-3), (1e-2, 1e-2), (2e-2, 2e-2))
 _SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
+VARIANTS = ("ember_equal_rows", "ember_classes", "ember_power", "ember_by_occurrence")
+ESTIMATES = ("0.3M tied, estimates", "0.5M, batch 128, estimates")
 ONE_VOCABULARY = ("size 3.1M", "size 4.7M", "size 6.3M", "size 9.4M", "size 12.6M")
 
 
@@ -126,6 +132,7 @@ _FULL = [
     *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
     *_of("pretraining", ("2.1M, main job", "0.3M tied", "0.5M, batch 2048", "0.5M, batch 128"), _ACTIVE_ROWS),
 ]
+_FULL += _of("pretraining", ESTIMATES, (OURS, "rmsprop", *VARIANTS), rates=(5e-3, 1e-2, 2e-2))
 _QUICK = [
     *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),
     *_of("pretraining", ("quick, batch 64", "quick, larger"), HEADLINE, seeds=2, rates=(1e-2, 2e-2)),

@@ -1,7 +1,7 @@
 """`HostTable`: a token table in host memory or in a file."""
 
+import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -153,7 +153,7 @@ class HostTable:
                 return batch, self._gather(ids_of(batch))
             return None
 
-        with ThreadPoolExecutor(1) as thread:
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
             ready = thread.submit(gather_next).result()
             while ready is not None:
                 batch, gathered = ready
