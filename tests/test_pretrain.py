@@ -130,6 +130,18 @@ def test_compares_a_fused_head_with_the_dense_one(pretrain, tmp_path, text):
     assert results["settings"]["table_dtype"] == "bfloat16" and list(results["runs"]) == ["ember", "ember, fused head"]
 
 
+@pytest.mark.slow
+def test_a_fused_head_on_a_mesh(pretrain, tmp_path, text):
+    """Split by tokens and by features; its losses are those of one device."""
+    arguments = [*TINY, "--data", str(text), "--steps", "10", "--optimizers", "ember", "--tied", "--fused-head"]
+    for mesh in ([], ["--mesh", "data=2,fsdp=2,tp=2"]):
+        done = pretrain(*arguments, "--name", "mesh" if mesh else "one", *mesh)
+        assert done.returncode == 0, done.stderr
+    one, mesh = (json.loads((tmp_path / name / "results.json").read_text())["runs"] for name in ("one", "mesh"))
+    for name in one:
+        assert mesh[name]["training_losses"] == pytest.approx(one[name]["training_losses"], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

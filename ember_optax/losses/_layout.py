@@ -11,7 +11,9 @@ from .._math.parts import Layout
 from .._optimizer.checks import mesh_names
 
 
-def layout_of(hidden: jax.Array, table: jax.Array, token_axis: int, token_mesh_axes: Any, batch_mesh_axes: Any) -> Layout | None:
+def layout_of(
+    hidden: jax.Array, table: jax.Array, labels: jax.Array, token_axis: int, token_mesh_axes: Any, batch_mesh_axes: Any
+) -> Layout | None:
     """The layout of a head that is split by tokens, or None for one that is not.
 
     Raises:
@@ -36,7 +38,7 @@ def layout_of(hidden: jax.Array, table: jax.Array, token_axis: int, token_mesh_a
             f"table or the hidden states."
         )
     if AxisType.Manual in types.values():
-        _check_manual(hidden, table, names, batch, types)
+        _check_manual(hidden, table, labels, names, batch, types)
         return Layout(names)
     _check_table(table, token_axis, names, types, mesh)
     if AxisType.Explicit in types.values():
@@ -76,7 +78,7 @@ def _dividing(names: tuple[str, ...], mesh: Any, tokens: int) -> tuple[str, ...]
     return found
 
 
-def _check_manual(hidden: Any, table: Any, names: Any, batch: Any, types: dict[str, AxisType]) -> None:
+def _check_manual(hidden: Any, table: Any, labels: Any, names: Any, batch: Any, types: dict[str, AxisType]) -> None:
     """Raises if the axes cannot be those of the caller's `jax.shard_map`."""
     if batch:
         raise ValueError(
@@ -94,11 +96,12 @@ def _check_manual(hidden: Any, table: Any, names: Any, batch: Any, types: dict[s
             f"token_mesh_axes names {whole}, along which the table is the same on all devices: split the table over them in "
             f"in_specs, or leave them out."
         )
-    if split := [name for name in names if name in varying_axes(hidden)]:
-        raise ValueError(
-            f"hidden states differ along {split}, which token_mesh_axes says to split the vocabulary: every device needs all "
-            f"hidden states of its rows. Split hidden states over other axes, or gather them with jax.lax.all_gather."
-        )
+    for what, array in (("hidden states", hidden), ("labels", labels)):
+        if split := [name for name in names if name in varying_axes(array)]:
+            raise ValueError(
+                f"{what} differ along {split}, which token_mesh_axes says to split the vocabulary: along these axes all devices "
+                f"need the same {what}. Split them over other axes, or gather them with jax.lax.all_gather."
+            )
 
 
 def _check_table(table: Any, token_axis: int, names: tuple[str, ...], types: dict[str, AxisType], mesh: Any) -> None:

@@ -94,7 +94,7 @@ def linear_softmax_cross_entropy(
     hidden = check_hidden(hidden, array.shape, token_axis)
     labels = checked_labels(labels, hidden.shape)
     where = checked_where(where, labels.shape)
-    layout = layout_of(hidden, array, token_axis, token_mesh_axes, batch_mesh_axes)
+    layout = layout_of(hidden, array, labels, token_axis, token_mesh_axes, batch_mesh_axes)
     size = array.shape[token_axis] * parts_of(layout)
     loss = checked_loss(token_axis, size, num_tokens, chunk, soft_cap, z_loss, label_smoothing, labels.size, layout)
     if where is not None:

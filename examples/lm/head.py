@@ -16,6 +16,11 @@ class Head(NamedTuple):
     token_axis: int
 
     def losses(self, params: Any, hidden_BxTxD: jax.Array, labels_BxT: jax.Array) -> jax.Array:
-        """The cross-entropy of each label, (B, T), in chunks of the vocabulary."""
+        """The cross-entropy of each label, (B, T), in chunks of the vocabulary.
+
+        On a mesh the tokens are split over `fsdp` (`lm/devices.py`), and each device works on its own rows.
+        """
         table = functools.reduce(operator.getitem, self.path.split("/"), params)
-        return linear_softmax_cross_entropy(hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis)
+        is_split = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+        layout = {"token_mesh_axes": "fsdp", "batch_mesh_axes": "data"} if is_split else {}
+        return linear_softmax_cross_entropy(hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis, **layout)

@@ -172,8 +172,9 @@ def loss(hidden=HIDDEN, table=TABLE, labels=LABELS, token_mesh_axes="vocab", **o
 ROWS, BATCH = P("vocab"), P("data")
 
 
-def in_shard_map(table=ROWS, hidden=BATCH, axes=("data", "vocab"), **options):
+def in_shard_map(table=ROWS, hidden=BATCH, axes=("data", "vocab"), shift=False, **options):
     def call(hidden, table, labels):
+        labels = labels + jax.lax.axis_index("vocab") if shift else labels
         return loss(hidden, table, labels, **options)
 
     labels = P(*hidden[:1])
@@ -195,6 +196,7 @@ def test_wrong_axes_are_refused():
     refused(
         in_shard_map(table=P(), axes=["data"]), r"\['vocab'\] are not axes of the jax.shard_map around the loss: name them in its"
     )
+    refused(in_shard_map(shift=True), r"labels differ along \['vocab'\], which token_mesh_axes says to split the vocabulary")
     refused(in_shard_map(batch_mesh_axes="data"), r"batch_mesh_axes names \['data'\] inside of jax.shard_map, .*: leave it out")
     with pytest.raises(
         ValueError, match=r"name \['vocab'\], but the mesh has the axes \[\]: name its axes, and call the loss inside"

@@ -1,0 +1,152 @@
+"""What the compiler for TPUs says of heads that are split by tokens over a mesh: temporaries, and what is sent.
+
+No TPU is needed, but the extra `tpu-compiler` is. The mesh has the axes "data" and "vocab", with 4,096 tokens on each part of
+"data". All figures are the compiler's account of one device, not a clock. `--check` measures the smaller head on eight chips, and
+fails where it is not what docs/fused_head.md promises.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.harness.compiled import collectives_in, cost_of, elements_by_operation
+from benchmarks.harness.report import markdown, sent
+from benchmarks.harness.results import RESULTS, fill, parser
+from benchmarks.harness.steps import abstract_carry
+from benchmarks.harness.targets import available, mesh_of, use_compilers
+from ember_optax import EmberDimensionNumbers, ember, row_sparse
+from ember_optax.losses import linear_softmax_cross_entropy
+
+MESHES = {"8 x v5e": (2, 4), "256 x v5e": (16, 16)}
+HEADS = {"262144 x 1152 float32": (262_144, 1_152, "float32"), "128256 x 8192 bfloat16": (128_256, 8_192, "bfloat16")}
+TOKENS = 4_096
+USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL = "usual loss", "loss in chunks", "dense step", "fused step", "fused step, all axes"
+WAYS = (USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL)
+# What `--check` holds to be true: at most so many MiB of temporaries.
+LIMITS = {CHUNKS: 150, FUSED: 64, FUSED_ALL: 64}
+
+
+def main() -> None:
+    """Compiles, prints the table and writes JSON; or checks."""
+    use_compilers()
+    arguments = parser(__doc__)
+    arguments.add_argument("--check", action="store_true", help="only what the documents promise of eight chips; writes nothing")
+    arguments.add_argument("--output", type=Path, default=RESULTS / "split_heads.json", help="results")
+    options = arguments.parse_args()
+    if options.check:
+        check(*available(["8 x v5e"]))
+        return
+    wanted = [(mesh, head, way) for mesh in available(list(MESHES)) for head in HEADS for way in WAYS]
+    print(table(fill(options.output, wanted, measure, "program")))
+
+
+def check(mesh: str) -> None:
+    """Measures the smaller head on one mesh.
+
+    Raises:
+      SystemExit: a figure is above its limit, or a table or a chunk of it is sent where it should not be.
+    """
+    failed = []
+    for way, most in LIMITS.items():
+        found = measure(mesh, next(iter(HEADS)), way)
+        loops = {} if way != FUSED else {"all-reduce"}
+        bad = found["temporaries"] > most * 2**20 or not set(found["in loops"]) <= set(loops)
+        failed += [way] * bad
+        print(f"{mesh} {way}: {found} {'TOO MUCH' if bad else 'as promised'}")
+    if failed:
+        raise SystemExit(f"not as promised: {failed}")
+
+
+def measure(mesh: str, head: str, way: str) -> dict[str, Any]:
+    """Bytes of temporaries, and the elements that one device gets by each kind of collective."""
+    compiled = _program(mesh, HEADS[head], way).compile()
+    text = compiled.as_text() or ""
+    return {
+        "temporaries": cost_of(compiled).temporaries,
+        "in loops": elements_by_operation(collectives_in(in_loops(text))),
+        "everywhere": elements_by_operation(collectives_in(text)),
+    }
+
+
+def in_loops(text: str) -> str:
+    """The computations of an HLO module that its loops run.
+
+    Example:
+      >>> text = "%a (x) {\\n %y = f32[] all-reduce(x)\\n}\\nENTRY %b (x) {\\n %z = while(x), condition=%c, body=%a\\n}\\n"
+      >>> in_loops(text).count("all-reduce")
+      1
+    """
+    computations = {found.group(2): found.group() for found in re.finditer(r"^(ENTRY )?(%[\w.-]+) \(.*?^\}", text, re.M | re.S)}
+    found, waiting = [], re.findall(r"body=(%[\w.-]+)", text)
+    while waiting:
+        if (name := waiting.pop()) in computations:
+            body = computations.pop(name)
+            found.append(body)
+            waiting += re.findall(r"%[\w.-]+", body)
+    return "\n".join(found)
+
+
+def _program(mesh_name: str, head: tuple[int, int, str], way: str) -> jax.stages.Lowered:
+    (size, width, dtype), (data, vocab) = head, MESHES[mesh_name]
+    mesh = mesh_of(mesh_name, data=data, vocab=vocab)
+    axes = ("vocab", "data") if way == FUSED_ALL else ("vocab",)
+    rows, batch, whole = (NamedSharding(mesh, spec) for spec in (P(axes), P("data"), P()))
+    of_params = {"head": rows, "body": whole}
+    params = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=of_params[name])
+        for name, shape in (("head", (size, width)), ("body", (width, width)))
+    }
+    given = (
+        jax.ShapeDtypeStruct((TOKENS * data, width), dtype, sharding=batch),
+        jax.ShapeDtypeStruct((TOKENS * data,), jnp.int32, sharding=batch),
+    )
+    loss_fn = functools.partial(_loss, way=way, axes=axes)
+    if way in (USUAL, CHUNKS):
+        gradient = jax.jit(jax.value_and_grad(loss_fn), out_shardings=(whole, of_params))
+        return gradient.lower(params, *given)
+    tables = {"head": EmberDimensionNumbers(), "body": None}
+    tx = ember(1e-3, optax.sgd(1e-3), tables=tables)
+
+    def step(carry, hidden, labels):
+        params, state = carry
+        if way == DENSE:
+            loss, grads = jax.value_and_grad(loss_fn)(params, hidden, labels)
+        else:
+            loss, grads = row_sparse.value_and_grad(loss_fn, heads="head", tables=tables)(params, {}, hidden, labels)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), loss
+
+    start, shardings = abstract_carry(tx, params, of_params)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)).lower(start, *given)
+
+
+def _loss(params: Any, hidden: jax.Array, labels: jax.Array, *, way: str, axes: tuple[str, ...]) -> jax.Array:
+    hidden = jnp.tanh(hidden @ params["body"])
+    if way == USUAL:
+        logits = jnp.einsum("nd,vd->nv", hidden, params["head"], preferred_element_type=jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return linear_softmax_cross_entropy(hidden, params["head"], labels, token_mesh_axes=axes).mean()
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line for each mesh, head and way."""
+    rows = [
+        (mesh, head, way, f"{found['temporaries'] / 2**20:,.0f}", sent(found["in loops"]), sent(found["everywhere"]))
+        for mesh, of_mesh in results.items()
+        for head, of_head in of_mesh.items()
+        for way, found in of_head.items()
+    ]
+    return markdown(
+        rows, ("chips", "head", "way", "temporaries (MiB)", "sent in each turn of a loop", "sent, once counted"), names=3
+    )
+
+
+if __name__ == "__main__":
+    main()
