@@ -22,5 +22,7 @@ class Head(NamedTuple):
         """
         table = functools.reduce(operator.getitem, self.path.split("/"), params)
         is_split = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
-        layout = {"token_mesh_axes": "fsdp", "batch_mesh_axes": "data"} if is_split else {}
-        return linear_softmax_cross_entropy(hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis, **layout)
+        tokens, batch = ("fsdp", "data") if is_split else (None, None)
+        return linear_softmax_cross_entropy(
+            hidden_BxTxD, table, labels_BxT, token_axis=self.token_axis, token_mesh_axes=tokens, batch_mesh_axes=batch
+        )
