@@ -52,7 +52,8 @@ def next_moments(
 
     def average(moment: jax.Array, statistic: jax.Array, add: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
         # The decay is a subtraction, because 1 - b2 is the accurate constant.
-        return add(moment - complement_11 * moment, complement_11 * jnp.where(finite_11, statistic, 0.0))
+        new = add(moment - complement_11 * moment, complement_11 * jnp.where(finite_11, statistic, 0.0))
+        return new.astype(moment.dtype)
 
     return Moments(
         count=jnp.where(finite_11, optax.safe_increment(old.count), old.count),

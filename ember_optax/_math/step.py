@@ -21,11 +21,15 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class Hyperparameters(NamedTuple):
-    """The numbers of a step. The same for all tables, and for the dense, the row-sparse and the fused step."""
+    """The numbers of a step. The same for all tables, and for the dense, the row-sparse, the fused and the host table's step.
+
+    A number is added here. It has no default, so that every step that makes these has to give it, and those that use them are
+    `ember_step`, `ember_row_step` and the `Preconditioner` of fused heads.
+    """
 
     rate: DecayRate
     eps: Any  # added to the root
-    weight_decay: Any = 0.0  # this times the parameter is added to the update
+    weight_decay: Any  # this times the parameter is added to the update
 
 
 # Its own `jax.jit`, so that tables of one shape are traced once: 5,000 tables take a fifth of the time. XLA inlines the call.

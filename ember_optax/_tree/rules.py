@@ -1,4 +1,4 @@
-"""The rules of the table finder: the paths and ranks of token tables, and their token axes."""
+"""The rules of the table finder: the paths and ranks of token tables, and their token axes. A rule is added to `RULES`."""
 
 import dataclasses
 import functools

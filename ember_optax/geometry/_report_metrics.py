@@ -1,4 +1,7 @@
-"""The metrics that `report` has of one table, or of each of a stack of them, as one compiled program. A metric is added here."""
+"""The metrics that `report` has of one table, or of each of a stack of them, as one compiled program.
+
+A metric is added here and in the docstring of `report`.
+"""
 
 import functools
 from typing import Any

@@ -137,7 +137,11 @@ def _row_steps(g: jax.Array, state: TableState, token: int, rule: StepRule) -> j
         if isinstance(state, ScaleByEmberState):
             axes = TableAxes((token,), features, ())
             update, _ = ember_step(
-                g, state, Hyperparameters(decay_rate(rule.b2), rule.eps), axes=axes, active_rows=rule.active_rows
+                g,
+                state,
+                Hyperparameters(decay_rate(rule.b2), rule.eps, weight_decay=0.0),
+                axes=axes,
+                active_rows=rule.active_rows,
             )
         else:
             update, _ = optax.scale_by_adam(rule.b1, rule.b2, rule.eps).update(g, state)

@@ -60,7 +60,7 @@ def update(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> Fe
     places_N = jnp.arange(num_places, dtype=jnp.int32)
     places_N = jnp.where(fetched.ids < fetched.num_rows, places_N, num_places)
     axes = TableAxes(token=(0,), feature=tuple(range(1, fetched.rows.ndim)), batch=())
-    by = Hyperparameters(rate, fetched.eps)
+    by = Hyperparameters(rate, fetched.eps, weight_decay=0.0)
     steps, new = ember_row_step(row_grads, places_N, old, by, axes=axes, num_rows=float(fetched.num_rows))
     steps = -jnp.asarray(learning_rate, steps.dtype) * steps
     rows = fetched.rows + _rounded(fetched, steps)

@@ -1,4 +1,8 @@
-"""Softmax cross entropy of a head, computed from hidden states instead of logits."""
+"""Softmax cross entropy of a head, computed from hidden states instead of logits.
+
+An option is added here, in `checked_loss` (`_checks.py`), and in `LossOptions` and its gradient (`_math/softmax.py`), which fused
+heads use too.
+"""
 
 import functools
 

@@ -35,7 +35,7 @@ def test_only_a_cpu_reads_the_gradient_behind_barriers(platform, barriers):
     """One barrier is that of the roots; another would cost a TPU a fifth of the step, a missing one a CPU three times of it."""
     g = jnp.ones((64, 32))
     text = lowered_for(
-        platform, lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8), axes=AXES), g
+        platform, lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8, 0.0), axes=AXES), g
     )
     assert text.count("stablehlo.optimization_barrier") == barriers
 
@@ -54,7 +54,7 @@ def test_on_several_devices_the_gradient_is_made_first(platform):
     sharding = NamedSharding(make_mesh(AxisType.Auto), P("fsdp"))
     g = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=sharding)
     text = lowered_for(
-        platform, lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8), axes=AXES), g
+        platform, lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8, 0.0), axes=AXES), g
     )
     assert text.count("stablehlo.optimization_barrier") == 2
 
@@ -63,7 +63,7 @@ def test_a_mesh_of_one_device_is_none():
     mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
     g = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, P("fsdp")))
     text = lowered_for(
-        "tpu", lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8), axes=AXES), g
+        "tpu", lambda g: ember_step(g, init_moments(g, AXES), Hyperparameters(decay_rate(0.999), 1e-8, 0.0), axes=AXES), g
     )
     assert text.count("stablehlo.optimization_barrier") == 1
 
