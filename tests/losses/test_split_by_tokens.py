@@ -80,7 +80,7 @@ def test_explicit_axes(hidden, table):
     of_labels = P(*hidden[:2])
     placed = place(mesh, arrays, (hidden, table, of_labels, of_labels))
     (of_hidden, of_table), losses = gradients(chunk=8, z_loss=0.01)(*placed)
-    assert_same(((of_hidden, of_table), losses), wanted)
+    assert_same(((of_hidden, of_table), losses), wanted, 2e-6)
     for array, like in ((of_hidden, placed[0]), (of_table, placed[1]), (losses, placed[2])):
         assert jax.typeof(array).sharding.spec == jax.typeof(like).sharding.spec
 

@@ -57,6 +57,13 @@ def test_untied(shape):
     compare(model_with(), shape=shape)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_twenty_steps(tied, shape):
+    compare(model_with(tied, options=ALL_OPTIONS), steps=20, shape=shape, weight_decay=0.1)
+
+
 @pytest.mark.parametrize("token_axis", [0, 1])
 def test_tied(token_axis):
     """With a mask, all options of the loss, and weight decay."""
