@@ -35,7 +35,7 @@ class StochasticRoundingState(NamedTuple):
       0
 
     References:
-      docs/fused_head.md
+      docs/bfloat16_tables.md
     """
 
     count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -92,7 +92,7 @@ def stochastic_rounding(
 
     References:
       Gupta et al., "Deep Learning with Limited Numerical Precision", https://arxiv.org/abs/1502.02551; Zamirai et al.,
-      "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192; docs/fused_head.md
+      "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192; docs/bfloat16_tables.md
     """
     check_declaration(tables, "tables")
     word = _checked_seed(seed)

@@ -3,7 +3,7 @@
 >>> from ember_optax import losses  # `losses.linear_softmax_cross_entropy` has an example that runs
 
 References:
-  docs/fused_head.md
+  docs/chunked_loss.md
 """
 
 from ._softmax import linear_softmax_cross_entropy

@@ -90,7 +90,7 @@ def linear_softmax_cross_entropy(
 
     References:
       Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", https://arxiv.org/abs/2411.09009; soft cap: Gemma 2,
-      https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311; docs/fused_head.md
+      https://arxiv.org/abs/2408.00118; z-loss: PaLM, https://arxiv.org/abs/2204.02311; docs/chunked_loss.md
     """
     array, token_axis, head = checked_head(table, token_axis)
     if head is not None and jnp.ndim(hidden):
