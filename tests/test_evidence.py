@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from statistics import mean, stdev
 
 import jax
@@ -14,6 +15,7 @@ from benchmarks.evidence import page, pictures, plan, pretraining, records, stud
 from benchmarks.evidence.ablations import scale_by_part, scale_by_token_sum
 from benchmarks.evidence.comparison import results
 from benchmarks.evidence.methods import METHODS, make_method, title
+from benchmarks.evidence.pair_comparison import against, pair_results
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import FOLDER, Record
 from benchmarks.evidence.statistics import paired_difference
@@ -230,8 +232,12 @@ def test_the_readme_counts_what_the_files_count():
         assert len(runs.fresh) == 8
         spread = f"{runs.losses.mean:.4f} ± {runs.losses.deviation:.4f}"
         assert f"| {shown} | {runs.best.rate:g} | {runs.any.loss:.4f} | {spread} |" in readme
-    without_momentum, whole = (found["pretraining", "0.5M", method].difference.mean for method in ("rmsprop", "ember"))
-    assert f"Adam without momentum gains {-without_momentum:.4f} nats over AdamW and Ember {-whole:.4f}" in readme
+    pairs = pair_results(studies.FULL.pairs, records.read_all())
+    for baseline in ("adamw", "rmsprop"):
+        short, long = (against(pairs, ("pretraining", f"0.5M{steps}", "ember"), baseline) for steps in ("", ", 1200 steps"))
+        for difference in (short, long):
+            interval = f"[{difference.mean - difference.half:+.4f}, {difference.mean + difference.half:+.4f}]"
+            assert re.search(rf"{difference.mean:+.4f} (nats )?{re.escape(interval)}", readme)
 
 
 def test_the_page_of_a_few_runs(prepared, tmp_path):
