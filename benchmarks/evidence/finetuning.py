@@ -1,4 +1,4 @@
-"""Fine-tuning: SmolLM2-135M on documentation, and the main job's small model on Python's manual, which lies in data/.
+"""Fine-tuning: SmolLM2-135M on documentation, and the main job's small model on Python's manual, which is in data/.
 
 The loss that is compared is that of the held-out answers after the last step, in nats per token. Runs of a setting begin with the
 same parameters; seeds decide the batches.

@@ -71,7 +71,7 @@ _HALF_LIFE, _ACCUMULATE = "half_life", "accumulate"
 def make_method(name: str, tokens_per_step: int) -> optax.GradientTransformation:
     """The transformation of a name.
 
-    `half_life=N` stands for the b2 whose averages forget half in N tokens, `accumulate=N` for a step of the mean of N gradients.
+    `half_life=N` is the b2 whose averages forget half in N tokens, `accumulate=N` a step of the mean of N gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,7 +87,7 @@ def make_method(name: str, tokens_per_step: int) -> optax.GradientTransformation
 
 
 def b2_of_half_life(tokens: float, tokens_per_step: int) -> float:
-    """The decay rate of an average that loses half of its weight in so many tokens.
+    """The decay rate of an average that loses half of its weight in `tokens` tokens.
 
     Example:
       >>> f"{b2_of_half_life(1000, 1000)}, {b2_of_half_life(709_435, 1024):.4f}"

@@ -12,7 +12,7 @@ from benchmarks.evidence.records import Record, Records, Run
 
 SWEEP_SEED = 0
 _STEPS = (1, 2, 5)
-# A best rate that is still at an edge after so many more is reported as such.
+# A best rate that is still at an edge after this number of extensions is reported as such.
 MOST_EXTENSIONS = 12
 
 

@@ -119,7 +119,7 @@ def prepare(setting: Setting, method: str) -> Callable[..., tuple[float | None, 
 
 @functools.cache
 def corpus(vocabulary: int) -> Corpus:
-    """The standard library's text under a tokenizer of so many tokens."""
+    """The standard library's text under a tokenizer of `vocabulary` tokens."""
     return load_corpus(read_documents(None), vocabulary, default_cache_dir())
 
 

@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser(__doc__)
     setting = "model and batch, for a new file of results"
     arguments.add_argument("--setting", choices=list(SETTINGS), default="2.1M, main job", help=setting)
-    arguments.add_argument("--steps", type=int, default=300, help="steps of each run, likewise")
+    arguments.add_argument("--steps", type=int, default=300, help="steps of each run, for a new file of results")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of parameters and batches")
     arguments.add_argument("--output", type=Path, default=RESULTS_OF_PAGE[0], help="results")
     options = arguments.parse_args()

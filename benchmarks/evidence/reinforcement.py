@@ -23,7 +23,7 @@ from benchmarks.evidence.training import curve, partitioned, table_numbers, tree
 from examples.lm.arithmetic import worked_rewards
 from examples.lm.reinforcement import HELD_OUT, Policy, RlConfig, make_policy, reinforce
 
-# What half-lives in tokens are counted in here: completions have so many tokens on average.
+# The tokens of a completion on average. Half-lives in tokens are converted with it.
 _TOKENS_OF_COMPLETION = 5
 
 

@@ -9,7 +9,7 @@ import scipy.stats  # JAX brings it
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of so many values; the deviation is nan of a single one."""
+    """Mean and standard deviation of `size` values. The deviation of a single value is nan."""
 
     mean: float
     deviation: float

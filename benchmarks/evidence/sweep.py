@@ -66,7 +66,7 @@ def _complete(cell: Cell | PairCell, path: Path, finished: Records, end: float, 
 
 
 def _prepare(cell: Cell | PairCell) -> Callable[..., tuple[float | None, dict[str, Any]]]:
-    """The program of a cell, in the place of the one before, whose memory is given back."""
+    """The program of a cell. The memory of the one before is given back."""
     jax.clear_caches()
     task = importlib.import_module(f"benchmarks.evidence.{cell.task}")
     return task.prepare(task.SETTINGS[cell.setting], cell.method)

@@ -67,5 +67,5 @@ def tree_hash(params: Any) -> str:
 
 
 def curve(values: list[float]) -> list[float | None]:
-    """Means of so many equal stretches of a run, for pictures."""
+    """Means over equal stretches of a run, for pictures."""
     return rounded(float(np.mean(part)) for part in np.array_split(np.asarray(values), min(_BINS, len(values))))

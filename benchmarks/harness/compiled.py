@@ -163,7 +163,7 @@ def elements_by_operation(found: list[Collective]) -> dict[str, int]:
 
 
 def passes_in(hlo: str, elements: int) -> int:
-    """How often the entry of an HLO module reads or writes arrays of so many elements: for compilers that count no bytes.
+    """How often the entry of an HLO module reads or writes arrays with `elements` elements, for compilers that count no bytes.
 
     An operation on the rows of an array, such as a scatter, counts as if it went over all of it.
 

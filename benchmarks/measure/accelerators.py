@@ -47,8 +47,7 @@ OPTIMIZERS: dict[str, Callable[[EmberDimensionNumbers], optax.GradientTransforma
 ROW_SPARSE = "Ember, 2,048 rows"
 SHARDED = (262_144, 5_376)
 LAYOUTS = {"P('fsdp', None)": P("fsdp"), "P(None, 'fsdp')": P(None, "fsdp"), "P('fsdp', 'tp')": P("fsdp", "tp")}
-# What `--check` holds to be true: at most so many tables moved (a GPU's compiler counts none), at most this part of one in
-# temporaries.
+# What `--check` requires: the most tables moved (a GPU's compiler counts none), and the most temporaries as a part of a table.
 LIMITS = {"Ember": (4.1, 0.01), ROW_SPARSE: (0.5, 0.03)}
 
 

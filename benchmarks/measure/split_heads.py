@@ -29,7 +29,7 @@ HEADS = {"262144 x 1152 float32": (262_144, 1_152, "float32"), "128256 x 8192 bf
 TOKENS = 4_096
 USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL = "usual loss", "loss in chunks", "dense step", "fused step", "fused step, all axes"
 WAYS = (USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL)
-# What `--check` holds to be true: at most so many MiB of temporaries.
+# What `--check` requires: the most temporaries in MiB.
 LIMITS = {CHUNKS: 150, FUSED: 64, FUSED_ALL: 100}
 
 

@@ -16,7 +16,7 @@ from .._math.rounding import bits_at, can_round_to, key_of, places_along, places
 from .._math.rows import flat_ids, like_rows, rows_back, rows_first, sum_duplicates, take_rows
 from .._tree.boxes import unbox
 from .._tree.declared import AUTO, DimensionNumbersLike, check_declaration
-from .._tree.inputs import check_array, check_tree, checked_integer, shown
+from .._tree.inputs import check_array, check_tree, checked_seed, shown
 from .._tree.tables import Leaf, Table, read_tree, tables_with_ids
 from .._tree.token_ids import check_compact, token_ids_by_name
 from .checks import checked_params
@@ -133,9 +133,7 @@ def _checked_seed(seed: Any) -> Any:
             raise TypeError(f"seed must be one integer, got an array of shape {seed.shape} and dtype {seed.dtype}; pass seed=0.")
         if isinstance(seed, Tracer):
             return seed
-    if not 0 <= (number := checked_integer(seed, "seed")) < 1 << 32:
-        raise ValueError(f"seed must be in 0 to 2^32 - 1, got {number}; pass seed=0, for example.")
-    return np.uint32(number)
+    return np.uint32(checked_seed(seed))
 
 
 def _rounded_leaf(table: Leaf, param: Any, key: jax.Array) -> Any:

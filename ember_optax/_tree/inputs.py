@@ -92,6 +92,14 @@ def checked_integer(value: Any, argument: str, example: int = 0) -> int:
     raise TypeError(f"{argument} must be an integer, got {shown(value)}; pass a number like {example}.")
 
 
+def checked_seed(seed: Any) -> int:
+    """A seed as an integer in 0 to 2^32 - 1. Raises TypeError or ValueError for anything else."""
+    number = checked_integer(seed, "seed")
+    if not 0 <= number < 1 << 32:
+        raise ValueError(f"seed must be in 0 to 2^32 - 1, got {number}; pass seed=0, for example.")
+    return number
+
+
 def checked_key(key: Any) -> jax.Array:
     """A key of `jax.random`, typed or raw. Raises if it is anything else."""
     is_key = hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)

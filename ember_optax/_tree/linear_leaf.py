@@ -5,6 +5,7 @@ step, which is all that `optax.apply_updates` computes. Any other operation woul
 array, so it raises with the parameter's path. A leaf belongs to one trace, and `jax.jit` cannot return it.
 """
 
+import abc
 import math
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ class NoArrayError(TypeError, AttributeError):
     """A leaf was used as an array. It is an `AttributeError` too, so that `hasattr` is False for attributes of arrays."""
 
 
-class LinearLeaf:
+class LinearLeaf(abc.ABC):
     """The arithmetic of a linear leaf. Subclasses say what it holds.
 
     Attributes:
@@ -41,17 +42,17 @@ class LinearLeaf:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @abc.abstractmethod
     def times(self, number: Any) -> Any:
         """The leaf multiplied by a scalar."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def added_to(self, param: jax.Array) -> jax.Array:
         """The parameter after the step."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def what(self) -> str:
         """The text of an error: what the leaf is, and which operations it has."""
-        raise NotImplementedError
 
     def _number(self, other: Any) -> Any:
         if isinstance(other, LinearLeaf) or np.shape(other) != ():

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from .._tree.inputs import shown
+from .._tree.token_ids import integer_ids
 
 _FEWEST = 64
 
@@ -21,10 +22,7 @@ class BatchIds(NamedTuple):
 def batch_ids(ids: Any, num_rows: int) -> BatchIds:
     """Raises TypeError if a leaf of `ids` is not an array of integers."""
     leaves, treedef = jax.tree.flatten(ids)
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    for given, array in zip(leaves, arrays, strict=True):
-        if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"ids must be integers, got {shown(given)} of dtype {array.dtype}: pass the ids of the batch's rows.")
+    arrays = [np.asarray(integer_ids(leaf, "ids")) for leaf in leaves]
     if not arrays:
         raise ValueError(f"ids must hold at least one array, got {shown(ids)}; an array of shape (0,) is an empty batch.")
     flat = np.concatenate([np.where((a < 0) | (a >= num_rows), num_rows, a).astype(np.int64).reshape(-1) for a in arrays])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_flag, checked_number
-from .._tree.inputs import checked_integer, shown
+from .._tree.inputs import checked_seed, shown
 from ._fetched import FetchedRows
 
 # Ids are uint32 on the device, and one of them is padding.
@@ -30,15 +30,12 @@ def checked_options(shape, dtype, seed, std, b2, eps, reserve, sync_log) -> Opti
     """The options of a table. Raises TypeError or ValueError with the name of the argument."""
     checked_flag(reserve, "reserve")
     checked_flag(sync_log, "sync_log")
-    seed = checked_integer(seed, "seed")
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed must be in 0 to 2^32 - 1, got {seed}; pass seed=0, for example.")
     std = checked_number(std, "std", "std=0.02, or 0 for rows of zeros")
     of_steps = (
         checked_number(checked_b2(b2), "b2", "a Python number such as b2=0.999"),
         checked_number(checked_eps(eps), "eps", "a Python number such as eps=1e-8"),
     )
-    return Options(_checked_shape(shape), _checked_dtype(dtype), seed, std, *of_steps)
+    return Options(_checked_shape(shape), _checked_dtype(dtype), checked_seed(seed), std, *of_steps)
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:

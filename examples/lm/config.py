@@ -151,7 +151,7 @@ class CheckpointConfig(Part):
                 raise UsageError(f"{option} needs --checkpoint-dir")
 
     def last_step(self, steps: int) -> int:
-        """The last step of this session, of a run of so many."""
+        """The last step of this session, of a run of `steps` steps."""
         return min(steps, self.stop_after or steps)
 
 

@@ -37,7 +37,7 @@ class Lesson(NamedTuple):
       training: examples to learn from.
       held_out: examples to be judged by.
       hidden: `hidden(params, ids)`, (B, T) ids to what the head gets, (B, T, D); for a fused head alone.
-      head: its head, likewise.
+      head: its head, for a fused head alone.
     """
 
     params: Any
@@ -132,7 +132,7 @@ def batches(examples: Examples, batch_size: int, seed: int) -> Iterator[Examples
 
 
 def evaluator(lesson: Lesson, most: int, *, fused_head: bool = False) -> Callable[[Any], float]:
-    """`evaluate(params)`: the loss on at most so many held-out examples, spread evenly over them."""
+    """`evaluate(params)`: the loss on a part of the held-out examples, spread evenly over them."""
     loss_fn = jax.jit(answer_loss(lesson, fused_head=fused_head))
     count = max(1, min(most, len(lesson.held_out.tokens)) // _EVALUATION_ROWS) * _EVALUATION_ROWS
     rows = np.linspace(0, len(lesson.held_out.tokens) - 1, count).astype(int).reshape(-1, _EVALUATION_ROWS)

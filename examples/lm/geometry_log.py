@@ -20,7 +20,7 @@ _OVER_TRAINING = {"mean_cosine_similarity": "mean cosine", "iso_score": "IsoScor
 
 
 class GeometryLog:
-    """Looks at a run after every so many steps, and after the last one.
+    """Looks at a run after every `every` steps, and after the last one.
 
     It computes gradients of its own and leaves the compiled step alone, so that the run is the same to the last bit with and
     without it. Reports go on where a run is resumed; rays begin there.

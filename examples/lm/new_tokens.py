@@ -43,6 +43,6 @@ def with_new_tokens(model: Llama, texts: list[str]) -> tuple[Llama, np.ndarray]:
 
 
 def with_special_tokens(model: Llama, count: int) -> tuple[Llama, np.ndarray]:
-    """The model with so many more rows, each beginning as the mean of all rows; and their ids."""
+    """The model with `count` more rows, each the mean of all rows at first, and their ids."""
     size = len(model.params["embed_tokens"]["weight"])
     return model._replace(params=vocab.resize(None, model.params, None, size + count).params), size + np.arange(count)

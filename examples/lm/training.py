@@ -23,7 +23,7 @@ from .model import Transformer
 from .regularizing import Chosen, Subject, token_weights, with_terms, with_transformations
 from .tokens import Corpus, random_batch, validation_batches
 
-# Training losses are shown as a mean of so many.
+# The number of training losses that a shown one is the mean of.
 SMOOTHED_STEPS = 20
 _VALIDATION_BATCHES = 20
 

@@ -157,11 +157,15 @@ BAD = {
     "another std": (reopened(std=0.1), ValueError, r"^std is 0.1, but the table in .* was made with 0.02"),
     "another b2": (reopened(b2=0.9), ValueError, r"^b2 is 0.9, but the table in .* was made with 0.999"),
     "another eps": (reopened(eps=1e-6), ValueError, r"^eps is 1e-06, but the table in .* was made with 1e-08"),
-    "ids are floats": (fetch(np.array([1.0])), TypeError, r"^ids must be integers, got .* of dtype float64: pass the ids"),
-    "ids are booleans": (fetch(np.array([True])), TypeError, r"^ids must be integers, got .* of dtype bool"),
+    "ids are floats": (fetch(np.array([1.0])), TypeError, r"^ids must be integers, got float64 of shape \(1,\); pass a list"),
+    "ids are booleans": (fetch(np.array([True])), TypeError, r"^ids must be integers, got bool of shape \(1,\); np.flatnonzero"),
     "ids are text": (fetch("ids"), TypeError, r"^ids must be integers, got 'ids'"),
     "ids are None": (fetch(None), ValueError, r"^ids must hold at least one array, got None .*shape \(0,\) is an empty batch"),
-    "one of the ids": (fetch({"a": np.array([1]), "b": np.array([0.5])}), TypeError, r"^ids must be integers, got array\(\[0.5"),
+    "one of the ids": (
+        fetch({"a": np.array([1]), "b": np.array([0.5])}),
+        TypeError,
+        r"^ids must be integers, got float64 of shape \(1,\)",
+    ),
     "fetched is an array": (update(GRADS), TypeError, r"^fetched must be what HostTable.fetch returned, got "),
     "gradient of other rows": (
         update(row_grads=GRADS[:3]),
