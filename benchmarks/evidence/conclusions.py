@@ -64,15 +64,15 @@ def estimates(one: Results) -> str:
     rows = []
     for setting in ESTIMATES:
         for method in (OURS, *VARIANTS):
-            if (result := one.get(("pretraining", setting, method))) and result.losses:
-                against = [compared(one, {}, "pretraining", setting, method, other) for other in (OURS, NO_MOMENTUM)]
-                cells = (
-                    shown_difference(each.difference) if (each and method != OURS) or (each is against[1] and each) else ""
-                    for each in against
-                )
-                rows.append(
-                    (setting.removesuffix(", estimates"), title(method), str(len(result.fresh)), f"{result.best.rate:g}", *cells)
-                )
+            result = one.get(("pretraining", setting, method))
+            if result is None or result.losses is None:
+                continue
+            others = [
+                None if other == method else compared(one, {}, "pretraining", setting, method, other)
+                for other in (OURS, NO_MOMENTUM)
+            ]
+            name, n, rate = setting.removesuffix(", estimates"), str(len(result.fresh)), f"{result.best.rate:g}"
+            rows.append((name, title(method), n, rate, *(shown_difference(each and each.difference) for each in others)))
     return markdown(rows, ("setting", "estimate", "n", "best rate", "minus Ember", "minus Adam without momentum"), names=2)
 
 
