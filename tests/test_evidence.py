@@ -200,8 +200,10 @@ def test_a_run_of_pretraining(monkeypatch, text, tmp_path):
 
 def test_the_page_says_what_the_files_say():
     """It is exactly what the program makes of them, and its first comparison is computed here once more from the lines."""
-    document = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    assert document == page.page(studies.FULL, records.read_all())
+    found = records.read_all()
+    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == page.page(studies.FULL, found)
+    document = (ROOT / "docs" / "evidence_runs.md").read_text(encoding="utf-8")
+    assert document == page.runs_page(studies.FULL, found)
     lines = [json.loads(line) for line in records.path_of(FOLDER, "pretraining", "0.5M").read_text().splitlines()]
     at_best = {}
     for method in studies.HEADLINE:
@@ -245,6 +247,8 @@ def test_the_page_of_a_few_runs(prepared, tmp_path):
     study = studies.QUICK._replace(cells=[CELL._replace(setting="quick", method=m) for m in ("adamw", "ember")])
     assert "not measured yet" in page.page(study, {})
     sweep.sweep(study.cells, tmp_path, math.inf)
-    written = page.page(study, records.read_all(tmp_path))
-    assert "| Pretraining | quick" in written
-    assert pictures.draw(results(study.cells, records.read_all(tmp_path)), study, tmp_path)
+    found = records.read_all(tmp_path)
+    assert "| Pretraining: quick" in page.page(study, found)
+    assert "| Pretraining | quick" in page.runs_page(study, found)
+    drawn = pictures.draw(results(study.cells, found), pair_results(study.pairs, found), study, tmp_path)
+    assert {path.stem.removeprefix("evidence_") for path in drawn} == {"pareto", "rates", "scaling"}

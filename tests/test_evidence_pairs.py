@@ -191,7 +191,7 @@ def test_the_page_compares_momentum_apart(three):
     difference = against(compared, key, "rmsprop")
     assert difference.mean == pytest.approx(-0.03)
     assert difference.size == 3
-    written = page.page(study, found)
+    written = page.page(study, found) + page.runs_page(study, found)
     assert "| 0.5M      |   3 | 0.0720 ± 0.0010 |" in written
     assert "-0.0200 [-0.0200, -0.0200] (AdamW)" in written
     assert "**0.052**" in written
@@ -212,4 +212,4 @@ def test_a_refused_comparison_is_named_on_the_page(three):
         of_task[run] = of_task[run]._replace(details=DETAILS | {"base": "c"})
     compared = pair_results(study.pairs, found)
     assert "are no pair: base 'b' and 'c'" in against(compared, ("pretraining", "0.5M", "ember"), "rmsprop")
-    assert "refused: runs that are no pairs" in page.page(study, found)
+    assert "refused: runs that are no pairs" in page.runs_page(study, found)

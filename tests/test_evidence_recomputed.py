@@ -1,4 +1,7 @@
-"""Every number of docs/evidence.md that compares methods, computed once more from the lines, without the code of the page."""
+"""Every number of docs/evidence.md and evidence_runs.md that compares methods, computed once more from the lines.
+
+The code of the pages is not used.
+"""
 
 import json
 import math
@@ -10,7 +13,7 @@ import pytest
 import scipy.stats
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+PAGE = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evidence.md", "evidence_runs.md"))
 TASKS = {"Pretraining": "pretraining", "Fine-tuning": "finetuning", "Reinforcement learning": "reinforcement"}
 METHODS = {
     "AdamW": "adamw",

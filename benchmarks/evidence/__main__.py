@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.evidence import page, pictures, studies
 from benchmarks.evidence.comparison import results
+from benchmarks.evidence.pair_comparison import pair_results
 from benchmarks.evidence.records import FOLDER, merge, read_all
 from benchmarks.evidence.sweep import be_nice, sweep
 from benchmarks.harness.results import RESULTS, ROOT, parser
@@ -52,9 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.write or options.quick or options.gpt2:
         documents = DOCUMENTS if study is studies.FULL else folder
         records = read_all(folder)
-        page.write(study, records, documents / "evidence.md")
-        pictures.draw(results(study.cells, records), study, documents / "images")
-        print(f"wrote {documents / 'evidence.md'} and its pictures")
+        page.write(study, records, documents)
+        pictures.draw(results(study.cells, records), pair_results(study.pairs, records), study, documents / "images")
+        print(f"wrote evidence.md, evidence_runs.md and their pictures into {documents}")
 
 
 if __name__ == "__main__":

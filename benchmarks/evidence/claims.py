@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResults
-from benchmarks.evidence.studies import BASELINE, OURS, PARTS, TASKS, Study
+from benchmarks.evidence.studies import BASELINE, NO_MOMENTUM, OURS, PARTS, TASKS, Study
 from benchmarks.evidence.tables import Results
 from benchmarks.evidence.verdicts import MARGIN, OPEN, WORSE, Compared, compared, missing, summary
 
@@ -35,7 +35,7 @@ def claims(one: Results, two: PairResults, study: Study) -> list[Claim]:
         no_worse("It scales over parameter count", [("pretraining", setting) for setting in study.sizes]),
         no_worse("It lasts over the length of a run", [("pretraining", setting) for setting in study.lengths]),
         _state(one, two),
-        no_worse("No first moment is needed (Adam without it against AdamW)", by_task["pretraining"], "rmsprop"),
+        no_worse("No first moment is needed (Adam without it against AdamW)", by_task["pretraining"], NO_MOMENTUM),
         _narrow(one, study),
         Claim(
             "Late steps are stable",

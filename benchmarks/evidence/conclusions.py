@@ -6,12 +6,11 @@ from benchmarks.evidence.comparison import paired
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResults, best_of, mean_of
 from benchmarks.evidence.pairs import GRID_SEEDS
-from benchmarks.evidence.studies import BASELINE, ESTIMATES, MOMENTA, OURS, TASKS, VARIANTS, Study
+from benchmarks.evidence.studies import BASELINE, ESTIMATES, MOMENTA, NO_MOMENTUM, OURS, TASKS, VARIANTS, Study
 from benchmarks.evidence.tables import Results, shown_difference
 from benchmarks.evidence.verdicts import FEWEST, MARGIN, Compared, compared, missing, summary
 from benchmarks.harness.report import markdown
 
-NO_MOMENTUM = "rmsprop"
 _COMPARISONS = ((NO_MOMENTUM, BASELINE), (OURS, BASELINE), (OURS, NO_MOMENTUM))
 
 

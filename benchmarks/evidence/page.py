@@ -1,4 +1,4 @@
-"""docs/evidence.md, made from the finished runs and nothing else."""
+"""docs/evidence.md and docs/evidence_runs.md, made from the finished runs and nothing else."""
 
 from pathlib import Path
 
@@ -14,10 +14,18 @@ _HEAD = """# Evidence
 
 What training with Ember comes to, measured by `python -m benchmarks.evidence` and written by `python -m benchmarks.evidence
 --write`. Only what trains the token tables differs within a comparison: model, text, batches and the body's AdamW with its
-rate are the same. The runs are lines of JSON in `benchmarks/results/evidence/`.
+rate are the same. The runs are lines of JSON in `benchmarks/results/evidence/`. [Every run](evidence_runs.md) has each setting
+with all its methods and rates.
 
 These are small models and short runs on two processor cores. They can show that the saved memory costs something. They
 cannot show that it never does.
+"""
+
+_RUNS_HEAD = """
+# Every run
+
+All settings of [Evidence](evidence.md), which has the conclusions and says how a comparison is made. `python -m
+benchmarks.evidence --write` writes both pages.
 """
 
 _PARTS_OF_THE_GAIN = """
@@ -42,37 +50,39 @@ _HOW = """
 
 
 def page(study: Study, records: dict[str, Records]) -> str:
-    """The document."""
+    """What was found: conclusions first."""
     found, two = results(study.cells, records), pair_results(study.pairs, records)
-    parts = [
-        _HEAD,
-        "## In short",
-        conclusions.conclusions(found, two, study),
-        conclusions.MARGINS,
-        "## What the gain is made of",
-        _PARTS_OF_THE_GAIN,
-    ]
-    parts += [conclusions.table(found, two, study), "## What the paper claims", _claims(found, two, study)]
-    parts += ["## How a comparison is made", _HOW, _what_was_run(study, records)]
-    parts += _two_rates(two)
-    parts += ["## One rate for all tables", tables.headline(found, study)]
-    parts += ["![Ember minus AdamW over size and batch size](images/evidence_scaling.png)"]
-    for task in TASKS:
-        parts += _task(found, task)
+    parts = [_HEAD, "## In short", conclusions.conclusions(found, two, study), conclusions.MARGINS]
+    parts += ["## What the gain is made of", _PARTS_OF_THE_GAIN, conclusions.table(found, two, study), _PICTURES]
+    parts += ["## What the paper claims", _claims(found, two, study)]
     if of_estimates := conclusions.estimates(found):
         parts += ["## Could the estimate be better?", _ESTIMATES, of_estimates]
-    parts += [_ADVICE, tables.best_rates(found), _FORMS, tables.forms_of_ember(found)]
+    parts += [_ADVICE, tables.best_rates(found), "## How a comparison is made", _HOW, _what_was_run(study, records)]
     if missing := pair_tables.missing(study, records):
         parts += ["## What is missing", _MISSING, missing]
     if refused := [f"* {result.refused}" for result in found.values() if result.refused]:
         parts += ["## What was refused", _REFUSED, "\n".join(refused)]
+    return _joined(parts)
+
+
+def runs_page(study: Study, records: dict[str, Records]) -> str:
+    """Every setting, with all its methods and rates."""
+    found, two = results(study.cells, records), pair_results(study.pairs, records)
+    parts = [_RUNS_HEAD, *_two_rates(two), "## One rate for all tables", tables.headline(found, study)]
+    for task in TASKS:
+        parts += _task(found, task)
+    return _joined([*parts, _FORMS, tables.forms_of_ember(found)])
+
+
+def write(study: Study, records: dict[str, Records], folder: Path) -> None:
+    """Writes both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, made in (("evidence", page), ("evidence_runs", runs_page)):
+        (folder / f"{name}.md").write_text(made(study, records), encoding="utf-8")
+
+
+def _joined(parts: list[str]) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-def write(study: Study, records: dict[str, Records], path: Path) -> None:
-    """Writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(study, records), encoding="utf-8")
 
 
 def _what_was_run(study: Study, records: dict[str, Records]) -> str:
@@ -108,8 +118,6 @@ def _claims(one: tables.Results, two: PairResults, study: Study) -> str:
 def _task(found: tables.Results, task: str) -> list[str]:
     settings = dict.fromkeys(setting for of_task, setting, _ in found if of_task == task)
     parts = [f"## {TASKS[task].title}", f"Loss: {TASKS[task].loss}."] if settings else []
-    if task == "reinforcement" and settings:
-        parts.append("![Rewards](images/evidence_rewards.png)")
     for setting in settings:
         parts += [f"### {setting}", tables.methods(found, task, setting)]
         parts += ["With seed 0, at each rate (the best in bold):", tables.rates(found, task, setting)]
@@ -140,21 +148,31 @@ and not in each step. Each is at its own best rate. On the tied table no differe
 the full second moment has there is not explained yet.
 """
 
+_PICTURES = """
+Below zero Ember is better; the grey band is the margin of 0.01.
+
+![Ember minus AdamW and minus Adam without momentum, over the number of steps](images/evidence_lengths.png)
+
+![The same over the size of the tables and of the batch](images/evidence_scaling.png)
+
+![Loss against the bytes of the tables' state](images/evidence_pareto.png)
+"""
+
 _ADVICE = """
-![Quality against the bytes of state](images/evidence_pareto.png)
-
-![Loss against the rate of the tables](images/evidence_rates.png)
-
 ## What to make of it
 
 * **Rate of the tables.** The table below has the best rates as multiples of the body's. Begin there, and try half and twice
   of it.
 * **b2.** Keep 0.999. Between 0.99 and 0.9999 it hardly matters in runs of this length, and b2 by half-life in tokens was no
-  better; at 0.9 and below the loss is clearly higher (last table).
-* **When not to.** Where the table of a setting above has Ember higher than AdamW and its interval above zero.
+  better; at 0.9 and below the loss is clearly higher ([forms of Ember](evidence_runs.md#forms-of-ember)).
+* **When not to.** Where a setting above has Ember higher than AdamW and its interval above zero.
+
+![Loss against the rate of the tables](images/evidence_rates.png)
 """
 
 _FORMS = """
+## Forms of Ember
+
 `feature_mean="active_rows"` is the estimator that the paper came with. One setting does not decide for another: below is where
 it was better and where worse, each at its own best rate, which is the default's or up to five times that.
 """

@@ -10,11 +10,9 @@ from benchmarks.evidence.pairs import GRID_SEEDS
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.statistics import Difference
-from benchmarks.evidence.studies import BASELINE, MOMENTA, OURS, TASKS, Study
+from benchmarks.evidence.studies import BASELINE, MOMENTA, NO_MOMENTUM, OURS, TASKS, Study
 from benchmarks.evidence.tables import REFUSED, shown_difference, shown_spread
 from benchmarks.harness.report import markdown
-
-_NO_MOMENTUM = "rmsprop"
 
 
 def headline(results: PairResults) -> str:
@@ -47,11 +45,11 @@ def methods(results: PairResults, task: str, setting: str) -> str:
                 f"{result.best.pair[0]:g}, {result.best.pair[1]:g}{edge}",
                 str(len(result.fresh)),
                 shown_spread(result.losses),
-                *(_shown(against(results, key, baseline)) for baseline in (BASELINE, _NO_MOMENTUM)),
+                *(_shown(against(results, key, baseline)) for baseline in (BASELINE, NO_MOMENTUM)),
                 str(result.diverged),
             )
         )
-    differences = (f"difference to {title(baseline)}" for baseline in (BASELINE, _NO_MOMENTUM))
+    differences = (f"difference to {title(baseline)}" for baseline in (BASELINE, NO_MOMENTUM))
     headers = ("tables trained by", "state (bytes)", "best rates: input, head", "n", "loss", *differences, "diverged")
     return markdown(rows, headers)
 

@@ -50,9 +50,9 @@ TASKS = {
     "finetuning": Task("Fine-tuning", "held-out loss of answers, nats per token", (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
     "reinforcement": Task("Reinforcement learning", "share of wrong answers", (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)),
 }
-BASELINE, OURS = "adamw", "ember"
+BASELINE, OURS, NO_MOMENTUM = "adamw", "ember", "rmsprop"
 HEADLINE = (BASELINE, OURS)
-_THREE = (*HEADLINE, "rmsprop")
+_THREE = (*HEADLINE, NO_MOMENTUM)
 PARTS = ("token_factor", "feature_factor", "scalar")
 OTHERS = ("adafactor", "factored_rms", "sm3", "lion", "sign", "sgd", "sgd_momentum", "rowwise_adagrad", "ember_active_rows")
 _ACTIVE_ROWS = ("ember_active_rows",)  # in the other settings too, as it was the best of its own
@@ -68,7 +68,7 @@ def _of(task: str, settings: tuple[str, ...], methods: tuple[str, ...], seeds: i
 
 
 # AdamW as it is used, with less momentum and without any, and Ember: by these the page says what momentum is worth.
-MOMENTA = (BASELINE, "adamw b1=0.5", "rmsprop")
+MOMENTA = (BASELINE, "adamw b1=0.5", NO_MOMENTUM)
 FOUR = (*MOMENTA, OURS)
 RIVALS = ("row_norm", "rmnp", "hybrid", "scale", "token_factor", "ember_active_rows")
 # The best pair of all four at 0.5M, 300 steps, and the grid around it.
@@ -124,15 +124,15 @@ _FULL = [
     *_of("pretraining", ("0.5M, batch 2048", "0.5M, batch 128"), (*HEADLINE, *_HALF_LIVES)),
     *_of("pretraining", ("0.3M tied", "1.6M"), HEADLINE),
     *_of("pretraining", ("0.5M",), (*_MEMORIES, *_DECAYS)),
-    *_of("finetuning", ("small",), ("rmsprop", *PARTS, "sgd", "adafactor")),
+    *_of("finetuning", ("small",), (NO_MOMENTUM, *PARTS, "sgd", "adafactor")),
     *_of("finetuning", ("small",), ("frozen",), rates=_ANY_RATE),
     *_of("pretraining", ("4.2M",), HEADLINE),
     *_of("pretraining", ("12.6M",), HEADLINE, seeds=3),
     *_of("pretraining", ("2.1M, main job",), HEADLINE),
-    *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), ("rmsprop", "token_factor")),
+    *_of("pretraining", ("0.3M tied", "1.6M", "0.5M, batch 2048", "0.5M, batch 128"), (NO_MOMENTUM, "token_factor")),
     *_of("pretraining", ("2.1M, main job", "0.3M tied", "0.5M, batch 2048", "0.5M, batch 128"), _ACTIVE_ROWS),
 ]
-_FULL += _of("pretraining", ESTIMATES, (OURS, "rmsprop", *VARIANTS), rates=(5e-3, 1e-2, 2e-2))
+_FULL += _of("pretraining", ESTIMATES, (OURS, NO_MOMENTUM, *VARIANTS), rates=(5e-3, 1e-2, 2e-2))
 _QUICK = [
     *_of("pretraining", ("quick",), (*HEADLINE, "scalar"), seeds=2, rates=(2e-2, 5e-2)),
     *_of("pretraining", ("quick, batch 64", "quick, larger"), HEADLINE, seeds=2, rates=(1e-2, 2e-2)),
@@ -167,5 +167,5 @@ QUICK = Study(
     dict.fromkeys(TASKS, "quick"),
     ("quick", "quick, larger"),
     {"pretraining": ("quick, batch 64", "quick"), "reinforcement": ("quick",)},
-    tuple(_pairs("quick", ((1e-2,), (5e-2,)), seeds=2, methods=(BASELINE, "rmsprop", OURS))),
+    tuple(_pairs("quick", ((1e-2,), (5e-2,)), seeds=2, methods=(BASELINE, NO_MOMENTUM, OURS))),
 )
