@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from benchmarks.evidence.comparison import paired
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResults, best_of, mean_of
-from benchmarks.evidence.pairs import GRID_SEEDS
 from benchmarks.evidence.studies import BASELINE, ESTIMATES, MOMENTA, NO_MOMENTUM, OURS, TASKS, VARIANTS, Study
 from benchmarks.evidence.tables import Results, shown_difference
 from benchmarks.evidence.verdicts import FEWEST, MARGIN, Compared, compared, missing, summary
@@ -94,7 +93,9 @@ def _two_rates(two: PairResults) -> str:
     """What a second rate is worth to each method, on the seeds of the grid: its best pair minus its best pair of equal rates."""
     parts = []
     for (_, setting, method), result in two.items():
-        equal = {pair: runs for pair, runs in result.grid.items() if pair[0] == pair[1] and len(runs) == len(GRID_SEEDS)}
+        equal = {
+            pair: runs for pair, runs in result.grid.items() if pair[0] == pair[1] and len(runs) == len(result.cell.grid_seeds)
+        }
         if len(equal) >= FEWEST:
             best = min(equal, key=lambda pair: mean_of(equal[pair]))
             difference = paired(result.grid[result.best.pair], equal[best])

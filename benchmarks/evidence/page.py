@@ -126,9 +126,9 @@ def _task(found: tables.Results, task: str) -> list[str]:
 
 _PAIRS = """
 Here input table and head have a peak rate each. Every method is run at a grid of pairs with the same three seeds, which is
-extended until the best pair has worse neighbours on all four sides; then it is run at that pair alone with fresh seeds. Momentum
-is compared apart: AdamW with b1 = 0.9 as it is used, with 0.5, and Adam without momentum. "The best of the others" is the one of
-these three that is best on the seeds of the grid.
+extended until the best pair has worse neighbours on all four sides; then it is run at that pair alone with fresh seeds. A run
+of 4,800 steps takes long, so its pairs are tried with one seed. Momentum is compared apart: AdamW with b1 = 0.9 as it is used,
+with 0.5, and Adam without momentum. "The best of the others" is the one of these three that is best on the seeds of the grid.
 """
 
 _MISSING = """

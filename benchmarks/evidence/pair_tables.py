@@ -6,7 +6,6 @@ from statistics import mean
 
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResult, PairResults, against, best_of, mean_of
-from benchmarks.evidence.pairs import GRID_SEEDS
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.statistics import Difference
@@ -102,7 +101,7 @@ def _grid_cell(result: PairResult, pair: tuple[float, float]) -> str:
         return ""
     loss = mean_of(runs)
     text = f"{loss:.3f}" if math.isfinite(loss) else "diverged"
-    if len(runs) < len(GRID_SEEDS):
+    if len(runs) < len(result.cell.grid_seeds):
         return f"({text})"
     return f"**{text}**" if pair == result.best.pair else text
 

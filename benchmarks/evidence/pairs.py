@@ -1,8 +1,8 @@
 """Two peak rates, one of the input tables and one of the heads: which run comes next, as pure functions of what is finished.
 
-Every method is run at each pair of the same grid with the same few seeds. The best pair is the one with the lowest mean. The
-grid is extended until each of the pair's four neighbours (one rate a step of 1, 2, 5, 10, ... up or down) was tried and was
-worse. At that pair alone it is run with fresh seeds.
+Every method is run at each pair of the same grid with the same few seeds, or with one seed where a run takes long. The best pair
+is the one with the lowest mean. The grid is extended until each of the pair's four neighbours (one rate a step of 1, 2, 5, 10,
+... up or down) was tried and was worse. At that pair alone it is run with fresh seeds.
 """
 
 import itertools
@@ -27,6 +27,7 @@ class PairCell(NamedTuple):
     """One method in one setting: the rates of the input tables and of the heads to begin with, and the number of fresh seeds.
 
     `also` are pairs that are run with the seeds of the grid in any case: equal rates, to see what the second rate is worth.
+    `grid_seeds` are the seeds with which pairs are tried.
     """
 
     task: str
@@ -36,6 +37,7 @@ class PairCell(NamedTuple):
     head_rates: tuple[float, ...]
     seeds: int
     also: tuple[Pair, ...] = ()
+    grid_seeds: tuple[int, ...] = GRID_SEEDS
 
     def run(self, pair: Pair, seed: int) -> Run:
         """A run of this cell."""
@@ -62,7 +64,7 @@ def tried(cell: PairCell, records: Records) -> dict[Pair, dict[int, Record]]:
     """What the grid has: the runs of each pair by seed, in increasing order of the pairs."""
     found: dict[Pair, dict[int, Record]] = {}
     for run, record in records.items():
-        if run.head_rate is not None and run.seed in GRID_SEEDS and run == cell.run((run.rate, run.head_rate), run.seed):
+        if run.head_rate is not None and run.seed in cell.grid_seeds and run == cell.run((run.rate, run.head_rate), run.seed):
             found.setdefault((run.rate, run.head_rate), {})[run.seed] = record
     return dict(sorted(found.items()))
 
@@ -91,35 +93,37 @@ def neighbours(pair: Pair) -> list[Pair]:
 
 
 def _best(cell: PairCell, grid: dict[Pair, dict[int, Record]]) -> BestPair | None:
-    means = {pair: mean(record.value for record in runs.values()) for pair, runs in grid.items() if len(runs) == len(GRID_SEEDS)}
+    means = {
+        pair: mean(record.value for record in runs.values()) for pair, runs in grid.items() if len(runs) == len(cell.grid_seeds)
+    }
     if not means:
         return None
     pair = min(means, key=lambda pair: means[pair])
     # What is not trained is the same at any rate.
-    inside = cell.method == "frozen" or all(_is_settled(other, pair, grid) for other in neighbours(pair))
+    inside = cell.method == "frozen" or all(_is_settled(cell, other, pair, grid) for other in neighbours(pair))
     return BestPair(pair, inside)
 
 
-def _is_settled(other: Pair, best: Pair, grid: dict[Pair, dict[int, Record]]) -> bool:
+def _is_settled(cell: PairCell, other: Pair, best: Pair, grid: dict[Pair, dict[int, Record]]) -> bool:
     """Whether it is known that a pair is no better than the best one."""
     runs = grid.get(other, {})
-    if len(runs) == len(GRID_SEEDS):
+    if len(runs) == len(cell.grid_seeds):
         return True
     return any(record.value > grid[best][seed].value + CLEARLY_WORSE for seed, record in runs.items())
 
 
 def _runs(cell: PairCell, records: Records):
     start = list(itertools.product(cell.rates, cell.head_rates))
-    yield from (cell.run(pair, seed) for pair in start for seed in GRID_SEEDS)
+    yield from (cell.run(pair, seed) for pair in start for seed in cell.grid_seeds)
     grid = tried(cell, records)
     found = _best(cell, grid)
     if found is None:
         return
     if not found.inside and len(grid) < len(start) + MOST_EXTENSIONS:
-        open_pairs = [pair for pair in neighbours(found.pair) if not _is_settled(pair, found.pair, grid)]
-        yield from (cell.run(pair, seed) for pair in open_pairs for seed in GRID_SEEDS)
+        open_pairs = [pair for pair in neighbours(found.pair) if not _is_settled(cell, pair, found.pair, grid)]
+        yield from (cell.run(pair, seed) for pair in open_pairs for seed in cell.grid_seeds)
     yield from (cell.run(found.pair, seed) for seed in _fresh_seeds(cell))
-    yield from (cell.run(pair, seed) for pair in cell.also for seed in GRID_SEEDS)
+    yield from (cell.run(pair, seed) for pair in cell.also for seed in cell.grid_seeds)
 
 
 def _fresh_seeds(cell: PairCell) -> range:
