@@ -84,6 +84,20 @@ def test_a_sweep_goes_on_where_it_was_stopped(prepared, tmp_path):
     assert records.read(path).keys() == records.read(tmp_path / "whole" / "pretraining" / "0.5M.jsonl").keys()
 
 
+def test_no_run_is_begun_that_would_end_too_late(prepared, tmp_path):
+    """By the longest run of the same setting on such a machine."""
+    assert not sweep.sweep([CELL], tmp_path, 1e-9)
+    assert len(prepared) <= 1
+    path = records.path_of(tmp_path, CELL.task, CELL.setting)
+    assert sweep.sweep([CELL], tmp_path, math.inf)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    prepared.clear()
+    for machine, begun in ((lines[0]["machine"], 0), ("another", 8)):
+        path.write_text("".join(json.dumps(line | {"seconds": 3600.0, "machine": machine}) + "\n" for line in lines[:-8]))
+        assert sweep.sweep([CELL], tmp_path, 600) == bool(begun)
+        assert len(prepared) == begun
+
+
 def test_a_model_that_is_not_installed_is_left_out(prepared, tmp_path, capsys, monkeypatch):
     make = sweep._prepare
 

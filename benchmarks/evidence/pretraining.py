@@ -25,7 +25,10 @@ _CHECK_EVERY = 25
 
 
 class Setting(NamedTuple):
-    """Sizes, length and the body's peak rate: of 3e-4, 1e-3 and 3e-3 the best for "0.5M" with AdamW on tables and body."""
+    """Sizes, length and the body's peak rate: of 3e-4, 1e-3 and 3e-3 the best for "0.5M" with AdamW on tables and body.
+
+    `precision` is that of matrix products, by JAX's name for it; None is JAX's default. Parameters are float32 in any case.
+    """
 
     vocabulary: int
     width: int
@@ -36,13 +39,20 @@ class Setting(NamedTuple):
     length: int
     steps: int
     body_rate: float
+    precision: str | None = None
 
     @property
     def model(self) -> ModelConfig:
         """As the examples take it."""
         return ModelConfig(self.vocabulary, self.width, self.layers, self.heads, self.tied)
 
+    def details(self) -> dict[str, Any]:
+        """As a line has them; a precision that is not named is left out."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
 
+
+# bfloat16 factors, float32 sums.
+_BFLOAT16 = "BF16_BF16_F32"
 _SMALL = Setting(4096, 64, 2, 2, tied=False, batch=8, length=64, steps=300, body_rate=1e-3)
 _SIZE = _SMALL._replace(vocabulary=24_576)
 SETTINGS = {
@@ -68,8 +78,10 @@ SETTINGS = {
     "size 6.3M": _SIZE._replace(width=128, layers=4, heads=4, steps=600),
     "size 9.4M": _SIZE._replace(width=192, layers=6, heads=6, steps=900),
     "size 12.6M": _SIZE._replace(width=256, layers=8, heads=8, steps=1200),
-    "124M, GPT-2 small": Setting(50_257, 768, 12, 12, tied=True, batch=16, length=512, steps=2000, body_rate=6e-4),
-    "GPT-2 toy": Setting(1024, 48, 12, 12, tied=True, batch=4, length=32, steps=30, body_rate=1e-3),
+    "124M, GPT-2 small": Setting(
+        50_257, 768, 12, 12, tied=True, batch=16, length=512, steps=2000, body_rate=6e-4, precision=_BFLOAT16
+    ),
+    "GPT-2 toy": Setting(1024, 48, 12, 12, tied=True, batch=4, length=32, steps=30, body_rate=1e-3, precision=_BFLOAT16),
     "quick": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=60, length=32),
     "quick, batch 64": _SMALL._replace(vocabulary=1024, width=32, layers=1, steps=240, length=32, batch=2),
     "quick, larger": _SMALL._replace(vocabulary=2048, width=48, layers=1, steps=60, length=32),
@@ -82,7 +94,7 @@ def prepare(setting: Setting, method: str) -> Callable[..., tuple[float | None, 
     The loss is None of a run that diverged: not finite, or no better than to know nothing of the text, ln V.
     """
     tables = make_method(method, setting.batch * setting.length)
-    loss_fn = next_token_loss(setting.model)
+    loss_fn = _loss(setting)
     evaluate = validation(setting)
 
     def optimizer(rate, head_rate):
@@ -111,10 +123,20 @@ def prepare(setting: Setting, method: str) -> Callable[..., tuple[float | None, 
         losses, steps = np.asarray(measured).T
         loss = evaluate(carry[0])
         text = {"text": _fingerprint(setting.vocabulary)}
-        details = setting._asdict() | numbers | text | {"losses": curve(losses), "table_steps": curve(steps)}
+        details = setting.details() | numbers | text | {"losses": curve(losses), "table_steps": curve(steps)}
         return (round(loss, 6) if loss < math.log(setting.vocabulary) else None), details
 
     return run
+
+
+def _loss(setting: Setting) -> Callable[[Any, jax.Array], jax.Array]:
+    of_model = next_token_loss(setting.model)
+
+    def loss_fn(params: Any, batch: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(setting.precision):
+            return of_model(params, batch)
+
+    return loss_fn
 
 
 @functools.cache
@@ -136,7 +158,7 @@ def _init(model: ModelConfig):
 @functools.cache
 def validation(setting: Setting) -> Callable[[Any], float]:
     """The mean loss on the validation text, the same windows of it for every batch size."""
-    loss_fn = jax.jit(next_token_loss(setting.model))
+    loss_fn = jax.jit(_loss(setting))
     count = _VALIDATION_TOKENS // (8 * setting.length)
     batches = validation_batches(corpus(setting.vocabulary).validation, 8, setting.length, count)
     return lambda params: float(np.mean([float(loss_fn(params, batch)) for batch in batches]))

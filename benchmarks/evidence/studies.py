@@ -121,7 +121,8 @@ _PAIRS = [
 _FULL = [
     *_of("pretraining", ("0.5M",), (*_THREE, *PARTS)),
     *_of("finetuning", ("small",), HEADLINE),
-    *_of("finetuning", ("SmolLM2-135M",), HEADLINE, seeds=3, rates=(1e-4, 2e-4, 5e-4)),
+    *_of("finetuning", ("SmolLM2-135M",), _THREE, seeds=3, rates=(1e-4, 2e-4, 5e-4)),
+    *_of("finetuning", ("SmolLM2-135M",), ("frozen",), seeds=3, rates=_ANY_RATE),
     *_of("pretraining", ("0.5M",), OTHERS),
     *_of("pretraining", ("0.5M",), ("frozen",), rates=_ANY_RATE),
     *_of("pretraining", ("0.5M, batch 2048", "0.5M, batch 128"), (*HEADLINE, *_HALF_LIVES)),
@@ -153,14 +154,18 @@ FULL = Study(
     tuple(_PAIRS),
     (_SHORT, _LONGER, _LONGEST),
 )
-# For one GPU; the toy shows that everything of it runs.
+# For one GPU; the toy shows that everything of it runs. The rates are ten times the body's, the best ratio of the small models,
+# and its neighbours.
 _GPT2 = ("124M, GPT-2 small",)
 GPT2 = Study(
-    _of("pretraining", _GPT2, HEADLINE, seeds=2), dict.fromkeys(TASKS, *_GPT2), _GPT2, {"pretraining": _GPT2, "reinforcement": ()}
+    _of("pretraining", _GPT2, _THREE, seeds=2, rates=(2e-3, 5e-3, 1e-2)),
+    dict.fromkeys(TASKS, *_GPT2),
+    _GPT2,
+    {"pretraining": _GPT2, "reinforcement": ()},
 )
 _TOY = ("GPT-2 toy",)
 GPT2_TOY = Study(
-    _of("pretraining", _TOY, HEADLINE, seeds=2, rates=(2e-2, 5e-2)),
+    _of("pretraining", _TOY, _THREE, seeds=2, rates=(2e-2, 5e-2)),
     dict.fromkeys(TASKS, *_TOY),
     _TOY,
     {"pretraining": _TOY, "reinforcement": ()},

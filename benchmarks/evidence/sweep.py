@@ -27,8 +27,10 @@ def be_nice() -> None:
 
 
 def sweep(cells: Iterable[Cell | PairCell], folder: Path, budget_seconds: float) -> bool:
-    """Makes runs until the time is over, and finishes the one at hand; returns whether every cell is complete.
+    """Makes runs until the time is over; returns whether every cell is complete.
 
+    It begins no run that would end too late, by the longest run of the setting on such a machine. The first one is begun in
+    any case.
     A cell whose model is not installed is left out, and said to be.
     """
     end, complete = time.monotonic() + budget_seconds, True
@@ -47,7 +49,7 @@ def sweep(cells: Iterable[Cell | PairCell], folder: Path, budget_seconds: float)
 def _complete(cell: Cell | PairCell, path: Path, finished: Records, end: float, bar: tqdm) -> bool:
     prepared = None
     while run := cell.next_run(finished):
-        if time.monotonic() > end:
+        if time.monotonic() + _longest(cell, finished) > end:
             return False
         rates = f"{run.rate:g}" if run.head_rate is None else f"{run.rate:g} and {run.head_rate:g}"
         bar.set_postfix_str(f"{run.task}, {run.setting}: {run.method} at {rates}, seed {run.seed}")
@@ -63,6 +65,12 @@ def _complete(cell: Cell | PairCell, path: Path, finished: Records, end: float, 
         records.append(path, finished[run])
         bar.update()
     return True
+
+
+def _longest(cell: Cell | PairCell, finished: Records) -> float:
+    """Seconds."""
+    of_setting = (record.details for run, record in finished.items() if run.setting == cell.setting)
+    return max((details["seconds"] for details in of_setting if details.get("machine") == machine()), default=0.0)
 
 
 def _prepare(cell: Cell | PairCell) -> Callable[..., tuple[float | None, dict[str, Any]]]:
