@@ -1,9 +1,9 @@
 """What fits on one chip: peak memory of whole train steps of published models, and the largest batch that compiles.
 
 The compilers of the chips say it; no chip is needed, but the extras `tpu-compiler` and `gpu-compiler` are. Parameters and
-optimizer state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits. The TPU
-compiler refuses what does not fit; for the GPU the peak is held against the memory of the whole chip. Batches are powers of
-two, looked for with the compiler's least effort (`jax_exec_time_optimization_effort` of -1).
+optimizer state in float32, activations in bfloat16, blocks rematerialised, sequences of 1,024 tokens, full logits but where a row
+says "loss in chunks". The TPU compiler refuses what does not fit; for the GPU the peak is held against the memory of the whole
+chip. Batches are powers of two, looked for with the compiler's least effort (`jax_exec_time_optimization_effort` of -1).
 
 This takes an hour or so on two cores; what is in the file already is not compiled again.
 """
@@ -26,11 +26,16 @@ from benchmarks.harness.targets import TARGETS, available, on_chip, use_compiler
 
 CHIPS = ("v5e", "H100", "v5p")
 MODELS = ("GPT-2", "Gemma 3 270M", "Gemma 3 1B", "Qwen3-0.6B", "Llama-3.2-1B")
-COMPARED = ("Adam", "Adafactor", "Ember + Adam", "Muon + Ember")
+_IN_CHUNKS = ", loss in chunks"
+COMPARED = (
+    *("Adam", f"Adam{_IN_CHUNKS}", "Adafactor", "Muon + Adam"),
+    *("Ember + Adam", f"Ember + Adam{_IN_CHUNKS}", "Muon + Ember"),
+)
 LENGTH = 1024
 LARGEST = 256  # sequences: beyond it a batch is not looked for
 # The compiler's least effort, with which batches are looked for: a fifth of the time, and peaks that are a few per cent lower.
 QUICK = -1.0
+_BAR = 0.85 / len(COMPARED)
 _GIB = 2**30
 
 
@@ -40,10 +45,11 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--chips", nargs="+", choices=CHIPS, default=CHIPS, help="which chips")
     arguments.add_argument("--models", nargs="+", choices=SHAPES, default=MODELS, help="which models")
+    arguments.add_argument("--optimizers", nargs="+", choices=COMPARED, default=COMPARED, help="which optimizers")
     arguments.add_argument("--output", type=Path, default=RESULTS / "fits.json", help="results")
     arguments.add_argument("--picture", type=Path, default=PICTURES / "fits.png", help="picture of the peaks")
     options = arguments.parse_args()
-    wanted = [(chip, model, tx) for chip in available(options.chips) for model in options.models for tx in COMPARED]
+    wanted = [(chip, model, tx) for chip in available(options.chips) for model in options.models for tx in options.optimizers]
     results = fill(options.output, wanted, measure, "train step")
     print(table(results))
     draw(options.picture, results)
@@ -58,7 +64,8 @@ def measure(chip: str, model: str, optimizer: str) -> dict[str, Any]:
 
 
 def _largest_batch(chip: str, model: str, optimizer: str, one: Cost) -> int:
-    logits = LENGTH * SHAPES[model].table[0] * 4
+    # The loss in chunks needs no logits, but the hidden states.
+    logits = LENGTH * SHAPES[model].table[1 if optimizer.endswith(_IN_CHUNKS) else 0] * 4
 
     def fits(batch: int) -> bool:
         worth_a_try = batch <= LARGEST and batch * logits < TARGETS[chip].memory
@@ -69,8 +76,9 @@ def _largest_batch(chip: str, model: str, optimizer: str, one: Cost) -> int:
 
 def compiled(chip: str, model: str, optimizer: str, batch: int, effort: float = 0.0) -> Cost | None:
     """What a train step costs by a chip's compiler, None if the chip has not the memory for it."""
-    tx, shape = OPTIMIZERS[optimizer](), SHAPES[model]
-    step = train_step(tx, partial(loss_fn, shape=shape, dtype=jnp.bfloat16))
+    tx, shape = OPTIMIZERS[optimizer.removesuffix(_IN_CHUNKS)](), SHAPES[model]
+    loss = partial(loss_fn, shape=shape, dtype=jnp.bfloat16, in_chunks=optimizer.endswith(_IN_CHUNKS))
+    step = train_step(tx, loss)
     return compiled_step(chip, step, jax.eval_shape(lambda: carry(tx, init_params(shape))), batch, effort)
 
 
@@ -109,12 +117,12 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     for axes, (chip, of_chip) in zip(panels[:, 0], results.items(), strict=True):
         memory = TARGETS[chip].memory / _GIB
         for number, optimizer in enumerate(COMPARED):
-            places = [place + (number - len(COMPARED) / 2) * 0.2 for place in range(len(of_chip))]
+            places = [place + (number - len(COMPARED) / 2) * _BAR for place in range(len(of_chip))]
             peaks = [(found.get(optimizer) or {}).get("peak of one sequence") for found in of_chip.values()]
-            axes.bar(places, [memory if one is None else one / _GIB for one in peaks], 0.18, label=optimizer, align="edge")
+            axes.bar(places, [memory if one is None else one / _GIB for one in peaks], 0.9 * _BAR, label=optimizer, align="edge")
             for place, one in zip(places, peaks, strict=True):
                 if one is None:
-                    axes.text(place + 0.09, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=8)
+                    axes.text(place + _BAR / 2, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=6)
         axes.axhline(memory, color="black", linewidth=1, linestyle="--")
         axes.set_xticks(range(len(of_chip)), list(of_chip), fontsize=8)
         axes.set(ylabel="peak of one sequence (GiB)", title=f"{chip}, {memory:.1f} GiB")
