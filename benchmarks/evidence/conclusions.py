@@ -80,12 +80,12 @@ def _to_the_best(two: PairResults) -> str:
     for task, setting in dict.fromkeys(key[:2] for key in two):
         best = best_of(two, task, setting, MOMENTA)
         if best and (each := compared({}, two, task, setting, OURS, best)):
-            found.append(each._replace(setting=f"{setting}, {title(best)}"))
-    shown = "; ".join(f"{each.setting}: {shown_difference(each.difference)}" for each in found)
+            found.append(each)
+    if not found:
+        return ""
     return (
-        f"* **Ember against AdamW with the best b1 of 0.9, 0.5 and 0, two rates each.** {summary(found)}. {shown}."
-        if found
-        else ""
+        f"* **Ember against AdamW with the best b1 of 0.9, 0.5 and 0, two rates each.** {summary(found)} "
+        f"([each setting](evidence_runs.md#two-rates))."
     )
 
 

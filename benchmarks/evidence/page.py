@@ -7,7 +7,7 @@ from benchmarks.evidence.claims import claims
 from benchmarks.evidence.comparison import results
 from benchmarks.evidence.pair_comparison import PairResults, pair_results
 from benchmarks.evidence.records import Records
-from benchmarks.evidence.studies import TASKS, Study
+from benchmarks.evidence.studies import REPLACED, TASKS, Study
 from benchmarks.harness.report import markdown
 
 _HEAD = """# Evidence
@@ -119,7 +119,7 @@ def _task(found: tables.Results, task: str) -> list[str]:
     settings = dict.fromkeys(setting for of_task, setting, _ in found if of_task == task)
     parts = [f"## {TASKS[task].title}", f"Loss: {TASKS[task].loss}."] if settings else []
     for setting in settings:
-        parts += [f"### {setting}", tables.methods(found, task, setting)]
+        parts += [f"### {setting}", _REPLACED if setting in REPLACED else "", tables.methods(found, task, setting)]
         parts += ["With seed 0, at each rate (the best in bold):", tables.rates(found, task, setting)]
     return parts
 
@@ -129,6 +129,11 @@ Here input table and head have a peak rate each. Every method is run at a grid o
 extended until the best pair has worse neighbours on all four sides; then it is run at that pair alone with fresh seeds. A run
 of 4,800 steps takes long, so its pairs are tried with one seed. Momentum is compared apart: AdamW with b1 = 0.9 as it is used,
 with 0.5, and Adam without momentum. "The best of the others" is the one of these three that is best on the seeds of the grid.
+"""
+
+_REPLACED = """
+The text of this setting is what packages are installed, so nobody else can repeat it. No conclusion counts it; another one with a
+text in the repository replaces it.
 """
 
 _MISSING = """

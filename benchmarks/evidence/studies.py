@@ -40,7 +40,7 @@ class Study(NamedTuple):
         found = dict.fromkeys(
             (cell.task, cell.setting)
             for cell in (*self.cells, *self.pairs)
-            if cell.method == OURS and cell.setting not in ESTIMATES
+            if cell.method == OURS and cell.setting not in (*ESTIMATES, *REPLACED)
         )
         return sorted(found, key=lambda key: list(TASKS).index(key[0]))
 
@@ -81,6 +81,8 @@ _GRID = ((2e-3, 5e-3, 1e-2), (1e-2, 2e-2, 5e-2))
 _EQUAL = ((5e-3, 5e-3), (1e-2, 1e-2), (2e-2, 2e-2))
 _SHORT, _LONGER, _LONGEST = "0.5M", "0.5M, 1200 steps", "0.5M, 4800 steps"
 VARIANTS = ("ember_equal_rows", "ember_classes", "ember_power", "ember_by_occurrence")
+# Its text is whatever packages are installed, so nobody else can run it; "small, Python's manual" has its text in the repository.
+REPLACED = ("small",)
 ESTIMATES = ("0.3M tied, estimates", "0.5M, batch 128, estimates")
 ONE_VOCABULARY = ("size 3.1M", "size 4.7M", "size 6.3M", "size 9.4M", "size 12.6M")
 
