@@ -109,6 +109,8 @@ _PAIRS = [
     *_pairs("small, Python's manual", _TUNING_PAIR, (*FOUR, "frozen"), task="finetuning"),
     *_pairs(_SHORT, _PAIR, RIVALS),
     *_pairs(_SHORT, _ADAFACTOR_PAIR, ("adafactor",)),
+    *_pairs("small, Python's manual", _TUNING_PAIR, RIVALS, task="finetuning"),
+    *_pairs("small, Python's manual", _ADAFACTOR_PAIR, ("adafactor",), task="finetuning"),
     *_pairs("all parameters, 64 completions", _RL_PAIR, (*FOUR, "frozen"), task="reinforcement"),
     *_pairs(_LONGEST, _LATE_PAIR, _LONGEST_ORDER, grid_seeds=_ONE_SEED),
     *_pairs("2.1M, main job", _GRID),
