@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         documents = DOCUMENTS if study is studies.FULL else folder
         records = read_all(folder)
         page.write(study, records, documents)
+        if study is studies.FULL:
+            page.write_lengths(study, records, ROOT / "README.md")
         pictures.draw(results(study.cells, records), pair_results(study.pairs, records), study, documents / "images")
         print(f"wrote evidence.md, evidence_runs.md and their pictures into {documents}")
 

@@ -6,7 +6,7 @@ from benchmarks.evidence.comparison import paired
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResults, best_of, mean_of
 from benchmarks.evidence.studies import BASELINE, ESTIMATES, MOMENTA, NO_MOMENTUM, OURS, TASKS, VARIANTS, Study
-from benchmarks.evidence.tables import Results, shown_difference
+from benchmarks.evidence.tables import Results, shown_difference, shown_spread
 from benchmarks.evidence.verdicts import FEWEST, MARGIN, Compared, compared, missing, summary
 from benchmarks.harness.report import markdown
 
@@ -55,6 +55,32 @@ def table(one: Results, two: PairResults, study: Study) -> str:
             rows.append((f"{TASKS[task].title}: {setting}", rates, " or ".join(map(str, sizes)), *cells))
     headers = (f"{title(ours)} - {title(theirs)}" for ours, theirs in _COMPARISONS)
     return markdown(rows, ("setting", "rates", "n", *headers))
+
+
+def lengths(two: PairResults, study: Study) -> str:
+    """The README's table: losses by the number of steps, and what a swap to Ember changes; two rates each."""
+    found = {
+        setting: {
+            method: result for method in (BASELINE, NO_MOMENTUM, OURS) if (result := two.get(("pretraining", setting, method)))
+        }
+        for setting in study.lengths
+    }
+    found = {setting: of for setting, of in found.items() if len(of) == 3 and all(len(r.fresh) >= FEWEST for r in of.values())}
+    if not found:
+        return ""
+    steps = (
+        f"{next(iter(of[OURS].fresh.values())).details['steps']:,} steps, n = {len(of[OURS].fresh)}" for of in found.values()
+    )
+    rows = []
+    for method in (BASELINE, NO_MOMENTUM, OURS):
+        results = [of[method] for of in found.values()]
+        rows.append((title(method), f"{results[0].table_state_bytes:,}", *(shown_spread(result.losses) for result in results)))
+    for baseline in (BASELINE, NO_MOMENTUM):
+        differences = (compared({}, two, "pretraining", setting, OURS, baseline) for setting in found)
+        rows.append(
+            (f"{title(OURS)} - {title(baseline)}", "", *(shown_difference(each and each.difference) for each in differences))
+        )
+    return markdown(rows, ("tables trained by", "state (bytes)", *steps))
 
 
 def estimates(one: Results) -> str:

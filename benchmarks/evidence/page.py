@@ -8,7 +8,7 @@ from benchmarks.evidence.comparison import results
 from benchmarks.evidence.pair_comparison import PairResults, pair_results
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.studies import REPLACED, TASKS, Study
-from benchmarks.harness.report import markdown
+from benchmarks.harness.report import markdown, put
 
 _HEAD = """# Evidence
 
@@ -79,6 +79,11 @@ def write(study: Study, records: dict[str, Records], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, made in (("evidence", page), ("evidence_runs", runs_page)):
         (folder / f"{name}.md").write_text(made(study, records), encoding="utf-8")
+
+
+def write_lengths(study: Study, records: dict[str, Records], readme: Path) -> None:
+    """Writes the table over the length of a run into the README."""
+    put(readme, "LENGTHS", f"\n{conclusions.lengths(pair_results(study.pairs, records), study)}\n")
 
 
 def _joined(parts: list[str]) -> str:
