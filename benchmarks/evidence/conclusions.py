@@ -122,7 +122,7 @@ def _two_rates(two: PairResults) -> str:
         equal = {
             pair: runs for pair, runs in result.grid.items() if pair[0] == pair[1] and len(runs) == len(result.cell.grid_seeds)
         }
-        if len(equal) >= FEWEST:
+        if result.cell.also and len(equal) >= FEWEST:
             best = min(equal, key=lambda pair: mean_of(equal[pair]))
             difference = paired(result.grid[result.best.pair], equal[best])
             parts.append(f"{setting}, {title(method)}: {shown_difference(difference)}")
