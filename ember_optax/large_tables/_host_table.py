@@ -1,19 +1,19 @@
 """`HostTable`: a token table in host memory or in a file."""
 
-import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from . import _records, _save_file
+from ._agreement import check_same
 from ._checks import check_written, checked_options
 from ._fetched import FetchedRows
 from ._folder import Folder
-from ._gather import Gathered, gather, refresh, to_device
-
-Batch = TypeVar("Batch")
+from ._gather import Gathered, gather, to_device
+from ._layouts import layout_of
+from ._prefetch import Batch, prefetched
 
 
 class HostTable:
@@ -78,22 +78,25 @@ class HostTable:
         path: Any = None,
         reserve: bool = True,
         sync_log: bool = False,
+        mesh: Any = None,
     ):
         options = checked_options(shape, dtype, seed, std, b2, eps, reserve, sync_log)
         self.shape, self.dtype, self._options = options.shape, options.dtype, options
         record = _records.record_dtype(self.shape[1:], self.dtype)
         self.count, self.total_notfinite, self.steps_lost = 0, 0, 0
-        self.nu_feature, self._folder = jnp.zeros(self.shape[1:], jnp.float32), None
+        self._layout = layout_of(mesh)
+        check_same(self._layout, (options, path is None))
+        self.nu_feature, self._folder = self._layout.put_everywhere(np.zeros(self.shape[1:], np.float32)), None
         self._records: np.ndarray | None
         if path is None:
-            self._records = _records.in_memory(self.shape[0], record)
+            self._records = _records.in_memory(self._layout.rows_here(self.shape[0]), record)
             return
         table = {**options._asdict(), "shape": list(self.shape), "dtype": self.dtype.name}
-        self._folder = Folder(path, table, record, reserve=reserve, sync_log=sync_log)
+        self._folder = Folder(path, table, record, self._layout, reserve=reserve, sync_log=sync_log)
         self._records, self.steps_lost = self._folder.records, self._folder.steps_lost
         self.count, self.total_notfinite = (self._folder.header[name] for name in ("count", "total_notfinite"))
         if self._folder.header["save"]:
-            self.nu_feature = jnp.asarray(self._folder.header["nu_feature"], jnp.float32)
+            self.nu_feature = self._layout.put_everywhere(np.asarray(self._folder.header["nu_feature"], np.float32))
         else:
             self.save()
 
@@ -110,7 +113,10 @@ class HostTable:
           TypeError: ids are not integers.
           ValueError: the table is closed.
         """
-        return self._to_device(self._gather(ids))
+        num_rows = self.shape[0]
+        records = self._open_records()
+        agreed = self._layout.agreed(self._layout.requests(ids, num_rows), self.count + self.total_notfinite, num_rows)
+        return self._on_device(gather(records, agreed, self._layout))
 
     def write(self, fetched: FetchedRows) -> None:
         """Stores the rows and the state after a step. It waits for the step.
@@ -124,14 +130,13 @@ class HostTable:
         check_written(fetched, self._options, self.count, self.total_notfinite)
         count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
         if count > self.count:
-            ids = np.asarray(fetched.ids)
-            ids = ids[: np.searchsorted(ids, self.shape[0])]
-            rows, nu_token, last = (np.asarray(of)[: len(ids)] for of in (fetched.rows, fetched.nu_token, fetched.last))
+            ids, rows, nu_token, last = self._layout.read_used(fetched)
             new = _records.pack(rows, nu_token, last, records.dtype, self.dtype)
+            places = self._layout.index_of(ids)
             if self._folder is not None:
-                old = _records.take(records, ids)
-                self._folder.before_overwriting(self.count + self.total_notfinite, ids, old)
-            _records.put(records, ids, new)
+                old = _records.take(records, places)
+                self._folder.before_overwriting(self.count + self.total_notfinite, places, old)
+            _records.put(records, places, new)
         self.count, self.total_notfinite, self.nu_feature = count, total_notfinite, fetched.nu_feature
 
     def prefetch(self, batches: Iterable[Batch], ids_of: Callable[[Batch], Any]) -> Iterator[tuple[Batch, FetchedRows]]:
@@ -146,25 +151,7 @@ class HostTable:
         Raises:
           ValueError: the step of a batch was not written before the next batch is asked for.
         """
-        remaining = iter(batches)
-
-        def gather_next() -> tuple[Batch, Gathered] | None:
-            for batch in remaining:
-                return batch, self._gather(ids_of(batch))
-            return None
-
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            ready = thread.submit(gather_next).result()
-            while ready is not None:
-                batch, gathered = ready
-                following = thread.submit(gather_next)
-                steps = self.count + self.total_notfinite
-                yield batch, self._to_device(gathered)
-                if self.count + self.total_notfinite != steps + 1:
-                    raise ValueError("the step of the last batch was not written: call write once for each batch of prefetch.")
-                ready = following.result()
-                if ready is not None:
-                    refresh(ready[1], self._open_records(), gathered.ids.distinct)
+        yield from prefetched(self, batches, ids_of)
 
     def save(self, tree: Any = ()) -> None:
         """A checkpoint: makes the rows, their state and a tree of arrays the last save, all of them or none.
@@ -177,7 +164,7 @@ class HostTable:
           ValueError: the table is in memory, or closed.
           OSError: the disk is full. Then the last save is as it was.
         """
-        state = {"count": self.count, "total_notfinite": self.total_notfinite, "nu_feature": self.nu_feature.tolist()}
+        state = {"count": self.count, "total_notfinite": self.total_notfinite, "nu_feature": np.asarray(self.nu_feature).tolist()}
         self._in_file("save").save(state, tree)
 
     def restore(self, like: Any) -> Any:
@@ -213,14 +200,11 @@ class HostTable:
         where = "host memory" if self._folder is None else repr(str(self._folder.path))
         return f"HostTable({self.shape}, {self.dtype.name}, in {where}, after {self.count} steps)"
 
-    def _gather(self, ids: Any) -> Gathered:
-        return gather(self._open_records(), ids, self.shape[0])
-
-    def _to_device(self, gathered: Gathered) -> FetchedRows:
-        return to_device(gathered, self._options, self.nu_feature, self.count, self.total_notfinite)
+    def _on_device(self, gathered: Gathered) -> FetchedRows:
+        return to_device(gathered, self._options, self._layout, self.nu_feature, self.count, self.total_notfinite)
 
     def _open_records(self) -> np.ndarray:
-        if self._records is None:
+        if self._records is None or (self._folder is not None and self._folder.is_closed()):
             raise ValueError(f"{self!r} is closed: make a HostTable with its path again.")
         return self._records
 

@@ -84,7 +84,7 @@ PLACES = {
     "before the log is appended to": (_undo_log.UndoLog, "append", False),
     "after the log was appended to": (_undo_log.UndoLog, "append", True),
     "after the rows were written": (_records, "put", True),
-    "before the save's file is written": (_save_file, "write", False),
+    "before the save's file is written": (_save_file, "write_beside", False),
     "before the save's file is renamed": (os, "replace", False),
     "after the save's file was renamed": (os, "replace", True),
     "after the logs were removed": (_folder.Folder, "_remove_logs", True),
