@@ -53,7 +53,7 @@ def common_save(layout: Layout, found: list[int]) -> int:
     common = set.intersection(*told)
     if not common:
         raise ValueError(
-            f"the processes have no save in common: their last saves have the numbers {[max(numbers) for numbers in told]}, where 0 "
-            f"is a new part. Restore copies of all parts that were made together, or remove all parts for a new table."
+            f"the processes have no save in common: their last saves have the numbers {[max(numbers) for numbers in told]}, "
+            f"where 0 is a new part. Restore copies of all parts that were made together, or remove all parts for a new table."
         )
     return max(common)

@@ -1,11 +1,11 @@
 """The folder of a table in a file: `rows`, `save`, the undo log of the steps since the save, and a lock for one writer.
 
-A save syncs the rows, then writes the file `save.new`, then renames it to `save`, then removes the log. Each log has the number of
-its save in its name. So a log that a dying process did not remove is known to be older than the save, and is ignored.
+A save syncs the rows, then writes the file `save.new`, then renames it to `save`, then removes the log. Each log has the number
+of its save in its name. So a log that a dying process did not remove is known to be older than the save, and is ignored.
 
-Each of several processes has a folder of its own, and renames its file only when all of them have written theirs. When the folders
-are opened, the newest save that all of them have is the last save. A process that has written the next one, but another has not,
-removes it and applies its log. If all have written it, those that have not renamed it yet do so.
+Each of several processes has a folder of its own, and renames its file only when all of them have written theirs. When the
+folders are opened, the newest save that all of them have is the last save. If a process has written the next one, but another has
+not, it removes it and applies its log. If all have written it, those that have not renamed it yet do so.
 """
 
 import os
@@ -106,7 +106,7 @@ class Folder:
                 self.header = header
                 self._close_log()
                 self._remove_logs()
-        except BaseException:  # an interrupt, or another process is gone: opening the folder again finds out which save is the last
+        except BaseException:  # an interrupt, or a process is gone: which save is the last is seen when the folder is opened
             self.close()
             raise
         outcome.checked("save")

@@ -47,9 +47,7 @@ def to_device(
         for array in (ids, padded["nu_token"], padded["last"], _records.rows_in(padded, options.dtype))
     )
     return FetchedRows(
-        rows=with_initial_rows(
-            rows, ids, last, seed=options.seed, std=options.std, dtype=options.dtype, mesh=layout.mesh
-        ),
+        rows=with_initial_rows(rows, ids, last, seed=options.seed, std=options.std, dtype=options.dtype, mesh=layout.mesh),
         places=jax.tree.map(jnp.asarray, places),
         ids=ids,
         nu_token=nu_token,

@@ -23,9 +23,7 @@ def with_initial_rows(
     return over_devices(mesh, on_each)(rows, ids, last)
 
 
-def _with_initial_rows(
-    rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype
-) -> jax.Array:
+def _with_initial_rows(rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype) -> jax.Array:
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     if not std:
         return rows

@@ -33,8 +33,8 @@ def part_of(path: Any, layout: Layout) -> Path:
     counts = {*parts.values(), *([1] if "rows" in names else [])} - {layout.parts}
     if counts:
         raise ValueError(
-            f"the table in {str(path)!r} is split over {min(counts)} process{'es' * (min(counts) > 1)}, but there are {layout.parts} "
-            f"with the mesh of this table: start as many as before, or pass another path for a new table."
+            f"the table in {str(path)!r} is split over {min(counts)} process{'es' * (min(counts) > 1)}, but this one over "
+            f"{layout.parts}: start as many as before with a mesh of them, or pass another path for a new table."
         )
     if layout.parts == 1:
         return path
