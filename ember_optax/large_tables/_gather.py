@@ -23,14 +23,14 @@ class Gathered(NamedTuple):
 
 def gather(records: np.ndarray, ids: BatchIds, layout: Layout) -> Gathered:
     """The records of a batch."""
-    return Gathered(ids, _records.take(records, layout.index_of(_flat(ids))))
+    return Gathered(ids, _records.take_checked(records, layout.index_of(_flat(ids))))
 
 
 def refresh(gathered: Gathered, records: np.ndarray, written: Gathered, layout: Layout) -> None:
     """Reads the records of the ids that were written after `gather` again."""
     ids = _flat(gathered.ids)
     shared = np.isin(ids, _flat(written.ids), assume_unique=True)
-    gathered.records[shared] = _records.take(records, layout.index_of(ids[shared]))
+    gathered.records[shared] = _records.take_checked(records, layout.index_of(ids[shared]))
 
 
 def to_device(

@@ -82,7 +82,7 @@ class HostTable:
     ):
         options = checked_options(shape, dtype, seed, std, b2, eps, reserve, sync_log)
         self.shape, self.dtype, self._options = options.shape, options.dtype, options
-        record = _records.record_dtype(self.shape[1:], self.dtype)
+        record = _records.record_dtype(self.shape[1:], self.dtype, in_file=path is not None)
         self.count, self.total_notfinite, self.steps_lost = 0, 0, 0
         self._layout = layout_of(mesh)
         check_same(self._layout, (options, path is None))
@@ -131,8 +131,8 @@ class HostTable:
         count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
         if count > self.count:
             ids, rows, nu_token, last = self._layout.read_used(fetched)
-            new = _records.pack(rows, nu_token, last, records.dtype, self.dtype)
             places = self._layout.index_of(ids)
+            new = _records.pack(places, rows, nu_token, last, records.dtype, self.dtype)
             if self._folder is not None:
                 old = _records.take(records, places)
                 self._folder.before_overwriting(self.count + self.total_notfinite, places, old)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 import two_processes
-from host_table_steps import RATE, D, V, batches, on_device, over, rows_of, run, step
+from host_table_steps import RATE, D, V, batches, on_device, over, rows_of, run, step, stored_bytes
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -90,11 +90,11 @@ def test_steps_in_two_processes(tmp_path):
 
 
 def in_two_processes(path):
-    """100 steps in memory and in a file, equal to the device, and with prefetch bit for bit as without; several batches a step."""
+    """100 steps in memory and in a file, equal to the device, and with prefetch bit for bit as without; micro-batches."""
     mesh = mesh_of_all()
     plain = compare(mesh, 100)
     with compare(mesh, 100, path, prefetch=True) as table:
-        assert (table._records == plain._records).all()
+        assert stored_bytes(table) == stored_bytes(plain)
         assert np.asarray(table.nu_feature).tobytes() == np.asarray(plain.nu_feature).tobytes()
         assert len(table._records) == V // 2
     narrow = [large_tables.HostTable((V, D), jnp.bfloat16, seed=3, mesh=mesh) for _ in range(2)]
@@ -161,11 +161,11 @@ def take_step(table, mesh):
 
 
 def contents(table):
-    return zlib.crc32(table._records.tobytes()), np.asarray(table.nu_feature).tobytes(), table.count
+    return zlib.crc32(stored_bytes(table)), np.asarray(table.nu_feature).tobytes(), table.count
 
 
 def open_and_die(path, number):
-    """Compares the folders with a table in memory after as many steps; takes two more, and dies in the save of the last of them."""
+    """Compares the folders with a table in memory after as many steps. Takes two more steps, and dies in a save."""
     mesh, in_memory = mesh_of_all(), large_tables.HostTable((V, D), seed=0, mesh=mesh_of_all())
     table = large_tables.HostTable((V, D), seed=0, mesh=mesh, path=path)
     for _ in range(table.count):
@@ -223,15 +223,13 @@ def refuse(folder):
     table = make()
     given = [over(mesh, np.zeros(8, np.int64))] * (3 - here)
     with by_process((ValueError, "batches end in process 1, and others have more: give every process as many")):
-        for ids, fetched in table.prefetch(given, lambda ids: ids):
+        for _, fetched in table.prefetch(given, lambda ids: ids):
             table.write(step(fetched, over(mesh, np.ones((8, D), np.float32))))
     assert table.count == 1
     table.count += here
     with by_process((ValueError, r"processes are at different steps, \[1, 2\]")):
         table.fetch(given[0])
-    with pytest.raises(
-        ValueError, match="ids must be arrays over the table's mesh, got .*jax.make_array_from_process_local_data"
-    ):
+    with pytest.raises(ValueError, match=r"ids must be arrays over the table's mesh, got .*jax\.make_array_from"):
         table.fetch(np.array([3]))
     refuse_folders(folder, make, mesh)
 
@@ -256,9 +254,7 @@ def refuse_folders(folder, make, mesh):
         with by_process((ValueError, "is open in another HostTable: two writers")):
             make(path)
     alone(lambda: (part[0].rename(path / "x"), part[1].rename(part[0]), (path / "x").rename(part[1])))
-    with by_process(
-        (ValueError, r"part is \[0, 2\], but .* made with \[1, 2\]"), (ValueError, r"part is \[1, 2\], but .*\[0, 2\]")
-    ):
+    with by_process((ValueError, rf"part is \[{here}, 2\], but .* made with \[{1 - here}, 2\]")):
         make(path)
     alone(lambda: (shutil.rmtree(part[1]), part[0].rename(part[1])))
     with by_process(

@@ -41,9 +41,7 @@ class OverMesh:
 
     def __init__(self, mesh: Any):
         if not isinstance(mesh, Mesh):
-            raise TypeError(
-                f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}; pass jax.make_mesh(...), or leave it out."
-            )
+            raise TypeError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}; pass jax.make_mesh(...), or leave it out.")
         devices = list(mesh.devices.flat)
         self.mesh, self.part, self.parts = mesh, jax.process_index(), jax.process_count()
         of_process = [[n for n, d in enumerate(devices) if d.process_index == p] for p in range(self.parts)]
@@ -107,9 +105,7 @@ class OverMesh:
     def _check_told(self, told: np.ndarray) -> None:
         has_batch, steps = told[:, -2], told[:, -1]
         if len(set(steps)) > 1:
-            raise ValueError(
-                f"processes are at different steps, {sorted(set(steps.tolist()))}: write each step in all of them."
-            )
+            raise ValueError(f"processes are at different steps, {sorted(set(steps.tolist()))}: write each step in all of them.")
         if len(set(has_batch)) > 1:
             without = sorted({d.process_index for d, has in zip(self.mesh.devices.flat, has_batch, strict=True) if not has})
             raise ValueError(
