@@ -77,7 +77,7 @@ class Folder:
         log = self._log_path()
         if number and log.exists():
             steps_lost = roll_back(self.records, log, self.header["count"] + self.header["total_notfinite"])
-            self.records.flush()
+            self.records.flush()  # pyright: ignore[reportAttributeAccessIssue]
         self._remove_logs()
         return steps_lost
 
@@ -94,7 +94,7 @@ class Folder:
 
         def write() -> None:
             named = _save_file.named_arrays(tree)  # raises before anything is written
-            self.records.flush()
+            self.records.flush()  # pyright: ignore[reportAttributeAccessIssue]
             _save_file.write_beside(self.path / "save", {"table": self._table, **header}, named)
 
         try:

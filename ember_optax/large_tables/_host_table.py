@@ -24,6 +24,10 @@ class HostTable:
     the rows are a memory-mapped file, which may be larger than the memory. `save` is a checkpoint of rows, state and a tree of
     yours together. Whenever the process dies, the next `HostTable` with this path is the table of the last save.
 
+    With a mesh, the rows are split by id over all processes of `jax.distributed`: process `id % P` has the row in its memory or
+    in its own folder inside of `path`. Rows and gradients travel between the devices by all-to-all. Each process makes the table,
+    fetches, writes and saves at the same steps.
+
     Args:
       shape: (V, D), or (V, ...) with rows of any shape, whose axes are features together. V is below 2^32.
       dtype: float32, bfloat16 or float16. Rows of 16 bits are rounded stochastically.
@@ -34,6 +38,7 @@ class HostTable:
       path: a folder, which is made if it does not exist; None for host memory.
       reserve: reserve the space of the file. Without it, a full disk ends the process with a bus error (the last save is kept).
       sync_log: sync the undo log in each step, so that the last save also survives a loss of power.
+      mesh: a `jax.sharding.Mesh` of all devices of all processes. Ids are then arrays over this mesh. None for one process.
 
     Attributes:
       count: steps taken. Skipped batches do not count.
@@ -105,13 +110,15 @@ class HostTable:
 
         Args:
           ids: an array of integers, or a tree of such arrays, of any shapes. Negative ids, and ids of V and above, are padding.
+            With a mesh, JAX arrays with a `NamedSharding` of that mesh, to which each process gives its part.
 
         Returns:
           The distinct rows and their state; `places` has the structure of `ids`.
 
         Raises:
           TypeError: ids are not integers.
-          ValueError: the table is closed.
+          ValueError: the table is closed, ids are not over the table's mesh, a row in the file is damaged, or the processes are
+            at different steps.
         """
         num_rows = self.shape[0]
         records = self._open_records()
@@ -127,7 +134,7 @@ class HostTable:
           OSError: the disk is full. Then the table is as it was.
         """
         records = self._open_records()
-        check_written(fetched, self._options, self.count, self.total_notfinite)
+        check_written(fetched, self._options, self._layout.mesh, self.count, self.total_notfinite)
         count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
         if count > self.count:
             ids, rows, nu_token, last = self._layout.read_used(fetched)
@@ -149,7 +156,8 @@ class HostTable:
           ids_of: a function from a batch to the ids that `fetch` takes. It runs in the thread.
 
         Raises:
-          ValueError: the step of a batch was not written before the next batch is asked for.
+          ValueError: the step of a batch was not written before the next batch is asked for, or processes have different numbers
+            of batches.
         """
         yield from prefetched(self, batches, ids_of)
 
@@ -161,8 +169,9 @@ class HostTable:
 
         Raises:
           TypeError: a leaf of the tree is not an array of numbers.
-          ValueError: the table is in memory, or closed.
+          ValueError: the table is in memory, or closed, or a leaf is split over processes.
           OSError: the disk is full. Then the last save is as it was.
+          RuntimeError: another process could not save. Then the last save of all is as it was.
         """
         state = {"count": self.count, "total_notfinite": self.total_notfinite, "nu_feature": np.asarray(self.nu_feature).tolist()}
         self._in_file("save").save(state, tree)
@@ -171,7 +180,8 @@ class HostTable:
         """The tree of the last save.
 
         Args:
-          like: a tree of the same structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`.
+          like: a tree of the same structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`. Leaves that are over several
+            processes are restored with their sharding.
 
         Raises:
           ValueError: the tree that was saved is different, or steps were taken after the save.

@@ -34,14 +34,13 @@ def prefetched(
         while True:
             found, steps = reading.result(), table.count + table.total_notfinite
             ids = layout.agreed(None if found is None else found[1], steps, num_rows)
-            if ids is not None:
-                gathering = thread.submit(gather, table._open_records(), ids, layout)
-                reading = thread.submit(read_next)
+            gathering = None if ids is None else thread.submit(gather, table._open_records(), ids, layout)
+            reading = thread.submit(read_next)
             if ready is not None:
                 yield ready[0], table._on_device(ready[1])
                 if table.count + table.total_notfinite != steps + 1:
                     raise ValueError("the step of the last batch was not written: call write once for each batch of prefetch.")
-            if found is None:
+            if found is None or gathering is None:
                 return
             following = gathering.result()
             if ready is not None:

@@ -63,14 +63,14 @@ def take(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.take(as_bytes, ids).view(records.dtype)
 
 
-def take_checked(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def take_checked(records: Any, ids: np.ndarray) -> np.ndarray:
     """A copy of some records, whose checksums fit.
 
     Raises:
       ValueError: a checksum does not fit.
     """
     found = take(records, ids)
-    if "checksum" in found.dtype.names:
+    if "checksum" in (found.dtype.names or ()):
         damaged = np.flatnonzero(found["checksum"] != _checksums(found, ids))
         if len(damaged):
             raise ValueError(
@@ -103,7 +103,7 @@ def pack(ids: np.ndarray, rows: np.ndarray, nu_token: np.ndarray, last: np.ndarr
     stored = np.asarray(rows).astype(dtype)
     new["row"] = stored.view(np.uint16) if stored.dtype.itemsize == 2 else stored
     new["nu_token"], new["last"] = nu_token, last
-    if "checksum" in new.dtype.names:
+    if "checksum" in (record.names or ()):
         new["checksum"] = _checksums(new, ids)
     return new
 

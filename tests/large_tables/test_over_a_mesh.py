@@ -1,5 +1,6 @@
 """Rows split by id over processes and devices: steps equal those of one process, and all processes have the same save."""
 
+import functools
 import os
 import re
 import shutil
@@ -76,10 +77,11 @@ def test_ids_in_other_layouts(spec, axis_type):
         weights = {name: rng.normal(size=(*of.shape, D)).astype(np.float32) for name, of in ids.items()}
         found, fetched = value_and_grads(table.fetch(jax.device_put(ids, sharding)), jax.device_put(weights, sharding))
         expected, of_one = value_and_grads(one.fetch(ids), weights)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        # Another program rounds initial rows in another order.
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7), found, expected)
         table.write(fetched)
         one.write(of_one)
-    np.testing.assert_allclose(table._records["row"], one._records["row"], atol=1e-8)
+    np.testing.assert_allclose(table._records["row"], one._records["row"], rtol=0, atol=1e-7)
     np.testing.assert_allclose(table._records["nu_token"], one._records["nu_token"], rtol=1e-6)
 
 

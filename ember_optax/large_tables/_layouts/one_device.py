@@ -25,7 +25,7 @@ class OneDevice:
         """The ids of a batch."""
         return batch_ids(ids, num_rows)
 
-    def agreed(self, requests: BatchIds | None, _steps: int, _num_rows: int) -> BatchIds | None:
+    def agreed(self, requests: Any, _steps: int, _num_rows: int) -> Any:
         """The ids of a batch, of which no other process knows."""
         return requests
 

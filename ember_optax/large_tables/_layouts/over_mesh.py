@@ -27,7 +27,7 @@ class _OfDevice(NamedTuple):
 class Requests(NamedTuple):
     """What the devices of this process read. `leaves` are the ids, and `treedef` is their structure."""
 
-    leaves: list[jax.Array]
+    leaves: list[Any]
     treedef: Any
     of_device: list[_OfDevice]
 
@@ -43,7 +43,8 @@ class OverMesh:
         if not isinstance(mesh, Mesh):
             raise TypeError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}; pass jax.make_mesh(...), or leave it out.")
         devices = list(mesh.devices.flat)
-        self.mesh, self.part, self.parts = mesh, jax.process_index(), jax.process_count()
+        self.mesh: Mesh = mesh
+        self.part, self.parts = jax.process_index(), jax.process_count()
         of_process = [[n for n, d in enumerate(devices) if d.process_index == p] for p in range(self.parts)]
         if len({len(numbers) for numbers in of_process}) > 1:
             counts = [len(numbers) for numbers in of_process]
@@ -63,13 +64,13 @@ class OverMesh:
 
     def _check(self, leaf: Any) -> None:
         sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding) or sharding.mesh.axis_names != self.mesh.axis_names:
+        if not isinstance(sharding, NamedSharding):
             where = shown(leaf) if sharding is None else f"an array with {sharding}"
             raise ValueError(
                 f"ids must be arrays over the table's mesh, got {where}: pass jax.make_array_from_process_local_data("
                 f"NamedSharding(mesh, PartitionSpec({self.mesh.axis_names[0]!r})), ids) of the ids of this process."
             )
-        if list(sharding.mesh.devices.flat) != list(self.mesh.devices.flat):
+        if sharding.mesh != self.mesh:
             raise ValueError(f"ids are over the mesh {sharding.mesh}, but the table is over {self.mesh}: use one mesh for both.")
 
     def _of_device(self, arrays: list[np.ndarray], num_rows: int) -> _OfDevice:
@@ -81,7 +82,7 @@ class OverMesh:
         counts = np.bincount(owners, minlength=self._num_devices)
         return _OfDevice(distinct[order], owners[order], counts, of_sorted[places])
 
-    def agreed(self, requests: Requests | None, steps: int, num_rows: int) -> BatchIds | None:
+    def agreed(self, requests: Any, steps: int, num_rows: int) -> Any:
         """The rows that all devices read, after the exchange of ids. None if no process has a batch."""
         idle = [np.zeros(self._num_devices, np.int64)] * self.devices_here
         counts = [found.counts for found in requests.of_device] if requests else idle
