@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 
 HELPERS = Path(__file__).parent
+LONGEST = 900  # seconds, on a machine that does other things too
 
 
 def outputs(file: str, *arguments: str) -> list[str]:
     """What each process printed; fails with that where one of them failed. The file calls `join` first."""
     processes = _started(file, *arguments)
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=LONGEST)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
     return printed
 
@@ -29,7 +30,7 @@ def until_one_dies(file: str, *arguments: str) -> list[str]:
     killed = [process.returncode == -signal.SIGKILL for process in processes]
     for process in processes:
         process.kill()
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=LONGEST)[0] for process in processes]
     assert any(killed), "\n".join(printed)
     return printed
 

@@ -119,4 +119,7 @@ def test_micro_batches_are_one_batch_of_their_mean():
         together = np.concatenate([ids for ids, _ in part]), np.concatenate([compact for _, compact in part]) / 4
         run(whole, [together])
     np.testing.assert_allclose(rows_of(table)[0], rows_of(whole)[0], atol=1e-6)
+    # A step has nearly the size of the learning rate whatever the gradient's is. The averages have the gradient's.
+    np.testing.assert_allclose(rows_of(table)[1], rows_of(whole)[1], rtol=1e-5)
+    np.testing.assert_allclose(table.nu_feature, whole.nu_feature, rtol=1e-5)
     assert table.count == 10
