@@ -85,7 +85,7 @@ def _checksums(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
     A record that a step wrote depends on its place too. The checksum of a record of zeros is zero.
     """
-    words = records.view(np.uint32).reshape(len(records), -1)[:, 1:]
+    words = records.view(np.uint32).reshape(len(records), records.dtype.itemsize // 4)[:, 1:]
     factors = np.arange(1, words.shape[1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B2) + np.uint32(1)
     of_place = np.where(records["last"] > 0, ids, 0).astype(np.uint32) * np.uint32(0x85EBCA6B)
     return np.einsum("ij,j->i", words, factors) + of_place

@@ -229,6 +229,7 @@ def test_a_damaged_row_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"rows is damaged: .* of 1 of the 2 rows .* is at {touched[1]:,} in the file"):
             table.fetch(touched[:2])
         table.fetch(touched[:1])
+        table.fetch(touched[:0])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: jnp.dtype(dtype).name)

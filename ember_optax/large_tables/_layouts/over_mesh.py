@@ -93,10 +93,11 @@ class OverMesh:
         most = padded_size(int(told[:, : self._num_devices].max()), _FEWEST_SENT)
         sent = np.full((self.devices_here, self._num_devices, most), num_rows, np.uint32)
         slots = []
-        for part, (ids, owners, of_owner, places) in zip(sent, requests.of_device, strict=True):
-            rank = np.arange(len(ids)) - (np.cumsum(of_owner) - of_owner)[owners]
-            part[owners, rank] = ids
-            slots.append(np.append(owners * most + rank, self._num_devices * most)[places].astype(np.int32))
+        for part, (ids, owners, _, places) in zip(sent, requests.of_device, strict=True):
+            # The ids of one owner are neighbours, and at most `most`. So their places among those of the owner are distinct.
+            among = np.arange(len(ids)) % most
+            part[owners, among] = ids
+            slots.append(np.append(owners * most + among, self._num_devices * most)[places].astype(np.int32))
         wanted = self.read(exchanged(self.put(sent.reshape(-1, most)), self.mesh)).reshape(sent.shape).astype(np.int64)
         distinct = [distinct_ids([of_device], num_rows)[0] for of_device in wanted]
         size = padded_size(self.largest(max(map(len, distinct))))
