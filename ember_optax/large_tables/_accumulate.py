@@ -37,6 +37,7 @@ def mean_over_micro_batches(table: HostTable, results: Sequence[tuple[FetchedRow
       ValueError: `results` is empty, a gradient does not have the shape of its rows, or the table was written after a fetch.
 
     Example:
+      >>> import numpy as np
       >>> from ember_optax import large_tables
       >>> table = large_tables.HostTable((1000, 4), seed=0)
       >>> results = [(fetched := table.fetch(np.array(ids)), jnp.ones_like(fetched.rows)) for ids in ([3, 7], [7, 9])]
