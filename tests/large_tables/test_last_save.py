@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 
+import host_table_steps
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -263,7 +264,7 @@ def test_one_writer(tmp_path):
 
 PROGRAM = f"""
 import sys
-sys.path[:0] = [{os.path.dirname(__file__)!r}]
+sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(host_table_steps.__file__)!r}]
 from test_last_save import *
 table = open_table(sys.argv[1])
 take_step(table)  # compiles
