@@ -8,6 +8,8 @@ with the whole table on the device, and its cost depends on the batch and not on
     fetched = large_tables.update(fetched, row_grads, 0.1)       # in the compiled step
     table.write(fetched)                                         # host: rows back
 
+With `HostTable(..., mesh=mesh)` the rows are split over many processes.
+
 >>> from ember_optax import large_tables  # `large_tables.HostTable` has an example that runs
 
 References:

@@ -1,15 +1,18 @@
 """`mean_over_micro_batches`: one step for several batches."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 
 from .._tree.inputs import shown
 from ._fetched import FetchedRows
+from ._gather import again, gather
 from ._host_table import HostTable
+from ._layouts.collectives import over_devices
 from ._update import check_gradient
 
 
@@ -34,6 +37,7 @@ def mean_over_micro_batches(table: HostTable, results: Sequence[tuple[FetchedRow
       ValueError: `results` is empty, a gradient does not have the shape of its rows, or the table was written after a fetch.
 
     Example:
+      >>> import numpy as np
       >>> from ember_optax import large_tables
       >>> table = large_tables.HostTable((1000, 4), seed=0)
       >>> results = [(fetched := table.fetch(np.array(ids)), jnp.ones_like(fetched.rows)) for ids in ([3, 7], [7, 9])]
@@ -59,19 +63,18 @@ def mean_over_micro_batches(table: HostTable, results: Sequence[tuple[FetchedRow
                 f"results were fetched at step {steps}, but the table is at step {table.count + table.total_notfinite}: write "
                 f"the table once for all of them, after the last."
             )
-    ids_of = [np.asarray(fetched.ids) for fetched, _ in results]
-    together = table.fetch(np.concatenate(ids_of).astype(np.int64))
-    places_of, start = [], 0
-    for ids in ids_of:
-        places_of.append(together.places[start : start + len(ids)])
-        start += len(ids)
-    row_grads = _mean(together.rows, [row_grads for _, row_grads in results], places_of)
+    ids, places_of = again([fetched for fetched, _ in results], table._layout)
+    together = table._on_device(gather(table._open_records(), ids, table._layout))
+    row_grads = _mean(together.rows, [row_grads for _, row_grads in results], places_of, together.mesh)
     return together, row_grads
 
 
-@jax.jit
-def _mean(rows: jax.Array, grads: list[jax.Array], places: list[jax.Array]) -> jax.Array:
-    total = jnp.zeros_like(rows)
-    for grads_NxF, places_N in zip(grads, places, strict=True):
-        total = total.at[places_N].add(grads_NxF.astype(rows.dtype), mode="drop")
-    return total / len(grads)
+@functools.partial(jax.jit, static_argnames="mesh")
+def _mean(rows: jax.Array, grads: list[jax.Array], places: list[jax.Array], mesh: Mesh | None) -> jax.Array:
+    def on_each(rows: jax.Array, grads: list[jax.Array], places: list[jax.Array]) -> jax.Array:
+        total = jnp.zeros_like(rows)
+        for grads_NxF, places_N in zip(grads, places, strict=True):
+            total = total.at[places_N].add(grads_NxF.astype(rows.dtype), mode="drop")
+        return total / len(grads)
+
+    return over_devices(mesh, on_each)(rows, grads, places)

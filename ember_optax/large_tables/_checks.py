@@ -62,7 +62,7 @@ def _checked_dtype(dtype: Any) -> Any:
     return found
 
 
-def check_written(fetched: Any, options: Options, count: int, total_notfinite: int) -> None:
+def check_written(fetched: Any, options: Options, mesh: Any, count: int, total_notfinite: int) -> None:
     """Raises unless `fetched` is the result of the next step of this table."""
     if not isinstance(fetched, FetchedRows):
         raise TypeError(f"fetched must be the FetchedRows that update returned, got {shown(fetched)}.")
@@ -71,6 +71,8 @@ def check_written(fetched: Any, options: Options, count: int, total_notfinite: i
     )
     if of_step != options:
         raise ValueError(f"fetched is of another table: it has {of_step}, but this table has {options}; write each to its own.")
+    if fetched.mesh != mesh:
+        raise ValueError(f"fetched is of another table: it has mesh={fetched.mesh}, but this table has mesh={mesh}.")
     steps, done = int(fetched.count) + int(fetched.total_notfinite), count + total_notfinite
     if steps == done and int(fetched.count) == count:
         raise ValueError(

@@ -6,15 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from .._math.rows import flat_ids, take_rows
 from .._tree.inputs import shown
+from ._layouts.places import Places, is_places, received_rows, rows_at
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rows", "places", "ids", "nu_token", "last", "count", "nu_feature", "total_notfinite"],
-    meta_fields=["num_rows", "dtype", "b2", "eps", "seed"],
+    meta_fields=["num_rows", "dtype", "b2", "eps", "seed", "mesh"],
 )
 @dataclasses.dataclass(frozen=True)
 class FetchedRows:
@@ -36,6 +38,8 @@ class FetchedRows:
       b2: as in `HostTable`.
       eps: as in `HostTable`.
       seed: as in `HostTable`.
+      mesh: as in `HostTable`. With a mesh, the first axis of `rows`, `ids`, `nu_token` and `last` is split over its devices, each
+        device has N of the rows with padding, and `places` are for `lookup` only.
 
     Example:
       >>> from ember_optax import large_tables
@@ -61,6 +65,7 @@ class FetchedRows:
     b2: float
     eps: float
     seed: int
+    mesh: Mesh | None = None
 
 
 def lookup(rows: jax.Array, places: Any) -> Any:
@@ -95,10 +100,16 @@ def lookup(rows: jax.Array, places: Any) -> Any:
     if not is_array:
         raise TypeError(f"rows must be the array of floats that fetch returned, got {shown(rows)}: pass fetched.rows.")
 
+    over_mesh = [leaf for leaf in jax.tree.leaves(places, is_leaf=is_places) if is_places(leaf)]
+    if over_mesh:  # all arrays of one batch share the exchange
+        rows = received_rows(rows, over_mesh[0])
+
     def one(places: Any) -> jax.Array:
+        if isinstance(places, Places):
+            return rows_at(rows, places)
         if not jnp.issubdtype(getattr(places, "dtype", jnp.float32), jnp.integer):
             raise TypeError(f"places must be arrays of integers, got {shown(places)}: pass fetched.places.")
         found = take_rows(rows, flat_ids(places, len(rows)), 0)
         return found.reshape(*places.shape, *rows.shape[1:])
 
-    return jax.tree.map(one, places)
+    return jax.tree.map(one, places, is_leaf=is_places)

@@ -1,19 +1,19 @@
 """`HostTable`: a token table in host memory or in a file."""
 
-import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from . import _records, _save_file
+from ._agreement import check_same
 from ._checks import check_written, checked_options
 from ._fetched import FetchedRows
 from ._folder import Folder
-from ._gather import Gathered, gather, refresh, to_device
-
-Batch = TypeVar("Batch")
+from ._gather import Gathered, gather, to_device
+from ._layouts import layout_of
+from ._prefetch import Batch, prefetched
 
 
 class HostTable:
@@ -23,6 +23,10 @@ class HostTable:
     exist from the start, as normal numbers from a hash of seed and id, and take no memory until a step writes them. With a path,
     the rows are a memory-mapped file, which may be larger than the memory. `save` is a checkpoint of rows, state and a tree of
     yours together. Whenever the process dies, the next `HostTable` with this path is the table of the last save.
+
+    With a mesh, the rows are split by id over all processes of `jax.distributed`: process `id % P` has the row in its memory or
+    in its own folder inside of `path`. Rows and gradients travel between the devices by all-to-all. Each process makes the table,
+    fetches, writes and saves at the same steps.
 
     Args:
       shape: (V, D), or (V, ...) with rows of any shape, whose axes are features together. V is below 2^32.
@@ -34,6 +38,7 @@ class HostTable:
       path: a folder, which is made if it does not exist; None for host memory.
       reserve: reserve the space of the file. Without it, a full disk ends the process with a bus error (the last save is kept).
       sync_log: sync the undo log in each step, so that the last save also survives a loss of power.
+      mesh: a `jax.sharding.Mesh` of all devices of all processes. Ids are then arrays over this mesh. None for one process.
 
     Attributes:
       count: steps taken. Skipped batches do not count.
@@ -78,22 +83,25 @@ class HostTable:
         path: Any = None,
         reserve: bool = True,
         sync_log: bool = False,
+        mesh: Any = None,
     ):
         options = checked_options(shape, dtype, seed, std, b2, eps, reserve, sync_log)
         self.shape, self.dtype, self._options = options.shape, options.dtype, options
-        record = _records.record_dtype(self.shape[1:], self.dtype)
+        record = _records.record_dtype(self.shape[1:], self.dtype, in_file=path is not None)
         self.count, self.total_notfinite, self.steps_lost = 0, 0, 0
-        self.nu_feature, self._folder = jnp.zeros(self.shape[1:], jnp.float32), None
+        self._layout = layout_of(mesh)
+        check_same(self._layout, (options, path is None))
+        self.nu_feature, self._folder = self._layout.put_everywhere(np.zeros(self.shape[1:], np.float32)), None
         self._records: np.ndarray | None
         if path is None:
-            self._records = _records.in_memory(self.shape[0], record)
+            self._records = _records.in_memory(self._layout.rows_here(self.shape[0]), record)
             return
         table = {**options._asdict(), "shape": list(self.shape), "dtype": self.dtype.name}
-        self._folder = Folder(path, table, record, reserve=reserve, sync_log=sync_log)
+        self._folder = Folder(path, table, record, self._layout, reserve=reserve, sync_log=sync_log)
         self._records, self.steps_lost = self._folder.records, self._folder.steps_lost
         self.count, self.total_notfinite = (self._folder.header[name] for name in ("count", "total_notfinite"))
         if self._folder.header["save"]:
-            self.nu_feature = jnp.asarray(self._folder.header["nu_feature"], jnp.float32)
+            self.nu_feature = self._layout.put_everywhere(np.asarray(self._folder.header["nu_feature"], np.float32))
         else:
             self.save()
 
@@ -102,15 +110,20 @@ class HostTable:
 
         Args:
           ids: an array of integers, or a tree of such arrays, of any shapes. Negative ids, and ids of V and above, are padding.
+            With a mesh, JAX arrays with a `NamedSharding` of that mesh, to which each process gives its part.
 
         Returns:
           The distinct rows and their state; `places` has the structure of `ids`.
 
         Raises:
           TypeError: ids are not integers.
-          ValueError: the table is closed.
+          ValueError: the table is closed, ids are not over the table's mesh, a row in the file is damaged, or the processes are
+            at different steps.
         """
-        return self._to_device(self._gather(ids))
+        num_rows = self.shape[0]
+        records = self._open_records()
+        agreed = self._layout.agreed(self._layout.requests(ids, num_rows), self.count + self.total_notfinite, num_rows)
+        return self._on_device(gather(records, agreed, self._layout))
 
     def write(self, fetched: FetchedRows) -> None:
         """Stores the rows and the state after a step. It waits for the step.
@@ -121,17 +134,16 @@ class HostTable:
           OSError: the disk is full. Then the table is as it was.
         """
         records = self._open_records()
-        check_written(fetched, self._options, self.count, self.total_notfinite)
+        check_written(fetched, self._options, self._layout.mesh, self.count, self.total_notfinite)
         count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
         if count > self.count:
-            ids = np.asarray(fetched.ids)
-            ids = ids[: np.searchsorted(ids, self.shape[0])]
-            rows, nu_token, last = (np.asarray(of)[: len(ids)] for of in (fetched.rows, fetched.nu_token, fetched.last))
-            new = _records.pack(rows, nu_token, last, records.dtype, self.dtype)
+            ids, rows, nu_token, last = self._layout.read_used(fetched)
+            places = self._layout.index_of(ids)
+            new = _records.pack(places, rows, nu_token, last, records.dtype, self.dtype)
             if self._folder is not None:
-                old = _records.take(records, ids)
-                self._folder.before_overwriting(self.count + self.total_notfinite, ids, old)
-            _records.put(records, ids, new)
+                old = _records.take(records, places)
+                self._folder.before_overwriting(self.count + self.total_notfinite, places, old)
+            _records.put(records, places, new)
         self.count, self.total_notfinite, self.nu_feature = count, total_notfinite, fetched.nu_feature
 
     def prefetch(self, batches: Iterable[Batch], ids_of: Callable[[Batch], Any]) -> Iterator[tuple[Batch, FetchedRows]]:
@@ -144,27 +156,10 @@ class HostTable:
           ids_of: a function from a batch to the ids that `fetch` takes. It runs in the thread.
 
         Raises:
-          ValueError: the step of a batch was not written before the next batch is asked for.
+          ValueError: the step of a batch was not written before the next batch is asked for, or processes have different numbers
+            of batches.
         """
-        remaining = iter(batches)
-
-        def gather_next() -> tuple[Batch, Gathered] | None:
-            for batch in remaining:
-                return batch, self._gather(ids_of(batch))
-            return None
-
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            ready = thread.submit(gather_next).result()
-            while ready is not None:
-                batch, gathered = ready
-                following = thread.submit(gather_next)
-                steps = self.count + self.total_notfinite
-                yield batch, self._to_device(gathered)
-                if self.count + self.total_notfinite != steps + 1:
-                    raise ValueError("the step of the last batch was not written: call write once for each batch of prefetch.")
-                ready = following.result()
-                if ready is not None:
-                    refresh(ready[1], self._open_records(), gathered.ids.distinct)
+        yield from prefetched(self, batches, ids_of)
 
     def save(self, tree: Any = ()) -> None:
         """A checkpoint: makes the rows, their state and a tree of arrays the last save, all of them or none.
@@ -174,17 +169,19 @@ class HostTable:
 
         Raises:
           TypeError: a leaf of the tree is not an array of numbers.
-          ValueError: the table is in memory, or closed.
+          ValueError: the table is in memory, or closed, or a leaf is split over processes.
           OSError: the disk is full. Then the last save is as it was.
+          RuntimeError: another process could not save. Then the last save of all is as it was.
         """
-        state = {"count": self.count, "total_notfinite": self.total_notfinite, "nu_feature": self.nu_feature.tolist()}
+        state = {"count": self.count, "total_notfinite": self.total_notfinite, "nu_feature": np.asarray(self.nu_feature).tolist()}
         self._in_file("save").save(state, tree)
 
     def restore(self, like: Any) -> Any:
         """The tree of the last save.
 
         Args:
-          like: a tree of the same structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`.
+          like: a tree of the same structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`. Leaves that are over several
+            processes are restored with their sharding.
 
         Raises:
           ValueError: the tree that was saved is different, or steps were taken after the save.
@@ -213,14 +210,11 @@ class HostTable:
         where = "host memory" if self._folder is None else repr(str(self._folder.path))
         return f"HostTable({self.shape}, {self.dtype.name}, in {where}, after {self.count} steps)"
 
-    def _gather(self, ids: Any) -> Gathered:
-        return gather(self._open_records(), ids, self.shape[0])
-
-    def _to_device(self, gathered: Gathered) -> FetchedRows:
-        return to_device(gathered, self._options, self.nu_feature, self.count, self.total_notfinite)
+    def _on_device(self, gathered: Gathered) -> FetchedRows:
+        return to_device(gathered, self._options, self._layout, self.nu_feature, self.count, self.total_notfinite)
 
     def _open_records(self) -> np.ndarray:
-        if self._records is None:
+        if self._records is None or (self._folder is not None and self._folder.is_closed()):
             raise ValueError(f"{self!r} is closed: make a HostTable with its path again.")
         return self._records
 

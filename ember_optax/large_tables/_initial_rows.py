@@ -4,17 +4,26 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from .._math.rounding import bits_at, key_of
+from ._layouts.collectives import over_devices
 from ._update import places_of_rows
 
 # Stochastic rounding hashes a name as its third word, and this is not the checksum of a name that is likely.
 _WORD = 0x1D0FA5C3
 
 
-@functools.partial(jax.jit, static_argnames=("seed", "std", "dtype"))
-def with_initial_rows(rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("seed", "std", "dtype", "mesh"))
+def with_initial_rows(
+    rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype, mesh: Mesh | None
+) -> jax.Array:
     """The rows, in float32 at least, with initial values for those that no step has written."""
+    on_each = functools.partial(_with_initial_rows, seed=seed, std=std, dtype=dtype)
+    return over_devices(mesh, on_each)(rows, ids, last)
+
+
+def _with_initial_rows(rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype) -> jax.Array:
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     if not std:
         return rows

@@ -13,10 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def record_dtype(row_shape: tuple[int, ...], dtype: Any) -> np.dtype:
-    """The record of one row. NumPy has no 16-bit floats of every kind, so 16-bit rows are stored as their bits."""
+def record_dtype(row_shape: tuple[int, ...], dtype: Any, *, in_file: bool) -> np.dtype:
+    """The record of one row, of whole words of 32 bits. In a file it has a checksum.
+
+    NumPy has no 16-bit floats of every kind, so 16-bit rows are stored as their bits.
+    """
     stored = np.dtype(np.uint16) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
-    return np.dtype([("nu_token", np.float32), ("last", np.int32), ("row", stored, row_shape)])
+    checksum = [("checksum", np.uint32)] if in_file else []
+    return np.dtype([*checksum, ("nu_token", np.float32), ("last", np.int32), ("row", stored, row_shape)], align=True)
 
 
 def in_memory(num_rows: int, record: np.dtype) -> np.ndarray:
@@ -59,18 +63,48 @@ def take(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.take(as_bytes, ids).view(records.dtype)
 
 
+def take_checked(records: Any, ids: np.ndarray) -> np.ndarray:
+    """A copy of some records, whose checksums fit.
+
+    Raises:
+      ValueError: a checksum does not fit.
+    """
+    found = take(records, ids)
+    if "checksum" in (found.dtype.names or ()):
+        damaged = np.flatnonzero(found["checksum"] != _checksums(found, ids))
+        if len(damaged):
+            raise ValueError(
+                f"{records.filename} is damaged: the checksums of {len(damaged)} of the {len(ids)} rows of this batch do not "
+                f"fit, and the first of them is at {ids[damaged[0]]:,} in the file; restore a copy of the whole folder."
+            )
+    return found
+
+
+def _checksums(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """A sum of the words of each record modulo 2^32, each times an odd number, so that a change of one word always changes it.
+
+    A record that a step wrote depends on its place too. The checksum of a record of zeros is zero.
+    """
+    words = records.view(np.uint32).reshape(len(records), records.dtype.itemsize // 4)[:, 1:]
+    factors = np.arange(1, words.shape[1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B2) + np.uint32(1)
+    of_place = np.where(records["last"] > 0, ids, 0).astype(np.uint32) * np.uint32(0x85EBCA6B)
+    return np.einsum("ij,j->i", words, factors) + of_place
+
+
 def put(records: np.ndarray, ids: np.ndarray, new: np.ndarray) -> None:
     """Writes some records."""
     as_bytes = f"V{records.dtype.itemsize}"
     records.view(np.ndarray).view(as_bytes)[ids] = new.view(as_bytes)
 
 
-def pack(rows: np.ndarray, nu_token: np.ndarray, last: np.ndarray, record: np.dtype, dtype: Any) -> np.ndarray:
+def pack(ids: np.ndarray, rows: np.ndarray, nu_token: np.ndarray, last: np.ndarray, record: np.dtype, dtype: Any) -> np.ndarray:
     """The records of some rows."""
-    new = np.empty(len(rows), record)
+    new = np.zeros(len(rows), record)
     stored = np.asarray(rows).astype(dtype)
     new["row"] = stored.view(np.uint16) if stored.dtype.itemsize == 2 else stored
     new["nu_token"], new["last"] = nu_token, last
+    if "checksum" in (record.names or ()):
+        new["checksum"] = _checksums(new, ids)
     return new
 
 

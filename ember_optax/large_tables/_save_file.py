@@ -13,12 +13,11 @@ import numpy as np
 _MARK = b"ember_optax large table 1\n"
 
 
-def write(path: Path, header: dict[str, Any], tree: Any) -> None:
-    """Writes a file beside `path`, syncs it, and renames it to `path`: the file is the old one or the new one."""
-    arrays = named_arrays(tree)
+def write_beside(path: Path, header: dict[str, Any], arrays: list[tuple[str, np.ndarray]]) -> None:
+    """Writes the file that will replace `path`, and syncs it."""
     listed = [[name, list(array.shape), array.dtype.name] for name, array in arrays]
     head = json.dumps({**header, "arrays": listed}).encode()
-    beside = path.with_suffix(".new")
+    beside = beside_of(path)
     try:
         with open(beside, "wb") as file:
             checksum = 0
@@ -31,8 +30,18 @@ def write(path: Path, header: dict[str, Any], tree: Any) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise OSError(error.errno, f"nothing was saved ({error.strerror}); the last save is as it was", str(path)) from error
-    os.replace(beside, path)
     sync_folder(path.parent)
+
+
+def replace(path: Path) -> None:
+    """Makes the file beside `path` that of `path`, which is the old one or the new one at every time."""
+    os.replace(beside_of(path), path)
+    sync_folder(path.parent)
+
+
+def beside_of(path: Path) -> Path:
+    """The name of the file that will replace `path`."""
+    return path.with_suffix(".new")
 
 
 def sync_folder(folder: Path) -> None:
@@ -72,11 +81,17 @@ def named_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
 
     Raises:
       TypeError: a leaf is not an array of numbers.
+      ValueError: a leaf is split over processes.
     """
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not is_key and not getattr(leaf, "is_fully_replicated", True) and not leaf.is_fully_addressable:
+            raise ValueError(
+                f"the leaf {name or 'tree'} is split over processes, of which each saves what it has whole: save what "
+                f"jax.experimental.multihost_utils.process_allgather(leaf, tiled=True) returns."
+            )
         array = None if is_key else np.asarray(leaf)
         if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
             fix = "save jax.random.key_data of it" if is_key else "save arrays and numbers only"
@@ -100,7 +115,16 @@ def fitted(arrays: list[tuple[str, np.ndarray]], like: Any) -> Any:
                 f"the save does not fit `like`: {name or 'the tree'} is {_shown(saved, name)} in the save and "
                 f"{_shown(wanted, name)} in `like`; pass a tree of the structure, shapes and dtypes that were saved."
             )
-    return jax.tree_util.tree_unflatten(treedef, [jnp.asarray(array) for _, array in arrays])
+    restored = [_placed(array, leaf) for (_, array), (_, leaf) in zip(arrays, leaves, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, restored)
+
+
+def _placed(array: np.ndarray, like: Any) -> jax.Array:
+    """The array, over all processes if `like` is."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or sharding.is_fully_addressable:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _shown(of: dict[str, Any], name: str) -> str:

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from .._math.axes import TableAxes
+from .._math.mesh import in_shard_map
 from .._math.moments import DecayRate, Moments, decay_rate
 from .._math.rounding import bits_at, key_of, places_along, rounded_update
 from .._math.step import Hyperparameters
@@ -14,6 +16,7 @@ from .._optimizer.row_step import ember_row_step
 from .._tree.hyperparameters import checked_learning_rate
 from .._tree.inputs import shown
 from ._fetched import FetchedRows
+from ._layouts.collectives import over_devices
 
 
 def update(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> FetchedRows:
@@ -51,17 +54,36 @@ def update(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> Fe
       Ember, "Token Geometry", https://arxiv.org/abs/2607.01455; docs/large_tables.md
     """
     check_gradient(fetched, row_grads)
+    if in_shard_map() and fetched.mesh is not None:
+        raise ValueError("update of a table with a mesh was called inside jax.shard_map: call it in jax.jit, outside of it.")
     if callable(learning_rate):
         raise TypeError("learning_rate must be a number, got a function: pass schedule(fetched.count).")
     checked_learning_rate(learning_rate)
+    if fetched.mesh is None:
+        return _stepped(fetched, row_grads, learning_rate)
+    split, whole = PartitionSpec(fetched.mesh.axis_names), PartitionSpec()
+    places, fetched = fetched.places, dataclasses.replace(fetched, places=())
+    of_fetched = dataclasses.replace(
+        fetched, rows=split, ids=split, nu_token=split, last=split, count=whole, nu_feature=whole, total_notfinite=whole
+    )
+    step = over_devices(fetched.mesh, _stepped, (of_fetched, split, whole), of_fetched)
+    return dataclasses.replace(step(fetched, row_grads, jnp.asarray(learning_rate)), places=places)
+
+
+def _stepped(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> FetchedRows:
+    """The step, also on the rows of one device of a mesh, whose statistics are those of all devices."""
+    mesh_axes = () if fetched.mesh is None else fetched.mesh.axis_names
+    num_devices = 1 if fetched.mesh is None else fetched.mesh.size
     num_places = len(fetched.rows)
     rate = decay_rate(fetched.b2)
     old = Moments(fetched.count, _decayed(fetched, rate), fetched.nu_feature, fetched.total_notfinite)
     places_N = jnp.arange(num_places, dtype=jnp.int32)
     places_N = jnp.where(fetched.ids < fetched.num_rows, places_N, num_places)
-    axes = TableAxes(token=(0,), feature=tuple(range(1, fetched.rows.ndim)), batch=())
+    axes = TableAxes(token=(0,), feature=tuple(range(1, fetched.rows.ndim)), batch=(), token_mesh=mesh_axes)
     by = Hyperparameters(rate, fetched.eps, weight_decay=0.0)
-    steps, new = ember_row_step(row_grads, places_N, old, by, axes=axes, num_rows=float(fetched.num_rows))
+    # The statistics are a mean over the devices of parts of equal size.
+    num_rows = fetched.num_rows / num_devices
+    steps, new = ember_row_step(row_grads, places_N, old, by, axes=axes, num_rows=num_rows)
     steps = -jnp.asarray(learning_rate, steps.dtype) * steps
     rows = fetched.rows + _rounded(fetched, steps)
     counts = new.count > fetched.count

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import zlib
 
+import host_table_steps
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from host_table_steps import stored_bytes
 
 from ember_optax import large_tables
 from ember_optax.large_tables import _folder, _records, _save_file, _undo_log
@@ -40,7 +42,7 @@ def tree_at(step):
 
 
 def contents(table):
-    return zlib.crc32(table._records.tobytes()), np.asarray(table.nu_feature).tobytes(), table.count, table.total_notfinite
+    return zlib.crc32(stored_bytes(table)), np.asarray(table.nu_feature).tobytes(), table.count, table.total_notfinite
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ PLACES = {
     "before the log is appended to": (_undo_log.UndoLog, "append", False),
     "after the log was appended to": (_undo_log.UndoLog, "append", True),
     "after the rows were written": (_records, "put", True),
-    "before the save's file is written": (_save_file, "write", False),
+    "before the save's file is written": (_save_file, "write_beside", False),
     "before the save's file is renamed": (os, "replace", False),
     "after the save's file was renamed": (os, "replace", True),
     "after the logs were removed": (_folder.Folder, "_remove_logs", True),
@@ -192,7 +194,7 @@ def test_too_little_space_for_the_file(tmp_path):
 
 
 DAMAGE = {
-    "rows": (lambda path: os.truncate(path / "rows", 100), r"rows.* has 100 bytes, but a table of 5,000 rows needs 160,000"),
+    "rows": (lambda path: os.truncate(path / "rows", 100), r"rows.* has 100 bytes, but a table of 5,000 rows needs 180,000"),
     "no rows": (lambda path: os.remove(path / "rows"), "rows.* is missing, but a table of"),
     "save": (lambda path: flip(path / "save", 200), "save.* is damaged: its checksum"),
     "short save": (lambda path: os.truncate(path / "save", 100), "save.* is damaged"),
@@ -218,6 +220,42 @@ def test_damage_is_refused_by_name(what, tmp_path):
         open_table(tmp_path / "t")
 
 
+def test_a_damaged_row_is_refused(tmp_path):
+    with open_table(tmp_path / "t") as table:
+        take_step(table)
+        table.save()
+        size, touched = table._records.itemsize, np.flatnonzero(table._records["last"])
+    flip(tmp_path / "t" / "rows", int(touched[1]) * size + size - 1)
+    with open_table(tmp_path / "t") as table:
+        with pytest.raises(ValueError, match=f"rows is damaged: .* of 1 of the 2 rows .* is at {touched[1]:,} in the file"):
+            table.fetch(touched[:2])
+        table.fetch(touched[:1])
+        table.fetch(touched[:0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: jnp.dtype(dtype).name)
+def test_every_bit_and_the_place_of_a_record_are_checked(dtype, tmp_path):
+    with large_tables.HostTable((V, 5), dtype, seed=0, path=tmp_path / "t") as table:
+        take_step(table)
+        records, places = table._records, np.flatnonzero(table._records["last"])[:2]
+        found = _records.take_checked(records, places)
+        _records.put(records, places, found[::-1])
+        with pytest.raises(ValueError, match="of 2 of the 2 rows"):
+            _records.take_checked(records, places)
+        _records.put(records, places, found)
+        unwritten = np.flatnonzero(records["last"] == 0)[0]
+        for place in (places[0], unwritten):
+            before = records[place].tobytes()
+            for bit in range(8 * records.itemsize):
+                word = np.frombuffer(before, np.uint8).copy()
+                word[bit // 8] ^= 1 << bit % 8
+                _records.put(records, np.array([place]), word.view(records.dtype))
+                with pytest.raises(ValueError, match="is damaged"):
+                    _records.take_checked(records, np.array([place]))
+            _records.put(records, np.array([place]), np.frombuffer(before, records.dtype))
+        _records.take_checked(records, np.arange(V))
+
+
 def test_one_writer(tmp_path):
     with open_table(tmp_path / "t"), pytest.raises(ValueError, match="is open in another HostTable: two writers"):
         open_table(tmp_path / "t")
@@ -226,7 +264,7 @@ def test_one_writer(tmp_path):
 
 PROGRAM = f"""
 import sys
-sys.path[:0] = [{os.path.dirname(__file__)!r}]
+sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(host_table_steps.__file__)!r}]
 from test_last_save import *
 table = open_table(sys.argv[1])
 take_step(table)  # compiles

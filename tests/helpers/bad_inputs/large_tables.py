@@ -1,6 +1,7 @@
 """Tables on the host: their options, ids, results of steps, saves."""
 
 import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ember_optax import large_tables
 
@@ -115,6 +117,32 @@ def closed(use):
 
 def micro(results, **options):
     return lambda: large_tables.mean_over_micro_batches(options.get("table") or table()(), results)
+
+
+def mesh_of(axis):
+    return jax.make_mesh((len(jax.devices()),), (axis,))
+
+
+def over_mesh(use):
+    """`use` of a table over a mesh, and of ids over it."""
+
+    def provoke():
+        mesh = mesh_of("data")
+        use(table(mesh=mesh)(), jax.device_put(np.arange(mesh.size), NamedSharding(mesh, PartitionSpec("data"))))
+
+    return provoke
+
+
+def inside_shard_map(one, ids):
+    fetched = one.fetch(ids)
+    step = functools.partial(large_tables.update, fetched, fetched.rows, 0.1)
+    jax.shard_map(step, mesh=fetched.mesh, in_specs=(), out_specs=PartitionSpec(), check_vma=False)()
+
+
+def of_more_processes():
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "part_0_of_2").mkdir()
+        table(path=folder)()
 
 
 W = {"w": jnp.ones(3)}
@@ -244,6 +272,24 @@ BAD = {
         ValueError,
         r"^results were fetched at step 4, but the table is at step 0: write the table once",
     ),
+    "mesh is a name": (table(mesh="data"), TypeError, r"^mesh must be a jax.sharding.Mesh, got 'data'"),
+    "ids without a mesh": (
+        over_mesh(lambda one, ids: one.fetch(np.asarray(ids))),
+        ValueError,
+        r"^ids must be arrays over the table's mesh, got .*jax.make_array_from_process_local_data\(NamedSharding\(mesh, Part",
+    ),
+    "ids over another mesh": (
+        over_mesh(lambda one, ids: one.fetch(jax.device_put(ids, NamedSharding(mesh_of("x"), PartitionSpec("x"))))),
+        ValueError,
+        r"^ids are over the mesh .*'x'.*, but the table is over .*'data'.*: use one mesh for both",
+    ),
+    "of a table over a mesh": (
+        over_mesh(lambda one, ids: table()().write(one.fetch(ids))),
+        ValueError,
+        r"^fetched is of another table: it has mesh=.*data.*, but this table has mesh=None",
+    ),
+    "update inside shard_map": (over_mesh(inside_shard_map), ValueError, r"^update of a table with a mesh was called inside"),
+    "a table of two processes": (of_more_processes, ValueError, r"is split over 2 processes, but this one over 1: start as many"),
     "fetch after close": (closed(lambda one: one.fetch(np.array([3]))), ValueError, r"^HostTable\(.*\) is closed: make a"),
     "write after close": (closed(lambda one: one.write(fetched())), ValueError, r"^HostTable\(.*\) is closed"),
 }
@@ -259,5 +305,6 @@ GOOD = {
     "a rate of zero": update(learning_rate=0.0),
     "the same table again": reopened(),
     "restore by shapes": restored(W, {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}),
+    "ids over a mesh": over_mesh(lambda one, ids: one.fetch({"a": ids, "b": ids})),
     "close twice": closed(lambda one: one.close()),
 }
