@@ -5,9 +5,9 @@ chunk of G is computed where it is needed. The trip of a head named in `row_spar
 
     loss_fn(params)    calls losses.linear_softmax_cross_entropy with a `TappedHead` instead of a table      in_loss.py
           |            forward: the logsumexp of each token
-          |            backward: chunks of G, of which only the sums of squares stay
+          |            backward: chunks of G, of which only the sums of squares stay                        squares.py
           v
-         Tap           hidden states, labels, logsumexp, cotangents, sums of squares                         gradient.py
+         Tap           hidden states, labels, logsumexp, cotangents, sums of squares                         taps.py, gradient.py
           |            several calls: their taps joined, and the sums of squares of all together
           |            + the rows that the lookup of a tied table touched
           v

@@ -14,12 +14,14 @@ from jax.sharding import PartitionSpec
 from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_axes
 from .._math.parts import over_parts
 from .._math.rows import flat_ids, rows_first
+from .._math.shares import sharable_chunk
 from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Leaf, Table
-from .gradient import LARGEST_VOCABULARY, Tap, as_linked, joined, tap_shapes, tap_specs, tapped_losses, with_lookup
+from .gradient import as_linked, joined, tapped_losses, with_lookup
 from .leaf import FusedLeaf
+from .taps import LARGEST_VOCABULARY, Tap, specs_of_tap, tap_shapes, without_squares
 
 _MARK = "the loss of a fused head: "
 # The primitives that call a function once for each of their own calls. A `cond` that takes the other branch leaves zeros.
@@ -65,7 +67,8 @@ class TappedHead:
     def losses(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
-        self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis], loss.layout), loss))
+        loss = loss._replace(chunk=sharable_chunk(loss.layout, loss.chunk))
+        self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis], loss), loss))
         if self.taps is None:
             return checkpoint_name(self._losses_of_parts(hidden, labels, None, loss), _MARK + self.name)
         if len(self.calls) > len(self.taps):
@@ -82,9 +85,7 @@ class TappedHead:
         def over_all(hidden, table_VxD, labels, tap, link):
             if layout is None:
                 return of_part(hidden, table_VxD, labels, tap, link)
-            flat, of_tap = layout.flat(hidden, labels), None if tap is None else tap_specs(layout)
-            if tap is not None and of_tap is not None and tap.token_squares is None:
-                of_tap = of_tap._replace(token_squares=None, feature_squares=None)
+            flat, of_tap = layout.flat(hidden, labels), None if tap is None else specs_of_tap(tap, layout, loss.token_axis)
             specs = layout.specs(loss.token_axis, flat[1].ndim)
             arrays = flat[0], table_VxD, flat[1], tap, link
             return over_parts(of_part, layout, (*specs, of_tap, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
@@ -202,7 +203,7 @@ def _zeros_of(calls: list[tuple[Tap, LossOptions]]) -> list[tuple[Tap, LossOptio
         return array if shape.sharding is None else jax.sharding.reshard(array, shape.sharding)
 
     if len(calls) > 1:
-        calls = [(tap._replace(token_squares=None, feature_squares=None), loss) for tap, loss in calls]
+        calls = [(without_squares(tap), loss) for tap, loss in calls]
     return [(jax.tree.map(zeros, tap), loss) for tap, loss in calls]
 
 
@@ -227,7 +228,7 @@ def gradient_leaf(
     """The gradient of a head from the "gradients" of its taps, plus the gradient of a lookup if there is one."""
     loss = options[0]._replace(chunk=min(one.chunk for one in options))
     taps = [as_linked(tap, of_links[call]) for call, tap in enumerate(taps)]
-    touched, tap = None, taps[0] if len(taps) == 1 else joined(taps, table.array, loss)
+    touched, tap = None, taps[0] if taps[0].token_squares is not None else joined(taps, table.array, loss)
     if ids_M.size:
         of_rows = functools.partial(with_lookup, loss=loss)
         specs = functools.partial(jax.tree.map, spec_like, (tap, of_lookup))
