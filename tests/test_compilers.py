@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp, head_losses, rounding_times, split_heads, table_bytes
+from benchmarks.measure import accelerators, fits, fsdp, fsdp_head, head_losses, rounding_times, split_heads, table_bytes
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -49,6 +49,7 @@ def test_tables_of_heads_are_what_was_measured():
 def test_tables_of_what_fits_are_those_of_the_compilers():
     assert fits.table(results_of("fits")) in MEMORY
     assert fsdp.table(results_of("fsdp")) in SPEED
+    assert fsdp_head.table(results_of("fsdp_head")) in MEMORY
 
 
 def test_split_heads_are_as_promised():
