@@ -1,10 +1,14 @@
 """The main job in real processes: stopped on one set of devices, continued on another, and compared with a run never stopped."""
 
+import time
+
+import jax
+import numpy as np
 import pytest
 from programs import compiled_once
 
 from benchmarks.drills.restarts import measure
-from benchmarks.drills.runs import Layout, start
+from benchmarks.drills.runs import Layout, final_state, losses, pretrain, start
 
 MODEL = ["--vocabulary-size=500", "--width=16", "--heads=2", "--layers=1", "--sequence-length=32", "--steps=30"]
 TWO = Layout(2, 1, "data=2")
@@ -30,6 +34,43 @@ def test_goes_on_elsewhere(save, tmp_path, text):
         assert difference < 1e-6, found
         if restore.devices * restore.processes != save.devices * save.processes:
             assert difference > 0.0, "other programs round differently; without any difference nothing was continued"
+
+
+FUSED = "ember, fused head"
+
+
+def kill_after(step, folder, processes):
+    """Kills all processes once the fused run has written the checkpoint of a step, as a machine that fails does."""
+    try:
+        for _ in range(600):
+            if (folder / FUSED / str(step)).exists():  # Orbax renames a folder when it is whole
+                return
+            assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+            time.sleep(0.2)
+        pytest.fail("no checkpoint was written in two minutes")
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
+
+
+@pytest.mark.slow  # six processes, each of which compiles its programs
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_fused_head_on_two_killed_processes_goes_on_bit_for_bit(tied, tmp_path, text):
+    """The head is split by tokens over two processes. Both are killed, start again, and end where a run without a stop ends."""
+    layout, steps = Layout(2, 2, "data=2,fsdp=2"), 400
+    model = ["--vocabulary-size=512", *MODEL[1:-1], f"--steps={steps}", "--fused-head", "--checkpoint-every=20"]
+    model += ["--data", str(text), "--cache-dir", str(tmp_path / "cache"), *(["--tied"] if tied else [])]
+    pretrain(layout, tmp_path / "whole", model)
+    kill_after(40, tmp_path / "parts", start(layout, tmp_path / "parts", model))
+    saved = {int(folder.name) for folder in (tmp_path / "parts" / FUSED).iterdir() if folder.name.isdecimal()}
+    assert 40 <= max(saved) < steps, f"killed too late: {saved}"
+    pretrain(layout, tmp_path / "parts", [*model, "--resume"])
+    assert losses(tmp_path / "parts", FUSED).tolist() == losses(tmp_path / "whole", FUSED).tolist()
+    ours, theirs = (final_state(tmp_path / name / FUSED, steps) for name in ("parts", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert len(jax.tree.leaves(ours)) > 10
 
 
 def test_processes_that_differ(tmp_path, text):
