@@ -59,13 +59,13 @@ def kill_after(step, folder, processes):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_fused_head_on_two_killed_processes_goes_on_bit_for_bit(tied, tmp_path, text):
     """The head is split by tokens over two processes. Both are killed, start again, and end where a run without a stop ends."""
-    layout, steps = Layout(2, 2, "data=2,fsdp=2"), 400
-    model = ["--vocabulary-size=512", *MODEL[1:-1], f"--steps={steps}", "--fused-head", "--checkpoint-every=20"]
+    layout, steps = Layout(2, 2, "data=2,fsdp=2"), 100
+    model = ["--vocabulary-size=512", *MODEL[1:-1], f"--steps={steps}", "--fused-head", "--checkpoint-every=10"]
     model += ["--data", str(text), "--cache-dir", str(tmp_path / "cache"), *(["--tied"] if tied else [])]
     pretrain(layout, tmp_path / "whole", model)
-    kill_after(40, tmp_path / "parts", start(layout, tmp_path / "parts", model))
+    kill_after(20, tmp_path / "parts", start(layout, tmp_path / "parts", model))
     saved = {int(folder.name) for folder in (tmp_path / "parts" / FUSED).iterdir() if folder.name.isdecimal()}
-    assert 40 <= max(saved) < steps, f"killed too late: {saved}"
+    assert 20 <= max(saved) < steps, f"killed too late: {saved}"
     pretrain(layout, tmp_path / "parts", [*model, "--resume"])
     assert losses(tmp_path / "parts", FUSED).tolist() == losses(tmp_path / "whole", FUSED).tolist()
     ours, theirs = (final_state(tmp_path / name / FUSED, steps) for name in ("parts", "whole"))
