@@ -204,6 +204,16 @@ def test_wrong_axes_are_refused():
         loss()
 
 
+def test_labels_of_other_hidden_states_are_refused():
+    """On two axes of one size, shapes alone would not show it."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "seq", "vocab"), axis_types=(AxisType.Auto,) * 3)
+    specs = P("data"), P("vocab"), P("seq")
+    with pytest.raises(
+        ValueError, match=r"hidden states are split over \['data'\], but labels over \['seq'\]: give both the same"
+    ):
+        jax.eval_shape(jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=P(("data", "seq"))), HIDDEN, TABLE, LABELS)
+
+
 def test_an_axis_that_the_type_contradicts_is_refused():
     mesh = mesh_of(kind=AxisType.Explicit)
     arrays = place(mesh, (HIDDEN, TABLE, LABELS), (P("data"), P(), P("data")))

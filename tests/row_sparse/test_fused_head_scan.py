@@ -78,7 +78,7 @@ def test_micro_batches(tied, token_axis):
 def test_without_checkpoint_and_inside_of_jit():
     model = InParts()
     scanned = functools.partial(model.scanned, wrap=jax.jit)
-    compare(model, lambda *arguments: jax.jit(scanned)(*arguments))
+    compare(model, jax.jit(scanned))
 
 
 def test_scans_within_scans_and_calls_beside_them():
