@@ -146,16 +146,10 @@ def test_without_fused_heads_it_is_the_scan_of_jax():
     assert_same(run(model, model.scanned, fused=False), run(model, functools.partial(model.scanned, scan=jax.lax.scan), False), 0)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("head", [P("vocab"), P(), P(None, "vocab")], ids=str)
-def test_on_a_mesh(head, kind, tied):
-    model = InParts(64, 8, 24, tied=tied)
-    named = {"token_mesh_axes": "vocab"} if kind == AxisType.Auto and head == P("vocab") else {}
-    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind,) * 2)
+def on_mesh(mesh, model, head, named, steps):
+    """`run` with the head split, and each micro-batch split over `data`."""
 
     def loss_fn(params, ids, labels, where):
-        """Each micro-batch is split over `data`."""
         del where
         add = jax.checkpoint(lambda total, part: (total + model.mean(params, *part, **named), None))
         return row_sparse.scan(add, 0.0, (ids, labels))[0] / PARTS
@@ -167,12 +161,35 @@ def test_on_a_mesh(head, kind, tied):
     tx = transformation(model, row_sparse.clip_by_global_norm)
     with jax.set_mesh(mesh):
         opt_state, losses = jax.jit(tx.init)(params), []
-        for number in range(2):
-            ids, labels, where = (leaf.reshape(PARTS, -1) for leaf in model.batch(number))
-            batch = place((ids, labels, where), P(None, "data"))
-            params, opt_state, loss = step_with(model, tx, loss_fn, True)(params, opt_state, *batch)
+        step = step_with(model, tx, loss_fn, True)
+        for number in range(steps):
+            batch = place([leaf.reshape(PARTS, -1) for leaf in model.batch(number)], P(None, "data"))
+            params, opt_state, loss = step(params, opt_state, *batch)
             losses.append(loss)
-    assert_same((params, opt_state, losses), run(model, model.whole, fused=False, steps=2), 2e-6)
+    return params, opt_state, losses
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("head", [P("vocab"), P(), P(None, "vocab")], ids=str)
+def test_on_a_mesh(head, kind, tied):
+    model = InParts(64, 8, 24, tied=tied)
+    named = {"token_mesh_axes": "vocab"} if kind == AxisType.Auto and head == P("vocab") else {}
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind,) * 2)
+    assert_same(on_mesh(mesh, model, head, named, 2), run(model, model.whole, fused=False, steps=2), 2e-6)
+
+
+@pytest.mark.slow  # the rest of the table: three axes, tokens and features split, both kinds of axes, both dtypes
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("head", [P("vocab", "tp"), P("vocab"), P(("vocab", "tp")), P()], ids=str)
+def test_twenty_steps_on_three_axes(head, kind, tied, dtype, tolerance):
+    model = InParts(64, 8, 24, tied=tied, dtype=dtype)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "vocab", "tp"), axis_types=(kind,) * 3)
+    named = {"token_mesh_axes": head[0]} if kind == AxisType.Auto and len(head) else {}
+    named = named | {"batch_mesh_axes": "data"} if named else named
+    assert_same(on_mesh(mesh, model, head, named, 20), run(model, model.whole, fused=False, steps=20), tolerance)
 
 
 def refused(loss_fn, message):
