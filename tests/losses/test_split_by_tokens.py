@@ -121,12 +121,15 @@ def test_manual_axes_differentiated_inside():
     assert_same(jax.jit(split)(*arrays), wanted)
 
 
+@pytest.mark.parametrize("names", [("data", "vocab"), ("data", "vocab", "tp")], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_in_half_precision(dtype):
+def test_in_half_precision(dtype, names):
+    """With a third axis XLA on CPU would abort this process."""
     arrays = example(V, D, SHAPE, dtype=dtype)
     wanted = gradients(chunk=8)(*example(V, D, SHAPE))
-    placed = place(mesh_of(), arrays, (P("data"), P("vocab"), P("data"), P("data")))
-    assert_same(gradients(chunk=8, token_mesh_axes="vocab")(*placed), wanted, 2e-2)
+    mesh = mesh_of((2, 4) if len(names) == 2 else (2, 2, 2), names=names)
+    placed = place(mesh, arrays, (P("data"), P("vocab", *names[2:]), P("data"), P("data")))
+    assert_same(gradients(chunk=8, token_mesh_axes="vocab", batch_mesh_axes="data")(*placed), wanted, 2e-2)
 
 
 def test_masked_tokens_add_exactly_zero():
