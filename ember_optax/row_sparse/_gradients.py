@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._fused_heads.in_loss import Call, TappedHead, calls_of, check_head_table, checked_heads, gradient_leaf
+from .._fused_heads.calls import Call, calls_of
+from .._fused_heads.in_loss import TappedHead, check_head_table, checked_heads, gradient_leaf
 from .._fused_heads.scans import heads_in_loss
 from .._tree.boxes import unbox
 from .._tree.compact_rows import CompactRows
@@ -119,7 +120,7 @@ def _differentiated(
         heads_by_name = {t.name: TappedHead(t, taps[t.name], calls[t.name]) for t in of_heads}
         return loss_with(heads_by_name, compact_params, links, *args, **kwargs)
 
-    calls = calls_of(traced, of_heads) if of_heads else {}
+    calls = calls_of(traced, {t.name: TappedHead(t) for t in of_heads}) if of_heads else {}
     taps = {name: [call.tap for call in of_head] for name, of_head in calls.items()}
     # The gradient of a link shows for each call whether the head's gradient reaches the parameters (see `as_linked`).
     links = {name: jnp.ones(len(of_head), jnp.float32) for name, of_head in calls.items()}

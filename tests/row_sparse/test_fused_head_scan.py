@@ -169,9 +169,20 @@ def on_mesh(mesh, model, head, named, steps):
     return params, opt_state, losses
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("head", [P("vocab"), P(), P(None, "vocab")], ids=str)
+SLOW = {"marks": pytest.mark.slow}
+ON_A_MESH = [
+    pytest.param(P("vocab"), AxisType.Auto, True),
+    pytest.param(P("vocab"), AxisType.Explicit, False),
+    *(
+        pytest.param(head, kind, tied, **SLOW)
+        for head in (P(), P(None, "vocab"))
+        for kind in (AxisType.Auto, AxisType.Explicit)
+        for tied in (False, True)
+    ),
+]
+
+
+@pytest.mark.parametrize("head, kind, tied", ON_A_MESH, ids=str)
 def test_on_a_mesh(head, kind, tied):
     model = InParts(64, 8, 24, tied=tied)
     named = {"token_mesh_axes": "vocab"} if kind == AxisType.Auto and head == P("vocab") else {}
