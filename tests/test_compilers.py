@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp, head_losses, rounding_times, split_heads, table_bytes
+from benchmarks.measure import accelerators, fits, fsdp, fsdp_head, head_losses, rounding_times, split_heads, table_bytes
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -49,34 +49,40 @@ def test_tables_of_heads_are_what_was_measured():
 def test_tables_of_what_fits_are_those_of_the_compilers():
     assert fits.table(results_of("fits")) in MEMORY
     assert fsdp.table(results_of("fsdp")) in SPEED
+    assert fsdp_head.table(results_of("fsdp_head")) in MEMORY
 
 
 def test_split_heads_are_as_promised():
-    """No table is gathered, nothing but chunks of the gradient is sent in loops, and the temporaries stay below their limits."""
+    """No table is gathered at once, and a fused step sends no more than the dense step and needs less memory."""
     results = results_of("split_heads")
     assert split_heads.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
-    for mesh, of_mesh in results.items():
-        vocab = split_heads.MESHES[mesh][1]
-        for head, of_head in of_mesh.items():
-            size, width, _ = split_heads.HEADS[head]
-            for way in (split_heads.CHUNKS, split_heads.DENSE, split_heads.FUSED_ALL):
-                assert of_head[way]["in loops"] == {}
-            assert set(of_head[split_heads.FUSED]["in loops"]) == {"all-reduce"}
-            for way in (split_heads.CHUNKS, split_heads.DENSE, split_heads.FUSED):
-                assert of_head[way]["everywhere"].get("all-gather", 0) < size * width // vocab
-            assert of_head[split_heads.CHUNKS]["temporaries"] <= of_head[split_heads.USUAL]["temporaries"]
-            assert of_head[split_heads.FUSED]["temporaries"] < of_head[split_heads.DENSE]["temporaries"]
+    for mesh, (_, vocab) in split_heads.MESHES.items():
+        for head, (size, width, _) in split_heads.HEADS.items():
+            of_head = results[mesh][head]
+            dense, fused = of_head[split_heads.DENSE], of_head[split_heads.FUSED]
+            assert fused["temporaries"] < dense["temporaries"]
+            assert fused["sent"] <= 1.02 * dense["sent"]  # 501 rows for each of 16 devices are padded to 512
+            assert set(fused["in a turn"]) <= {"reduce-scatter", "all-gather"}
+            for way, found in of_head.items():
+                assert way == split_heads.FUSED or found["in a turn"] == {}
+                assert way == split_heads.FUSED_ALL or found["outside"].get("all-gather", 0) < size * width // vocab
+            # With 8,016 rows on a device the usual loss has no more logits than numbers in the hidden states' gradient.
+            assert of_head[split_heads.CHUNKS]["temporaries"] <= 1.03 * of_head[split_heads.USUAL]["temporaries"]
 
 
 def test_a_split_head_above_its_limit_fails_the_check(monkeypatch, capsys):
-    found = {"temporaries": 64 * 2**20, "in loops": {}, "everywhere": {}}
+    most = results_of("split_heads")["8 x v5e"][next(iter(split_heads.HEADS))][split_heads.DENSE]["sent"]
+    found = {"temporaries": 64 * 2**20, "in a turn": {}, "outside": {}, "sent": most}
     monkeypatch.setattr(split_heads, "measure", lambda *case: found)
     split_heads.check("8 x v5e")
     found["temporaries"] += 1
     with pytest.raises(SystemExit, match="fused step"):
         split_heads.check("8 x v5e")
-    found |= {"temporaries": 0, "in loops": {"all-gather": 1}}
+    found |= {"temporaries": 0, "in a turn": {"all-gather": 1}}
     with pytest.raises(SystemExit, match="loss in chunks"):
+        split_heads.check("8 x v5e")
+    found |= {"in a turn": {}, "sent": most + 1}
+    with pytest.raises(SystemExit, match="fused step"):
         split_heads.check("8 x v5e")
     assert "TOO MUCH" in capsys.readouterr().out
 

@@ -20,6 +20,7 @@ PRINTED = {
     "huge_vocabulary": r"row-sparse parameters: (\S+)\n.*fused head, row-sparse input .* losses within (\S+) of Ember's",
     "quickstart": r"AdamW.*\nEmber",
     "sharding": r"8 devices: simulated.*\('fsdp', 'tp'\) .*all-reduce f32.*on 4 devices.*of the losses: (\S+)\n.*Pad it",
+    "split_head": r"loss in chunks [^\n]* nothing\n.*fused head +largest [^\n]*: (\S+)\n.*in 4 [^\n]*: (\S+)\n",
     "token_geometry": r"embedding/effective_rank .*a random table.*iso_score ",
 }
 _LARGEST_BYTES = 300_000

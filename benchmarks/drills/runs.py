@@ -76,10 +76,10 @@ def compiled_once(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def losses(folder: Path) -> np.ndarray:
-    """The training loss of every step."""
+def losses(folder: Path, name: str = "ember") -> np.ndarray:
+    """The training loss of every step of the run with this name."""
     results = json.loads((folder / "results" / "results.json").read_text())
-    return np.array(results["runs"]["ember"]["training_losses"])
+    return np.array(results["runs"][name]["training_losses"])
 
 
 def final_state(folder: Path, step: int) -> dict[str, Any]:

@@ -64,12 +64,18 @@ def init_params(shape: Shape) -> dict[str, Any]:
 
 
 def loss_fn(
-    params: dict[str, Any], ids_BxT: jax.Array, shape: Shape, dtype: Any = jnp.float32, *, in_chunks: bool = False
+    params: dict[str, Any],
+    ids_BxT: jax.Array,
+    shape: Shape,
+    dtype: Any = jnp.float32,
+    *,
+    in_chunks: bool = False,
+    token_mesh_axes: str | None = None,
 ) -> jax.Array:
     """Next-token loss of sequences, the blocks rematerialised, everything but the loss computed in `dtype`.
 
-    Of a table alone, the mean square of the rows that are looked up. `in_chunks` of the vocabulary the loss needs no logits; such
-    a model is tied.
+    Of a table alone, the mean square of the rows that are looked up. `in_chunks` of the vocabulary the loss needs no logits,
+    and the head may be split over `token_mesh_axes`.
     """
     table = params["embed"]["embedding"].astype(dtype)
     x_BxTxD = table[ids_BxT[:, :-1]]
@@ -87,7 +93,9 @@ def loss_fn(
 
     x_BxTxD, _ = jax.lax.scan(jax.checkpoint(block), x_BxTxD, params["blocks"])
     if in_chunks:
-        return linear_softmax_cross_entropy(x_BxTxD, table, ids_BxT[:, 1:], token_axis=0).mean()
+        head, token_axis = (table, 0) if shape.tied else (params["lm_head"]["kernel"].astype(dtype), 1)
+        labels, options = ids_BxT[:, 1:], {"token_axis": token_axis, "token_mesh_axes": token_mesh_axes}
+        return linear_softmax_cross_entropy(x_BxTxD, head, labels, **options).mean()
     head_DxV = table.T if shape.tied else params["lm_head"]["kernel"].astype(dtype)
     logits = jnp.matmul(x_BxTxD, head_DxV, preferred_element_type=jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxT[:, 1:]).mean()

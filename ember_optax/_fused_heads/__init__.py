@@ -4,11 +4,13 @@ The gradient of a (V, D) head is `G = g^T h`, with the gradient of the logits g,
 chunk of G is computed where it is needed. The trip of a head named in `row_sparse.value_and_grad(..., heads=...)`:
 
     loss_fn(params)    calls losses.linear_softmax_cross_entropy with a `TappedHead` instead of a table      in_loss.py
+          |            the first trace: which calls there are                                             calls.py
+          |            in a loop, each step gets its part of the tap                                      scans.py
           |            forward: the logsumexp of each token
-          |            backward: chunks of G, of which only the sums of squares stay
+          |            backward: chunks of G, of which only the sums of squares stay                        squares.py
           v
-         Tap           hidden states, labels, logsumexp, cotangents, sums of squares                         gradient.py
-          |            several calls: their taps joined, and the sums of squares of all together
+         Tap           hidden states, labels, logsumexp, cotangents, sums of squares                         taps.py, gradient.py
+          |            several calls, or steps of a scan: their taps joined, and the sums of squares of all together
           |            + the rows that the lookup of a tied table touched
           v
       FusedLeaf        the gradient: a leaf of the gradients, which may be scaled and clipped                leaf.py

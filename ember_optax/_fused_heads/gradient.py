@@ -7,18 +7,20 @@ computed from the hidden states h, the labels, the logsumexp and the gradient of
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from .._math.chunks import over_chunks, put_chunk, take_chunk, tokens_from
-from .._math.mesh import as_varying, in_auto_mode, spec_entries, spec_like, spec_of
-from .._math.parts import Layout, over_parts, sum_over_batch, sum_over_tokens
+from .._math.chunks import behind_barriers, over_chunks, put_chunk, take_chunk, tokens_from
+from .._math.mesh import as_varying, in_auto_mode, spec_like
+from .._math.parts import over_parts, sum_over_tokens
 from .._math.rows import take_rows
+from .._math.shares import Share, gathers_tokens, has_shares, keeps_shares
 from .._math.softmax import (
     LossOptions,
+    chunk_of,
     gradients_over_chunks,
     logit_gradients,
     losses_and_lse,
@@ -26,43 +28,8 @@ from .._math.softmax import (
     table_gradient,
     where_it_counts,
 )
-
-
-class Tap(NamedTuple):
-    """The arrays that the gradient of a head is computed from.
-
-    A tap of zeros is an argument of the loss. The "gradient" with respect to it is the tap with these arrays.
-    """
-
-    hidden: Any  # (N, D)
-    labels: Any  # (N,) in float32, which holds the integers of a vocabulary below 2^24
-    lse: Any  # (N,)
-    cotangents: Any  # (N,)
-    token_squares: Any  # (V,): sum_j G[i,j]^2; None for one of several calls
-    feature_squares: Any  # (D,): sum_i G[i,j]^2; None for one of several calls
-
-
-LARGEST_VOCABULARY = 1 << 24
-
-
-def tap_shapes(hidden: jax.Array, size: int, layout: Layout | None) -> Tap:
-    """The shapes, dtypes and, on explicit axes, shardings of the tap of a loss with these hidden states and `size` tokens."""
-    width, mesh = hidden.shape[-1], jax.typeof(hidden).sharding.mesh
-    tokens, is_explicit = hidden.size // width, AxisType.Explicit in mesh.axis_types
-    shapes = Tap((tokens, width), (tokens,), (tokens,), (tokens,), (size,), (width,))
-    specs = tap_specs(layout or Layout((), spec_of(spec_entries(hidden)[:-1])))
-
-    def shape_of(shape, dtype, spec):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec) if is_explicit else None)
-
-    dtypes = [hidden.dtype] + [jnp.float32] * 5
-    return Tap(*map(shape_of, shapes, dtypes, specs))
-
-
-def tap_specs(layout: Layout) -> Tap:
-    """The specs of a tap. Its tokens are in any order, because only sums over them are computed."""
-    of_N, of_V = PartitionSpec(layout.batch_axes or None), PartitionSpec(layout.token_axes or None)
-    return Tap(of_N, of_N, of_N, of_N, of_V, PartitionSpec())
+from .squares import add_share, no_squares, sum_of_shares
+from .taps import Tap, tap_specs, without_squares
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -92,35 +59,20 @@ def _backward(loss: LossOptions, call: int, residuals, cotangents_N):
         residuals = (as_varying(hidden_NxD, loss.layout.token_axes), *residuals[1:])
 
     def add(total, of_chunk_CxD, start, count):
-        del count
-        return total and _add_squares(total, sum_over_batch(loss.layout, of_chunk_CxD), start, loss)
+        share = Share(loss.layout, loss.token_axis, count)
+        return total and add_share(total, share.of_sum(of_chunk_CxD, table_VxD.dtype), start, share)
 
-    zeros = None if squares_of_tap is None else _zero_squares(table_VxD, loss)
-    of_hidden_NxD, squares = gradients_over_chunks(loss, residuals, cotangents_N, zeros, add)
-    of_hidden_NxD = sum_over_tokens(loss.layout, of_hidden_NxD)
-    token_V, feature_D = (None, None) if squares is None else (squares[0], sum_over_tokens(loss.layout, squares[1]))
+    # If hidden states are gathered, the tap has no squares.
+    total = None if squares_of_tap is None else no_squares(table_VxD, loss, has_shares(loss.layout))
+    of_hidden_NxD, total = gradients_over_chunks(loss, residuals, cotangents_N, total, add)
+    # The step overwrites the table. If XLA put a part of this pass behind it, as it does on a TPU, it would copy the table.
+    of_hidden_NxD, total = behind_barriers((of_hidden_NxD, total))
+    of_hidden_NxD, cotangents_N = behind_barriers((sum_over_tokens(loss.layout, of_hidden_NxD), cotangents_N))
+    squares = (None, None, None) if total is None else sum_of_shares(total, table_VxD, loss)
     labels_N, lse_N, cotangents_N = (array_N.astype(jnp.float32) for array_N in (labels_N, lse_N, cotangents_N))
-    of_tap = Tap(hidden_NxD, labels_N, lse_N, cotangents_N, token_V, feature_D)
+    of_tap = Tap(hidden_NxD, labels_N, lse_N, cotangents_N, *squares)
     of_link = jnp.zeros_like(link).at[call].set(1.0)
     return differentiable_once(of_hidden_NxD, link), None, None, of_tap, of_link
-
-
-def _zero_squares(table_VxD: jax.Array, loss: LossOptions) -> tuple[jax.Array, jax.Array]:
-    zeros = (jnp.zeros(table_VxD.shape[axis], jnp.float32) for axis in (loss.token_axis, 1 - loss.token_axis))
-    token_V, feature_D = (as_varying(array, loss.layout.token_axes) if loss.layout else array for array in zeros)
-    return token_V, feature_D
-
-
-def _add_squares(total: Any, of_chunk_CxD: jax.Array, start: Any, loss: LossOptions) -> tuple[jax.Array, jax.Array]:
-    """The sums of squares with those of a chunk of the gradient, which was summed over the devices before it is squared.
-
-    With the third pass that sends 2 V D numbers for the V rows of a device. The other way sends N D and V D: every device gets
-    all N hidden states and works on its share of the V rows. But its temporaries are those of a dense step: 434 MiB instead of 19
-    (262144 x 1152, 8,192 tokens, 2 x 4 v5e, libtpu 0.0.42).
-    """
-    (token_V, feature_D), squares_CxD = total, jnp.square(of_chunk_CxD)
-    token_V = put_chunk(token_V, jnp.sum(squares_CxD, 1 - loss.token_axis), start, 0)
-    return token_V, feature_D + jnp.sum(squares_CxD, loss.token_axis).astype(feature_D.dtype)
 
 
 tapped_losses.defvjp(_forward, _backward)
@@ -159,36 +111,65 @@ def as_linked(tap: Tap, of_link: jax.Array) -> Tap:
 def joined(taps: Sequence[Tap], table_VxD: jax.Array, loss: LossOptions) -> Tap:
     """The tap of the sum of several losses: the tokens of all, and the sums of squares of the whole gradient.
 
-    The square of a sum is not the sum of the squares, so the sums of squares take one more pass over the table.
+    The square of a sum is not the sum of the squares, so the sums of squares take one more pass over the table. That pass is also
+    for one loss whose tokens are gathered: then every device has all tokens in the result.
     """
+    tokens, size = sum(tap.labels.size for tap in taps), table_VxD.shape[loss.token_axis]
+    gathers, keeps = gathers_tokens(loss.layout, tokens, size), keeps_shares(loss.layout, tokens, size)
 
-    def of_part(taps, table_VxD):
-        arrays = [jnp.concatenate(of_calls) for of_calls in zip(*(tap[:4] for tap in taps), strict=True)]
-        tap = Tap(*arrays, token_squares=None, feature_squares=None)
-        first, rows = rows_of(table_VxD, loss)
+    of_part = functools.partial(_joined_part, loss=loss, gathers=gathers, keeps=keeps)
 
-        def step(start, count, carry):
-            tap, table_VxD, total = carry
-            chunk_CxD = take_chunk(table_VxD, start, count, loss.token_axis)
-            of_chunk_CxD = gradient_of_rows(tap, chunk_CxD, tokens_from(first + start, count), loss)
-            return tap, table_VxD, _add_squares(total, of_chunk_CxD, start, loss)
-
-        carry = over_chunks(step, (tap, table_VxD, _zero_squares(table_VxD, loss)), rows, loss.chunk)
-        token_V, feature_D = carry[2]
-        return tap._replace(token_squares=token_V, feature_squares=sum_over_tokens(loss.layout, feature_D))
+    def tap_of_all(of_array):
+        return of_array._replace(shares=of_array.shares if keeps else None)
 
     def over_all(taps, table_VxD):
         if loss.layout is None:
             return of_part(taps, table_VxD)
-        of_tap = tap_specs(loss.layout)
-        specs = tuple(of_tap._replace(token_squares=None, feature_squares=None) for _ in taps)
-        return over_parts(of_part, loss.layout, (specs, loss.layout.specs(loss.token_axis, 1)[1]), of_tap, taps, table_VxD)
+        of_tap = tap_specs(loss.layout, loss.token_axis, whole=gathers)
+        specs = tuple(without_squares(of_tap) for _ in taps), loss.layout.specs(loss.token_axis, 1)[1]
+        return over_parts(of_part, loss.layout, specs, tap_of_all(of_tap), taps, table_VxD)
 
     def specs():
-        of_V = PartitionSpec(loss.layout.token_axes if loss.layout else None)
-        return jax.tree.map(spec_like, taps[0])._replace(token_squares=of_V, feature_squares=PartitionSpec())
+        if loss.layout is not None:
+            return tap_of_all(tap_specs(loss.layout, loss.token_axis, whole=gathers))
+        return jax.tree.map(spec_like, taps[0])._replace(token_squares=PartitionSpec(), feature_squares=PartitionSpec())
 
     return in_auto_mode(over_all, specs, tuple(taps), table_VxD)
+
+
+def _joined_part(taps: Sequence[Tap], table_VxD: jax.Array, *, loss: LossOptions, gathers: bool, keeps: bool) -> Tap:
+    """`joined` of a whole head, or of this device's rows."""
+    arrays = [jnp.concatenate(of_calls) for of_calls in zip(*(tap[:4] for tap in taps), strict=True)]
+    table_VxD = as_varying(table_VxD, loss.layout.batch_axes) if loss.layout else table_VxD
+    tap = Tap(*arrays, token_squares=None, feature_squares=None)
+    first, rows = rows_of(table_VxD, loss)
+    lowest = jnp.min(tap.labels, initial=0).astype(jnp.int32)
+
+    def step(start, count, carry):
+        tap, table_VxD, total = carry
+        share, tokens_C = Share(loss.layout, loss.token_axis, count), tokens_from(first + start, count)
+        chunk_CxD = chunk_of(table_VxD, start, tokens_C, loss, lowest)
+        if gathers:
+            of_share_SxD = gradient_of_share(tap, share.of(chunk_CxD), first + start, share, loss)
+        else:
+            of_share_SxD = share.of_sum(gradient_of_rows(tap, chunk_CxD, tokens_C, loss), table_VxD.dtype)
+        return tap, table_VxD, add_share(total, of_share_SxD, start, share)
+
+    carry = over_chunks(step, (tap, table_VxD, no_squares(table_VxD, loss, keeps)), rows, loss.chunk)
+    token_V, feature_D, shares = sum_of_shares(carry[2], table_VxD, loss)
+    return Tap(*arrays, token_squares=token_V, feature_squares=feature_D, shares=shares)
+
+
+def gradient_of_share(tap: Tap, rows_SxD: jax.Array, start: Any, share: Share, loss: LossOptions) -> jax.Array:
+    """The gradient of this device's share of the chunk that begins with token `start`, zero for rows of padding.
+
+    The tap has all tokens of the devices that share the chunk.
+    """
+    places_S = share.first + jax.lax.iota(jnp.int32, share.rows)
+    of_share_SxD = gradient_of_rows(tap, rows_SxD, start + places_S, loss)
+    if not share.padding:
+        return of_share_SxD
+    return jnp.where(jnp.expand_dims(places_S < share.size, 1 - share.axis), of_share_SxD, 0.0)
 
 
 def gradient_of_rows(tap: Tap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: LossOptions) -> jax.Array:
@@ -203,7 +184,7 @@ def gradient_of_rows(tap: Tap, rows_CxD: jax.Array, tokens_C: jax.Array, loss: L
     rows_CxD = rows_CxD if loss.dtype is None else rows_CxD.astype(loss.dtype)
     labels_N = tap.labels.astype(jnp.int32)
     g_NxC = logit_gradients(tap.hidden, rows_CxD, labels_N, tap.lse, tap.cotangents, tokens_C, loss)
-    return sum_over_batch(loss.layout, table_gradient(g_NxC, tap.hidden, loss))
+    return table_gradient(g_NxC, tap.hidden, loss)
 
 
 def with_lookup(

@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,28 +14,16 @@ from jax.sharding import PartitionSpec
 from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_axes
 from .._math.parts import over_parts
 from .._math.rows import flat_ids, rows_first
+from .._math.shares import sharable_chunk
 from .._math.softmax import LossOptions, token_losses
 from .._tree.finder import finder_with
 from .._tree.inputs import check_array, shown
 from .._tree.tables import Leaf, Table
-from .gradient import LARGEST_VOCABULARY, Tap, as_linked, joined, tap_shapes, tap_specs, tapped_losses, with_lookup
+from .calls import MARK, Call
+from .gradient import as_linked, joined, tapped_losses, with_lookup
 from .leaf import FusedLeaf
-
-_MARK = "the loss of a fused head: "
-# The primitives that call a function once for each of their own calls. A `cond` that takes the other branch leaves zeros.
-_RUN_ONCE = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "remat",
-    "remat2",
-    "checkpoint",
-    "cond",
-    "custom_jvp_call",
-    "custom_vjp_call",
-)
-_RUN_ONCE += ("custom_vjp_call_jaxpr", "custom_lin")
+from .scans import HeadScans, of_all_steps
+from .taps import LARGEST_VOCABULARY, Tap, specs_of_tap, tap_shapes
 
 
 class TappedHead:
@@ -46,14 +34,16 @@ class TappedHead:
       table: the whole table, without a gradient.
       token_axis: its vocabulary, by the declaration of `value_and_grad`.
       taps: one for each call of the loss; None in the first trace.
-      calls: the shapes of the tap and the options of each call so far.
+      calls: the calls so far.
+      scans: the scans of the loss function that are open (`scans.py`).
       link: the number that the loss function passed along with the table: see `as_linked`.
     """
 
-    def __init__(self, table: Table, taps: list[Tap] | None = None):
+    def __init__(self, table: Table, taps: list[Tap] | None = None, calls: Sequence[Call] = ()):
         self.name, self.table, self.taps = table.name, jax.lax.stop_gradient(table.array), taps
         self.token_axis = table.axes.token[0]
-        self.calls: list[tuple[Tap, LossOptions]] = []
+        self.calls: list[Call] = []
+        self.scans = HeadScans(self.taps, [call.scans for call in calls])
         self.link: Any = None
 
     def linked_by(self, link: Any) -> "TappedHead":
@@ -65,9 +55,11 @@ class TappedHead:
     def losses(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
-        self.calls.append((tap_shapes(hidden, self.table.shape[self.token_axis], loss.layout), loss))
+        loss = loss._replace(chunk=sharable_chunk(loss.layout, loss.chunk))
+        self.calls.append(Call(tap_shapes(hidden, self.table.shape[self.token_axis], loss), loss, tuple(self.scans.open)))
         if self.taps is None:
-            return checkpoint_name(self._losses_of_parts(hidden, labels, None, loss), _MARK + self.name)
+            mark = f"{MARK}{len(self.calls) - 1} {self.name}"
+            return checkpoint_name(self._losses_of_parts(hidden, labels, None, loss), mark)
         if len(self.calls) > len(self.taps):
             raise ValueError(
                 f"loss_fn called linear_softmax_cross_entropy with the fused head {self.name!r} {len(self.taps)} times when it "
@@ -82,9 +74,7 @@ class TappedHead:
         def over_all(hidden, table_VxD, labels, tap, link):
             if layout is None:
                 return of_part(hidden, table_VxD, labels, tap, link)
-            flat, of_tap = layout.flat(hidden, labels), None if tap is None else tap_specs(layout)
-            if tap is not None and of_tap is not None and tap.token_squares is None:
-                of_tap = of_tap._replace(token_squares=None, feature_squares=None)
+            flat, of_tap = layout.flat(hidden, labels), None if tap is None else specs_of_tap(tap, layout, loss.token_axis)
             specs = layout.specs(loss.token_axis, flat[1].ndim)
             arrays = flat[0], table_VxD, flat[1], tap, link
             return over_parts(of_part, layout, (*specs, of_tap, PartitionSpec()), specs[2], *arrays).reshape(labels.shape)
@@ -150,84 +140,20 @@ def check_head_table(table: Leaf) -> None:
         )
 
 
-def calls_of(trace: Callable[[dict[str, TappedHead]], Any], tables: Sequence[Table]) -> dict[str, list[tuple[Tap, LossOptions]]]:
-    """The calls of the fused loss for each head, by path: a tap of zeros, and the options of the loss.
-
-    Args:
-      trace: returns the jaxpr of the loss function with these heads.
-      tables: the tables of the heads.
-
-    Raises:
-      ValueError: the loss does not call linear_softmax_cross_entropy with a head, calls it where one call runs several
-        times, or calls it with different options.
-    """
-    heads = {table.name: TappedHead(table) for table in tables}
-    found = list(_marked(trace(heads).jaxpr))
-    for name, head in heads.items():
-        places = [(inside, shape) for mark, inside, shape in found if mark == name]
-        if not places:
-            raise ValueError(
-                f"heads names {name!r}, but loss_fn does not call losses.linear_softmax_cross_entropy(hidden, table, labels) "
-                f"with this table: call it, or leave it out of heads."
-            )
-        inside = [primitive for around, _ in places for primitive in around]
-        if others := [primitive for primitive in inside if primitive not in _RUN_ONCE]:
-            raise ValueError(
-                f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of {others[0]!r}, where one "
-                f"call may run several times: call it outside, on all hidden states, or leave it out of heads."
-            )
-        if len(places) != len(head.calls):
-            raise ValueError(
-                f"loss_fn calls a jitted function with the fused head {name!r} several times, but JAX traces it once: call "
-                f"linear_softmax_cross_entropy outside of jax.jit, on all hidden states, or leave it out of heads."
-            )
-        if sorted(math.prod(shape) for _, shape in places) != sorted(tap.labels.size for tap, _ in head.calls):
-            raise ValueError(
-                f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.vmap: pass hidden states "
-                f"of all, of shape (batch, ..., D), in one call, or leave it out of heads."
-            )
-        if len({(tap.hidden.dtype, loss._replace(chunk=0)) for tap, loss in head.calls}) > 1:
-            raise ValueError(
-                f"loss_fn calls linear_softmax_cross_entropy {len(head.calls)} times with the fused head {name!r}, with "
-                f"different options, dtypes or layouts: give all calls the same, or leave it out of heads."
-            )
-    return {name: _zeros_of(head.calls) for name, head in heads.items()}
-
-
-def _zeros_of(calls: list[tuple[Tap, LossOptions]]) -> list[tuple[Tap, LossOptions]]:
-    """The calls with taps of zeros. The sums of squares of several calls are computed later, for all of them together."""
-
-    def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        array = jnp.zeros(shape.shape, shape.dtype)
-        return array if shape.sharding is None else jax.sharding.reshard(array, shape.sharding)
-
-    if len(calls) > 1:
-        calls = [(tap._replace(token_squares=None, feature_squares=None), loss) for tap, loss in calls]
-    return [(jax.tree.map(zeros, tap), loss) for tap, loss in calls]
-
-
-def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
-    """Yields, for every marked loss of a jaxpr, the name of its head, the primitives around it, and its shape."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "name" and str(eqn.params["name"]).startswith(_MARK):
-            yield eqn.params["name"].removeprefix(_MARK), inside, eqn.outvars[0].aval.shape
-        for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda part: hasattr(part, "eqns")):
-            if hasattr(part, "eqns"):
-                yield from _marked(getattr(part, "jaxpr", part), (*inside, eqn.primitive.name))
-
-
 def gradient_leaf(
     table: Table,
     taps: Sequence[Tap],
-    options: Sequence[LossOptions],
+    calls: Sequence[Call],
     of_links: jax.Array,
     ids_M: jax.Array,
     of_lookup: jax.Array,
 ) -> FusedLeaf:
     """The gradient of a head from the "gradients" of its taps, plus the gradient of a lookup if there is one."""
-    loss = options[0]._replace(chunk=min(one.chunk for one in options))
-    taps = [as_linked(tap, of_links[call]) for call, tap in enumerate(taps)]
-    touched, tap = None, taps[0] if len(taps) == 1 else joined(taps, table.array, loss)
+    loss = calls[0].loss._replace(chunk=min(call.loss.chunk for call in calls))
+    steps = [math.prod(steps for _, steps in call.scans) for call in calls]
+    of_calls = [of_all_steps(tap, len(call.scans)) for tap, call in zip(taps, calls, strict=True)]
+    taps = [as_linked(tap, of_links[call] / steps[call]) for call, tap in enumerate(of_calls)]
+    touched, tap = None, taps[0] if taps[0].token_squares is not None else joined(taps, table.array, loss)
     if ids_M.size:
         of_rows = functools.partial(with_lookup, loss=loss)
         specs = functools.partial(jax.tree.map, spec_like, (tap, of_lookup))

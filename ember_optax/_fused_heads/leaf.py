@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from .._math.softmax import LossOptions
 from .._tree.linear_leaf import LinearLeaf
-from .gradient import Tap
 from .step import Preconditioner, apply_head_step
+from .taps import Tap
 
 
 class FusedLeaf(LinearLeaf):

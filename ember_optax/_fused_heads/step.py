@@ -20,10 +20,12 @@ from .._math.platform_forms import read_as, write_in_place
 from .._math.rounding import bits_at, places_along, rounded_update
 from .._math.row_writes import set_rows
 from .._math.rows import flat_ids, take_rows
+from .._math.shares import Share
 from .._math.softmax import LossOptions, rows_of
 from .._math.state import Moments, squeeze_moments
 from .._math.step import Hyperparameters, after_batch, decay_term, precondition
-from .gradient import Tap, gradient_of_rows, tap_specs
+from .gradient import gradient_of_share
+from .taps import Tap, specs_of_tap
 
 
 class Preconditioner(NamedTuple):
@@ -91,6 +93,8 @@ def apply_head_step(
       loss: the options of the loss.
     """
     of_part = functools.partial(_apply_to_part, loss=loss)
+    if tap.shares is not None:  # nothing else is needed of the tap
+        tap = Tap(None, None, None, None, None, None, tap.shares)
 
     def over_all(table_VxD, source_VxD, tap, touched, preconditioner):
         arrays = table_VxD, source_VxD, tap, touched, preconditioner
@@ -98,8 +102,9 @@ def apply_head_step(
             return of_part(*arrays)
         rows, whole = loss.layout.specs(loss.token_axis, 1)[1], PartitionSpec()
         of_numbers = jax.tree.map(lambda _: whole, preconditioner)._replace(nu_token=PartitionSpec(loss.layout.token_axes))
-        specs = rows, None if source_VxD is None else rows, tap_specs(loss.layout), touched and whole, of_numbers
-        return over_parts(of_part, loss.layout, specs, rows, *arrays)
+        of_tap = specs_of_tap(tap, loss.layout, loss.token_axis, whole=True)
+        specs = rows, None if source_VxD is None else rows, of_tap, touched and whole, of_numbers
+        return over_parts(of_part, loss.layout, specs, rows, *arrays, check_vma=not loss.layout.batch_axes)
 
     return in_auto_mode(over_all, lambda: spec_like(table_VxD), table_VxD, source_VxD, tap, touched, preconditioner)
 
@@ -132,14 +137,20 @@ def _write_chunks(
     def write(start, count, carry, *, is_padding=False):
         stored_VxD, source_VxD, tap, by = carry
         start = rows + start if is_padding else start
-        rows_C, tokens_C = tokens_from(start, count), tokens_from(first + start, count)
-        chunk_CxD = read_as(take_chunk(stored_VxD, start, count, token_axis), dtype)
-        at_CxD = chunk_CxD if source_VxD is None else take_chunk(source_VxD, start, count, token_axis)
-        # Rows of padding have no gradient, but a dense step applies weight decay to them too.
-        zeros_CxD = jnp.zeros(chunk_CxD.shape, jnp.float32)
-        of_chunk_CxD = zeros_CxD if is_padding else gradient_of_rows(tap, at_CxD, tokens_C, loss)
-        new_CxD = _updated(chunk_CxD, at_CxD, of_chunk_CxD, rows_C, tokens_C, by, token_axis, token_axis)
-        return put_chunk(stored_VxD, read_as(new_CxD, stored_VxD.dtype), start, token_axis), source_VxD, tap, by
+        share = Share(loss.layout, token_axis, count)
+        of_chunk_CxD = read_as(take_chunk(stored_VxD, start, count, token_axis), dtype)
+        rows_SxD = share.of(of_chunk_CxD)
+        at_SxD = rows_SxD if source_VxD is None else share.of(take_chunk(source_VxD, start, count, token_axis))
+        if is_padding:  # no gradient, but a dense step applies weight decay to these rows too
+            gradient_SxD = jnp.zeros(rows_SxD.shape, jnp.float32)
+        elif tap.shares is not None:
+            gradient_SxD = take_chunk(tap.shares, start // share.parts, share.rows, token_axis)
+        else:
+            gradient_SxD = gradient_of_share(tap, at_SxD, first + start, share, loss)
+        rows_S, tokens_S = (tokens_from(begin + share.first, share.rows) for begin in (start, first + start))
+        new_SxD = _updated(rows_SxD, at_SxD, gradient_SxD, rows_S, tokens_S, by, token_axis, token_axis)
+        new_CxD = share.gathered(read_as(new_SxD, stored_VxD.dtype))
+        return put_chunk(stored_VxD, new_CxD, start, token_axis), source_VxD, tap, by
 
     carry = over_chunks(write, (stored_VxD, source_VxD, tap, by), rows, loss.chunk)
     return over_chunks(functools.partial(write, is_padding=True), carry, size - rows, loss.chunk)[0]

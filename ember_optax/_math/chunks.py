@@ -17,7 +17,7 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
     """
 
     def body(i, carry):
-        return _behind_barriers(step(i * chunk, chunk, carry))
+        return behind_barriers(step(i * chunk, chunk, carry))
 
     whole = size // chunk
     if whole == 1:
@@ -28,7 +28,7 @@ def over_chunks(step: Callable[[Any, int, Any], Any], carry: Any, size: int, chu
     return step(whole * chunk, rest, carry) if rest else carry
 
 
-def _behind_barriers(tree: Any) -> Any:
+def behind_barriers(tree: Any) -> Any:
     """The tree behind one barrier, or inside `jax.shard_map` behind one for each set of varying axes.
 
     A barrier types all of its results as varying over the axes of all of them.

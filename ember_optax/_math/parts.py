@@ -8,6 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from .mesh import varying_axes
+from .rows import is_narrow
 
 
 class Layout(NamedTuple):
@@ -45,15 +46,31 @@ class Layout(NamedTuple):
         """The number of parts of the hidden states that the caller has: 1 inside of its own `jax.shard_map`."""
         return math.prod(self.mesh.shape[name] for name in self.batch_axes)
 
+    @property
+    def token_parts(self) -> int:
+        """The number of parts of the vocabulary that the caller has: 1 inside of its own `jax.shard_map`."""
+        return math.prod(self.mesh.shape[name] for name in self.token_axes) if self.mesh is not None else 1
 
-def over_parts(function: Callable[..., Any], layout: Layout, in_specs: Any, out_specs: Any, *arrays: Any) -> Any:
-    """`function(*arrays)` on the parts that each device has. Axes of the mesh that the layout does not name stay automatic."""
+
+def over_parts(
+    function: Callable[..., Any], layout: Layout, in_specs: Any, out_specs: Any, *arrays: Any, check_vma: bool = True
+) -> Any:
+    """`function(*arrays)` on the parts that each device has. Axes of the mesh that the layout does not name stay automatic.
+
+    Pass `check_vma=False` if the results are the same on several devices, but JAX cannot see it because they were gathered.
+
+    XLA on CPU (jax 0.10.2) aborts the process at a sum of 16-bit numbers over some axes if others are automatic. So for such
+    arrays no axis of a mesh of CPU devices is automatic, and devices along the other axes do the same work.
+    """
     if layout.mesh is None:
         return function(*arrays)
     context = jax.sharding.get_abstract_mesh()
     mesh = layout.mesh if context.empty else context
-    names = {*layout.token_axes, *layout.batch_axes}
-    split: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names)
+    device = getattr(mesh.abstract_mesh, "abstract_device", None)
+    on_cpu = getattr(device, "device_kind", jax.default_backend()) == "cpu"
+    manual = mesh.axis_names if on_cpu and any(map(is_narrow, jax.tree.leaves(arrays))) else ()
+    names = {*layout.token_axes, *layout.batch_axes, *manual}
+    split: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=check_vma)
     return split(*arrays)
 
 

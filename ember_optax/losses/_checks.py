@@ -14,8 +14,8 @@ from ..row_sparse._slice import head_of
 
 # Rows of one chunk. 1,024 to 4,096 were equally fast within the noise (131072 x 640, 512 tokens, two cores).
 _CHUNK = 2048
-# The most logits of one chunk, 128 MiB in float32. A chunk has at least _SMALLEST rows anyway.
-_LOGITS = 1 << 25
+# The most logits of one chunk, 128 MiB in float32, and numbers of its rows, 32 MiB. A chunk has at least _SMALLEST rows anyway.
+_LOGITS, _NUMBERS = 1 << 25, 1 << 23
 _SMALLEST = 128
 
 
@@ -92,9 +92,10 @@ def checked_loss(
     z_loss: Any,
     label_smoothing: Any,
     hidden_states: int,
+    width: int,
     layout: Layout | None,
 ) -> LossOptions:
-    """The options of a loss of a head with `size` rows, with a chunk size that fits this number of hidden states."""
+    """The options of a loss of a head with `size` rows, with a chunk size that fits the hidden states and their width."""
     num_tokens = _checked_num_tokens(num_tokens, size)
     if soft_cap is not None:
         soft_cap = checked_number(soft_cap, "soft_cap", "a number above 0 or None, for example soft_cap=30.0")
@@ -105,13 +106,14 @@ def checked_loss(
     if label_smoothing > 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}; pass the share to spread, such as 0.1.")
     hidden_states //= layout.batch_parts if layout else 1
-    numbers = token_axis, num_tokens, _checked_chunk(chunk, hidden_states), soft_cap, z_loss, label_smoothing
+    numbers = token_axis, num_tokens, _checked_chunk(chunk, hidden_states, width), soft_cap, z_loss, label_smoothing
     return LossOptions(*numbers, layout=layout, masks=layout is not None and num_tokens < size)
 
 
-def _checked_chunk(chunk: Any, hidden_states: int) -> int:
+def _checked_chunk(chunk: Any, hidden_states: int, width: int) -> int:
     if chunk is None:
-        return max(_SMALLEST, min(_CHUNK, _LOGITS // max(hidden_states, 1) // _SMALLEST * _SMALLEST))
+        most = min(_CHUNK, _LOGITS // max(hidden_states, 1), _NUMBERS // max(width, 1))
+        return max(_SMALLEST, most // _SMALLEST * _SMALLEST)
     if (rows := checked_integer(chunk, "chunk", _CHUNK)) < 1:
         raise ValueError(f"chunk must be at least 1, got {rows}; pass None for the default, or a number like {_CHUNK}.")
     return rows

@@ -102,6 +102,12 @@ def _check_manual(hidden: Any, table: Any, labels: Any, names: Any, batch: Any, 
                 f"{what} differ along {split}, which token_mesh_axes says to split the vocabulary: along these axes all devices "
                 f"need the same {what}. Split them over other axes, or gather them with jax.lax.all_gather."
             )
+    of_hidden, of_labels = varying_axes(hidden), varying_axes(labels)
+    if of_hidden - of_labels and of_labels - of_hidden:
+        raise ValueError(
+            f"hidden states are split over {sorted(of_hidden)}, but labels over {sorted(of_labels)}: give both the same axes in "
+            f"in_specs, or labels of other hidden states are used."
+        )
 
 
 def _check_table(table: Any, token_axis: int, names: tuple[str, ...], types: dict[str, AxisType], mesh: Any) -> None:

@@ -65,7 +65,8 @@ def linear_softmax_cross_entropy(
       soft_cap: the largest absolute logit c, as in Gemma 2; None for no cap.
       z_loss: w, the weight of the squared logsumexp.
       label_smoothing: s, the share of each label that is spread over all tokens, as in `optax.losses.smooth_labels`.
-      chunk: the number of rows of the table in one product. None is 2,048, and less for more than 16,384 hidden states.
+      chunk: the number of rows of the table in one product. None is 2,048, and less for more than 16,384 hidden states or
+        4,096 features.
       token_mesh_axes: the mesh axes that split the vocabulary of the table, major to minor. None is what the type of the table
         shows, which is nothing under `jax.jit` with automatic axes and inside `jax.shard_map`: name them there. Each device then
         works on its own rows, and gathers no others. (Without it, XLA gathers the whole table for each chunk.)
@@ -100,7 +101,9 @@ def linear_softmax_cross_entropy(
     where = checked_where(where, labels.shape)
     layout = layout_of(hidden, array, labels, token_axis, token_mesh_axes, batch_mesh_axes)
     size = array.shape[token_axis] * parts_of(layout)
-    loss = checked_loss(token_axis, size, num_tokens, chunk, soft_cap, z_loss, label_smoothing, labels.size, layout)
+    loss = checked_loss(
+        token_axis, size, num_tokens, chunk, soft_cap, z_loss, label_smoothing, labels.size, hidden.shape[-1], layout
+    )
     if where is not None:
         # The gradient does not need this, but `jax_debug_nans` also checks losses that are masked later.
         hidden, labels = jnp.where(where[..., None], hidden, jnp.zeros((), hidden.dtype)), jnp.where(where, labels, 0)

@@ -18,6 +18,7 @@ from .._tree.compact_rows import CompactRows
 from ._apply import apply_updates
 from ._clip import clip_by_global_norm
 from ._gradients import value_and_grad
+from ._scan import scan
 from ._shards import local_token_ids
 from ._slice import RowSlice, lookup
 from ._split import split
@@ -32,6 +33,7 @@ __all__ = [
     "local_token_ids",
     "lookup",
     "mean_over_micro_batches",
+    "scan",
     "split",
     "sum_over_duplicates",
     "train_only_rows",

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._fused_heads.in_loss import TappedHead, calls_of, check_head_table, checked_heads, gradient_leaf
+from .._fused_heads.calls import Call, calls_of
+from .._fused_heads.in_loss import TappedHead, check_head_table, checked_heads, gradient_leaf
+from .._fused_heads.scans import heads_in_loss
 from .._tree.boxes import unbox
 from .._tree.compact_rows import CompactRows
 from .._tree.declared import AUTO, DimensionNumbersLike
@@ -84,7 +86,8 @@ def value_and_grad(
         sliced = {t.name: slice_rows(t.array, t.ids, t.axes.token[0]) for t in found.tables if t.ids is not None}
 
         def loss_with(heads_by_name, compact_params, links, *args, **kwargs):
-            loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name, links), *args, **kwargs)
+            with heads_in_loss(heads_by_name.values()):
+                loss = loss_fn(_parts(found, compact_params, sliced, heads_by_name, links), *args, **kwargs)
             _check_loss(loss, has_aux)
             return loss
 
@@ -102,8 +105,8 @@ def value_and_grad(
 
 def _differentiated(
     loss_with: Callable[..., Any], has_aux: bool, of_heads: list[Table], compact: Any, args: Any, kwargs: Any
-) -> tuple[Any, Any, dict[str, tuple[Any, Any, jax.Array]]]:
-    """The value, the gradients of `compact`, and for each head its taps, the options of its losses and its link's gradient."""
+) -> tuple[Any, Any, dict[str, tuple[Any, list[Call], jax.Array]]]:
+    """The value, the gradients of `compact`, and for each head its taps, its calls and its link's gradient."""
     links = {table.name: jnp.ones(1, jnp.float32) for table in of_heads}
 
     def traced(heads_by_name):
@@ -114,16 +117,16 @@ def _differentiated(
         return jax.make_jaxpr(value)(compact)
 
     def loss_of(compact_params, taps, links, *args, **kwargs):
-        return loss_with({t.name: TappedHead(t, taps[t.name]) for t in of_heads}, compact_params, links, *args, **kwargs)
+        heads_by_name = {t.name: TappedHead(t, taps[t.name], calls[t.name]) for t in of_heads}
+        return loss_with(heads_by_name, compact_params, links, *args, **kwargs)
 
-    calls = calls_of(traced, of_heads) if of_heads else {}
-    taps = {name: [tap for tap, _ in of_head] for name, of_head in calls.items()}
+    calls = calls_of(traced, {t.name: TappedHead(t) for t in of_heads}) if of_heads else {}
+    taps = {name: [call.tap for call in of_head] for name, of_head in calls.items()}
     # The gradient of a link shows for each call whether the head's gradient reaches the parameters (see `as_linked`).
     links = {name: jnp.ones(len(of_head), jnp.float32) for name, of_head in calls.items()}
     value, grads = jax.value_and_grad(loss_of, (0, 1, 2), has_aux=has_aux)(compact, taps, links, *args, **kwargs)
     grads, taps, of_links = grads
-    options = {name: [loss for _, loss in of_head] for name, of_head in calls.items()}
-    return value, grads, {name: (taps[name], options[name], of_links[name]) for name in calls}
+    return value, grads, {name: (taps[name], calls[name], of_links[name]) for name in calls}
 
 
 def _compact_tables(params: Any, token_ids: Any, heads: Any, tables: DimensionNumbersLike) -> tuple[TableTree, list[Table]]:

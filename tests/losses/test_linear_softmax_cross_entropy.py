@@ -58,11 +58,11 @@ def test_masked_tokens_of_a_vocabulary_of_one():
         np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens, rows", [(16, 2048), (1 << 16, 512), (1 << 20, 128)])
-def test_the_default_chunk_bounds_the_logits_at_once(tokens, rows):
-    hidden, table = jax.ShapeDtypeStruct((tokens, 4), jnp.float32), jax.ShapeDtypeStruct((1 << 18, 4), jnp.float32)
+@pytest.mark.parametrize("tokens, width, rows", [(16, 4, 2048), (1 << 16, 4, 512), (1 << 20, 4, 128), (16, 8192, 1024)])
+def test_the_default_chunk_bounds_the_logits_and_the_rows_at_once(tokens, width, rows):
+    hidden, table = (jax.ShapeDtypeStruct((size, width), jnp.float32) for size in (tokens, 1 << 18))
     jaxpr = str(jax.make_jaxpr(linear_softmax_cross_entropy)(hidden, table, jax.ShapeDtypeStruct((tokens,), jnp.int32)))
-    assert {int(found) for found in re.findall(rf"f32\[{tokens},(\d+)\]", jaxpr)} == {1, 4, rows}
+    assert {int(found) for found in re.findall(rf"f32\[{tokens},(\d+)\]", jaxpr)} == {1, width, rows}
 
 
 def test_a_mask_may_broadcast():

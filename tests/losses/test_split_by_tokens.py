@@ -121,12 +121,15 @@ def test_manual_axes_differentiated_inside():
     assert_same(jax.jit(split)(*arrays), wanted)
 
 
+@pytest.mark.parametrize("names", [("data", "vocab"), ("data", "vocab", "tp")], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_in_half_precision(dtype):
+def test_in_half_precision(dtype, names):
+    """With a third axis XLA on CPU would abort this process."""
     arrays = example(V, D, SHAPE, dtype=dtype)
     wanted = gradients(chunk=8)(*example(V, D, SHAPE))
-    placed = place(mesh_of(), arrays, (P("data"), P("vocab"), P("data"), P("data")))
-    assert_same(gradients(chunk=8, token_mesh_axes="vocab")(*placed), wanted, 2e-2)
+    mesh = mesh_of((2, 4) if len(names) == 2 else (2, 2, 2), names=names)
+    placed = place(mesh, arrays, (P("data"), P("vocab", *names[2:]), P("data"), P("data")))
+    assert_same(gradients(chunk=8, token_mesh_axes="vocab", batch_mesh_axes="data")(*placed), wanted, 2e-2)
 
 
 def test_masked_tokens_add_exactly_zero():
@@ -202,6 +205,16 @@ def test_wrong_axes_are_refused():
         ValueError, match=r"name \['vocab'\], but the mesh has the axes \[\]: name its axes, and call the loss inside"
     ):
         loss()
+
+
+def test_labels_of_other_hidden_states_are_refused():
+    """On two axes of one size, shapes alone would not show it."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "seq", "vocab"), axis_types=(AxisType.Auto,) * 3)
+    specs = P("data"), P("vocab"), P("seq")
+    with pytest.raises(
+        ValueError, match=r"hidden states are split over \['data'\], but labels over \['seq'\]: give both the same"
+    ):
+        jax.eval_shape(jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=P(("data", "seq"))), HIDDEN, TABLE, LABELS)
 
 
 def test_an_axis_that_the_type_contradicts_is_refused():

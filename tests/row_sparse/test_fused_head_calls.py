@@ -104,6 +104,34 @@ def test_branches_that_both_call_it():
     assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
 
 
+def in_one_branch(otherwise, model, params, ids, labels, where):
+    hidden, head = model.hidden(params, ids), params["head"]
+    return jax.lax.cond(
+        where[1],
+        lambda: linear_softmax_cross_entropy(hidden, head, labels, **OPTIONS).mean(),
+        lambda: otherwise(hidden, head, labels),
+    )
+
+
+def test_a_branch_alone_that_calls_it():
+    """The other branch does not use the head, whose gradient is zero in those steps."""
+    model = Calls()
+    loss_fn = functools.partial(in_one_branch, lambda hidden, head, labels: jnp.mean(hidden**2), model)
+    assert {bool(model.batch(number)[2][1]) for number in range(3)} == {False, True}
+    assert_same(run(model, True, loss_fn, weight_decay=0.1), run(model, False, loss_fn, weight_decay=0.1), 2e-6)
+
+
+def test_another_branch_that_uses_the_head_otherwise_is_refused():
+    def usual_loss(hidden, head, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(hidden @ head.T, labels).mean()
+
+    model = Calls()
+    with pytest.raises(
+        TypeError, match=r"'head' of shape \(37, 8\) is named in heads. Only .* may use it as a head, .*Call that loss"
+    ):
+        run(model, True, functools.partial(in_one_branch, usual_loss, model), steps=1)
+
+
 def test_micro_batches():
     """Those of one step are calls of one loss: hidden states are kept, and no gradient of the head."""
     model = Calls(tokens=12)

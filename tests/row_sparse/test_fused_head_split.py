@@ -1,4 +1,8 @@
-"""A fused head that is split by tokens: steps are those of one device, and nothing of the table's size is sent in a loop."""
+"""A fused head that is split by tokens: steps are those of one device, and nothing of the table's size is sent in a loop.
+
+A device of the 2 x 4 mesh has 16 rows of 64. The gradient of a chunk is summed for `N = 24` hidden states, and hidden states are
+gathered for `FEW = 8`.
+"""
 
 import re
 
@@ -12,8 +16,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ember_optax import row_sparse, state_shardings, stochastic_rounding
+from ember_optax.losses import linear_softmax_cross_entropy
 
-V, D, N = 64, 16, 24
+V, D, N, FEW = 64, 16, 24, 8
 ALL_OPTIONS = (("chunk", 4), ("soft_cap", 5.0), ("z_loss", 0.1), ("label_smoothing", 0.1))
 
 
@@ -24,7 +29,8 @@ def model_with(tied=False, token_axis=0, options=(("chunk", 4),), size=V, tokens
 
 
 def mesh_of(shape=(2, 4), kind=AxisType.Auto):
-    return jax.make_mesh(shape, ("data", "vocab"), axis_types=(kind,) * len(shape))
+    names = ("data", "vocab") if len(shape) == 2 else ("data", "fsdp", "vocab")
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
 
 
 def run_split(model, tx, steps, mesh, head, steps_of=fused_step):
@@ -57,6 +63,12 @@ def test_untied(shape):
     compare(model_with(), shape=shape)
 
 
+@pytest.mark.parametrize("tokens", [40, FEW])
+def test_two_axes_split_the_hidden_states(tokens):
+    """Each of four devices steps its own share of the 32 rows that they have in common."""
+    compare(model_with(tokens=tokens), steps=2, shape=(2, 2, 2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -64,17 +76,45 @@ def test_twenty_steps(tied, shape):
     compare(model_with(tied, options=ALL_OPTIONS), steps=20, shape=shape, weight_decay=0.1)
 
 
+@pytest.mark.parametrize("tokens", [N, FEW])
 @pytest.mark.parametrize("token_axis", [0, 1])
-def test_tied(token_axis):
+def test_tied(token_axis, tokens):
     """With a mask, all options of the loss, and weight decay."""
-    compare(model_with(True, token_axis, ALL_OPTIONS, masked=True), weight_decay=0.1)
+    compare(model_with(True, token_axis, ALL_OPTIONS, masked=True, tokens=tokens), weight_decay=0.1)
 
 
-@pytest.mark.parametrize("head", [P("vocab"), P(), P(None, "vocab"), P(("vocab", "data"))], ids=str)
+@pytest.mark.parametrize("tokens", [N, FEW])
+def test_rows_that_devices_cannot_share_equally(tokens):
+    """The last chunk of a device has one row for two devices."""
+    compare(model_with(size=V + 4, tokens=tokens))
+
+
+class TwoCalls(Model):
+    """The loss of half of the tokens, and three times that of the other half."""
+
+    def loss(self, params, ids, labels, where):
+        half = self.tokens // 2
+        hidden = self.hidden(params, ids)
+        losses = [
+            linear_softmax_cross_entropy(hidden[part], params["head"], labels[part], **dict(self.options))
+            for part in (slice(half), slice(half, None))
+        ]
+        return losses[0].mean() + 3.0 * losses[1].mean()
+
+
+@pytest.mark.parametrize("tokens", [N, FEW])
+def test_two_calls(tokens):
+    """Their gradients are added before they are squared."""
+    compare(tuple(TwoCalls(*model) for model in model_with(tokens=tokens)), steps=2)
+
+
+@pytest.mark.parametrize(
+    "head, tokens", [(P("vocab"), N), (P("vocab"), FEW), (P(), N), (P(None, "vocab"), N), (P(("vocab", "data")), N)], ids=str
+)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_explicit_axes(tied, head):
+def test_explicit_axes(tied, head, tokens):
     """The types show the layout; a head that is whole or split by features works too."""
-    whole = model_with(tied, options=ALL_OPTIONS)[0]
+    whole = model_with(tied, options=ALL_OPTIONS, tokens=tokens)[0]
     tx = transformation(whole, row_sparse.clip_by_global_norm)
     found = run_split(whole, tx, 3, mesh_of(kind=AxisType.Explicit), head)
     clipped = transformation(whole, optax.clip_by_global_norm)
@@ -93,14 +133,15 @@ def test_split_over_all_axes():
     compare((whole, split), head=P(("vocab", "data")))
 
 
-def test_stochastic_rounding_is_that_of_one_device():
-    """The bits of a row are those of its token."""
-    whole, split = model_with(tied=True, token_axis=1, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("tokens, same", [(FEW, 0.99), (N, 0.98)])
+def test_stochastic_rounding_is_that_of_one_device(tokens, same):
+    """The bits of a row are those of its token. For `N` tokens the gradient is summed in bfloat16, as in a dense step."""
+    whole, split = model_with(tied=True, token_axis=1, dtype=jnp.bfloat16, tokens=tokens)
     tx = optax.chain(transformation(whole), stochastic_rounding(3))
     found = run_split(split, tx, 1, mesh_of(), P(None, "vocab"))[0]["head"]
     wanted = run(lambda _: fused_step(whole, tx), whole, tx, 1)[0]["head"]
     assert (wanted != whole.params()["head"]).any()
-    assert np.mean(np.asarray(found == wanted)) > 0.99
+    assert np.mean(np.asarray(found == wanted)) > same
 
 
 def sent(model, head):
@@ -123,10 +164,19 @@ def sent(model, head):
     return sorted(" ".join(found) for found in find.findall(loops)), sorted(" ".join(found) for found in find.findall(text))
 
 
-def test_in_loops_chunks_of_the_gradient_are_summed_over_data_alone():
+def test_in_loops_the_gradient_is_summed_and_the_new_rows_are_gathered():
+    """Over `data` alone. Each of two devices steps half of a chunk."""
     in_loops, everywhere = sent(model_with()[1], P("vocab"))
-    assert in_loops == [f"[4,{D}] all-reduce"] * 2
-    assert not any("gather" in one and f",{D}]" in one for one in everywhere)
+    assert in_loops == [f"[2,{D}] reduce-scatter", f"[4,{D}] all-gather"]
+    assert [one for one in everywhere if f",{D}] all-gather" in one] == [f"[4,{D}] all-gather"]
+
+
+def test_in_loops_the_new_rows_are_gathered_if_hidden_states_are_fewer():
+    """The hidden states are gathered once."""
+    in_loops, everywhere = sent(model_with(tokens=FEW)[1], P("vocab"))
+    assert in_loops == [f"[4,{D}] all-gather"]
+    assert [one for one in everywhere if f",{D}] all-gather" in one] == [f"[4,{D}] all-gather", f"[{FEW},{D}] all-gather"]
+    assert not any("scatter" in one for one in everywhere)
 
 
 def test_nothing_is_sent_in_loops_if_all_axes_split_the_head():
