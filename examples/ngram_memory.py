@@ -71,7 +71,7 @@ def read_command_line(arguments: list[str] | None) -> Config:
     add = parser.add_argument_group("memory").add_argument
     add("--memory-rows", type=whole_number, nargs="+", default=[0, 1 << 22], help="rows of each run's memory; 0 is a run without")
     add("--memory-optimizer", choices=list(MEMORY_OPTIMIZERS), default="ember", help="what trains the rows")
-    add("--memory-learning-rate", type=learning_rate, default=1e-2, help="peak rate of the rows")
+    add("--memory-learning-rate", type=learning_rate, default=5e-3, help="peak rate of the rows")
     add("--memory-in", choices=["file", "host"], default="file", help="a file in the folder of results, or host memory")
     add("--save-every", type=positive_int, default=100, help="steps between saves of a memory in a file, with its model")
     add("--resume", action="store_true", help="go on from the last saves")

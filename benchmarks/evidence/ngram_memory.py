@@ -111,7 +111,7 @@ def table(found: Records) -> str:
             cell = _cell(setting, name)
             best, fresh = plan.best(cell, found), plan.fresh(cell, found)
             if best is None or not fresh:
-                rows.append((setting, method.title, "not run", "", "", "", "", ""))
+                rows.append((setting, method.title, "not run" if best is None else "not finished", "", "", "", "", ""))
                 continue
             rate = f"{best.rate:g}" if best.inside else f"{best.rate:g}, at the edge"
             of_ember = "" if name == "ember" else _shown(paired(ours, fresh))

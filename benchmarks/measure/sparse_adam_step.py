@@ -5,6 +5,7 @@ It imports either JAX or PyTorch, so that each runs in an environment that has o
 
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import numpy as np
 
 
 def main() -> None:
-    """Answers with seconds of wall and CPU time, all threads together."""
+    """Answers with the seconds of each step, wall and CPU time of all threads together."""
     kind, threads, rows, width, rate, path = sys.argv[1:]
+    if threads == "1" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sets = np.load(path)
     make = {"ember": ember_step, "torch": torch_step}[kind]
     step, version = make(int(threads), (int(rows), int(width)), float(rate))
@@ -23,11 +26,14 @@ def main() -> None:
     print(json.dumps({"version": version}), flush=True)
     taken = 0
     for line in sys.stdin:
-        start, cpu = time.perf_counter(), time.process_time()
+        times: dict[str, list[float]] = {"wall": [], "cpu": []}
         for _ in range(int(line)):
+            start, cpu = time.perf_counter(), time.process_time()
             step(sets[taken % len(sets)])
+            times["wall"].append(time.perf_counter() - start)
+            times["cpu"].append(time.process_time() - cpu)
             taken += 1
-        print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}), flush=True)
+        print(json.dumps(times), flush=True)
 
 
 def ember_step(threads: int, shape: tuple[int, int], rate: float) -> tuple[Callable[[np.ndarray], None], str]:
