@@ -1,4 +1,4 @@
-"""(Of `sparse_adam`.) One of the two processes: it makes a table, and for each number that it reads takes so many steps.
+"""(Of `sparse_adam`.) One of the two processes: it makes a table, reads numbers, and takes that number of steps.
 
 It imports either JAX or PyTorch, so that each runs in an environment that has only the one.
 """
