@@ -48,7 +48,7 @@ def ngram_ids(tokens_BxT: np.ndarray, rows: int) -> np.ndarray:
 
     Example:
       >>> ngram_ids(np.array([[5, 6, 7], [4, 6, 7]]), 1000).tolist()
-      [[[-1, -1], [586, -1], [335, 886]], [[-1, -1], [204, -1], [335, 268]]]
+      [[[-1, -1], [286, -1], [119, 438]], [[-1, -1], [70, -1], [119, 274]]]
     """
     ids_BxTx2 = np.full((*tokens_BxT.shape, 2), -1, np.int64)
     if rows:
