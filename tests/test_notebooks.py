@@ -18,6 +18,7 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 PRINTED = {
     "fine_tuning": r"This is a tiny random model.*\nnew rows only .* 100\.0% of the old ones are bit-identical",
     "huge_vocabulary": r"row-sparse parameters: (\S+)\n.*fused head, row-sparse input .* losses within (\S+) of Ember's",
+    "large_tables": r"5 steps were lost; validation loss as saved: True\n.*on the host and on the device: (\S+)",
     "quickstart": r"AdamW.*\nEmber",
     "sharding": r"8 devices: simulated.*\('fsdp', 'tp'\) .*all-reduce f32.*on 4 devices.*of the losses: (\S+)\n.*Pad it",
     "split_head": r"loss in chunks [^\n]* nothing\n.*fused head +largest [^\n]*: (\S+)\n.*in 4 [^\n]*: (\S+)\n",

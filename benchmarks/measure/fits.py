@@ -95,7 +95,8 @@ def table(results: dict[str, Any]) -> str:
     """One line for each model and optimizer: on each chip the peak of one sequence, and the largest batch."""
     rows = []
     for model in dict.fromkeys(model for of_chip in results.values() for model in of_chip):
-        for optimizer in COMPARED:
+        compiled_for = {optimizer for of_chip in results.values() for optimizer in of_chip.get(model, {})}
+        for optimizer in (one for one in COMPARED if one in compiled_for):
             cells = [_cell(of_chip.get(model, {}).get(optimizer)) for of_chip in results.values()]
             rows.append((model, optimizer, *cells))
     headers = [f"{chip}, {TARGETS[chip].memory / _GIB:.1f} GiB" for chip in results]

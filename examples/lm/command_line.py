@@ -28,7 +28,7 @@ def read_command_line(description: str | None, arguments: list[str] | None) -> C
     """The configuration that the arguments ask for, None for those of the process; ends the program where they are wrong."""
     parser = ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
     add_text_options(parser.add_argument_group("text"))
-    _add_model(parser.add_argument_group("model"))
+    add_model_options(parser.add_argument_group("model"))
     _add_training(parser.add_argument_group("training"))
     _add_devices(parser.add_argument_group("devices and processes"))
     _add_checkpoints(parser.add_argument_group("checkpoints"))
@@ -63,7 +63,8 @@ def _config(options: Namespace) -> Config:
     )
 
 
-def _add_model(group) -> None:
+def add_model_options(group) -> None:
+    """The sizes of the transformer."""
     add = group.add_argument
     add("--width", type=positive_int, default=128, help="features of each token")
     add("--layers", type=positive_int, default=4, help="transformer blocks")
@@ -73,19 +74,24 @@ def _add_model(group) -> None:
 
 def _add_training(group) -> None:
     add = group.add_argument
-    add("--steps", type=positive_int, default=300, help="optimizer steps of each run")
-    add("--batch-size", type=positive_int, default=8, help="sequences in a batch")
-    add("--sequence-length", type=positive_int, default=128, help="tokens in a sequence")
-    add("--learning-rate", type=learning_rate, default=1e-3, help="peak rate of AdamW, for the body in both runs")
-    add("--ember-learning-rate", type=learning_rate, default=1e-2, help="peak rate of Ember for the tables")
+    add_run_options(add)
     add("--adamw-table-learning-rate", type=learning_rate, default=1e-2, help="peak rate of AdamW for the tables")
-    add("--seed", type=seed, default=0, help="seed of parameters and batches")
     optimizers = ["adamw", "ember"]
     add("--optimizers", nargs="+", choices=optimizers, default=optimizers, help="which runs to make")
     row_sparse = "also train with Ember on the rows of each batch alone, for the input table, and compare the two"
     add("--row-sparse", action="store_true", help=row_sparse)
     add_regularizer_option(add)
     add_table_options(add)
+
+
+def add_run_options(add) -> None:
+    """How long a run is, its batches, seed and the peak rates of its model."""
+    add("--steps", type=positive_int, default=300, help="optimizer steps of each run")
+    add("--batch-size", type=positive_int, default=8, help="sequences in a batch")
+    add("--sequence-length", type=positive_int, default=128, help="tokens in a sequence")
+    add("--learning-rate", type=learning_rate, default=1e-3, help="peak rate of AdamW, for the body in both runs")
+    add("--ember-learning-rate", type=learning_rate, default=1e-2, help="peak rate of Ember for the tables")
+    add("--seed", type=seed, default=0, help="seed of parameters and batches")
 
 
 def _add_devices(group) -> None:
@@ -110,10 +116,15 @@ def _add_checkpoints(group) -> None:
     add("--stop-after", type=positive_int, help="save a checkpoint after this step, and stop")
 
 
-def _add_output(group) -> None:
-    add = group.add_argument
-    add("--name", default="pretrain", help="results go to OUTPUT_DIR/NAME")
+def add_output_options(add, name: str) -> None:
+    """Where the results go, and how often to validate."""
+    add("--name", default=name, help="results go to OUTPUT_DIR/NAME")
     add("--output-dir", type=Path, default=Path("runs"), help="folder for results")
     add("--validate-every", type=positive_int, default=50, help="steps between validations")
+
+
+def _add_output(group) -> None:
+    add = group.add_argument
+    add_output_options(add, "pretrain")
     add("--geometry", action="store_true", help="measure the tables on the way: into results.json, and as a picture")
     add("--geometry-every", type=positive_int, default=50, help="steps between these measurements")

@@ -54,17 +54,18 @@ class Transformer(nnx.Module):
         if not config.tied:
             self.lm_head = nnx.Linear(config.width, config.rows, use_bias=False, kernel_init=init, rngs=rngs)
 
-    def __call__(self, ids_BxT: jax.Array) -> jax.Array:
-        x = self.hidden(ids_BxT)
+    def __call__(self, ids_BxT: jax.Array, added_BxTxD: jax.Array | None = None) -> jax.Array:
+        x = self.hidden(ids_BxT, added_BxTxD)
         logits = self.embed.attend(x) if self.tied else self.lm_head(x)
         if self.rows == self.vocabulary_size:
             return logits
         return jnp.where(jnp.arange(self.rows) < self.vocabulary_size, logits, jnp.finfo(logits.dtype).min)
 
-    def hidden(self, ids_BxT: jax.Array) -> jax.Array:
-        """The hidden states before the head, (B, T, D)."""
+    def hidden(self, ids_BxT: jax.Array, added_BxTxD: jax.Array | None = None) -> jax.Array:
+        """The hidden states before the head, (B, T, D). `added_BxTxD` is added to the embeddings."""
         # A table of 16 bits is for storage: the residual stream has the dtype of the weights.
-        x = split_batch(self.embed(ids_BxT).astype(jnp.float32))
+        x = self.embed(ids_BxT).astype(jnp.float32)
+        x = split_batch(x if added_BxTxD is None else x + added_BxTxD)
         for i in range(self.layers):
             x = split_batch(getattr(self, f"block_{i}")(x))
         return self.norm(x)

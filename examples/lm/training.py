@@ -25,7 +25,7 @@ from .tokens import Corpus, random_batch, validation_batches
 
 # The number of training losses that a shown one is the mean of.
 SMOOTHED_STEPS = 20
-_VALIDATION_BATCHES = 20
+VALIDATION_BATCHES = 20
 
 
 class TrainingResult(NamedTuple):
@@ -150,13 +150,13 @@ def train(
     loss_fn = with_terms(plain, regularizers, subject)
     program = _compile(model, config.seed, tx, loss_fn, mesh, row_sparse_input=row_sparse_input, fused_head=fused_head)
     step, state, history = _start(name, program, checkpoints)
-    held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, _VALIDATION_BATCHES)
+    held_out = validation_batches(corpus.validation, config.batch_size, config.sequence_length, VALIDATION_BATCHES)
     last = checkpoints.config.last_step(config.steps) if checkpoints else config.steps
     tokens, seconds = config.batch_size * config.sequence_length, []
     quiet = None if is_main_process() else True  # None: tqdm asks whether there is a terminal
     with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=quiet) as bar:
         while step < last:
-            batch = place_batch(_batch(corpus, config, step), mesh)
+            batch = place_batch(training_batch(corpus, config, step), mesh)
             if geometry:
                 geometry.look(step, state, batch, history)
             start = time.perf_counter()
@@ -168,12 +168,12 @@ def train(
                 losses = [float(program.evaluate(state["params"], place_batch(batch, mesh))) for batch in held_out]
                 history["validation_steps"].append(step)
                 history["validation_losses"].append(float(np.mean(losses)))
-            bar.set_postfix(_progress(history, tokens / seconds[-1]), refresh=False)
+            bar.set_postfix(progress(history, tokens / seconds[-1]), refresh=False)
             bar.update()
             if checkpoints and (step % checkpoints.config.checkpoint_every == 0 or step == last):
                 checkpoints.save(Checkpoint(step, state, history))
     if geometry and step == config.steps:
-        geometry.look(step, state, place_batch(_batch(corpus, config, step), mesh), history, last=True)
+        geometry.look(step, state, place_batch(training_batch(corpus, config, step), mesh), history, last=True)
     return TrainingResult(
         history["losses"],
         history["validation_steps"],
@@ -195,7 +195,7 @@ def _start(name: str, program: _Program, checkpoints: Checkpoints | None) -> Che
     return Checkpoint(0, program.init(), {"losses": [], "validation_steps": [], "validation_losses": []})
 
 
-def _progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, str]:
+def progress(history: dict[str, Any], tokens_per_second: float) -> dict[str, str]:
     """What the bar shows: single losses jump with their batches, a mean of the last few shows where the run goes."""
     shown = {"loss": f"{np.mean(history['losses'][-SMOOTHED_STEPS:]):.3f}"}
     if history["validation_losses"]:
@@ -238,5 +238,6 @@ def _compile(
     )
 
 
-def _batch(corpus: Corpus, config: TrainingConfig, step: int) -> np.ndarray:
+def training_batch(corpus: Corpus, config: TrainingConfig, step: int) -> np.ndarray:
+    """The batch of a step, which depends on the seed and the step alone."""
     return random_batch(corpus.training, config.batch_size, config.sequence_length, (config.seed, step))
