@@ -59,24 +59,22 @@ def table(one: Results, two: PairResults, study: Study) -> str:
 
 def lengths(two: PairResults, study: Study) -> str:
     """The README's table: losses by the number of steps, and what a swap to Ember changes; two rates each."""
-    found = {
-        setting: {
-            method: result for method in (BASELINE, NO_MOMENTUM, OURS) if (result := two.get(("pretraining", setting, method)))
-        }
-        for setting in study.lengths
-    }
-    found = {setting: of for setting, of in found.items() if len(of) == 3 and all(len(r.fresh) >= FEWEST for r in of.values())}
-    if not found:
+    methods = (BASELINE, NO_MOMENTUM, OURS)
+    ready = {key[1:]: result for key, result in two.items() if key[0] == "pretraining" and len(result.fresh) >= FEWEST}
+    settings = [setting for setting in study.lengths if {(setting, BASELINE), (setting, OURS)} <= ready.keys()]
+    if not settings:
         return ""
-    steps = (
-        f"{next(iter(of[OURS].fresh.values())).details['steps']:,} steps, n = {len(of[OURS].fresh)}" for of in found.values()
-    )
+    steps = []
+    for setting in settings:
+        ours = ready[setting, OURS]
+        steps.append(f"{next(iter(ours.fresh.values())).details['steps']:,} steps, n = {len(ours.fresh)}")
     rows = []
-    for method in (BASELINE, NO_MOMENTUM, OURS):
-        results = [of[method] for of in found.values()]
-        rows.append((title(method), f"{results[0].table_state_bytes:,}", *(shown_spread(result.losses) for result in results)))
+    for method in methods:
+        found = [ready.get((setting, method)) for setting in settings]
+        state = next((f"{result.table_state_bytes:,}" for result in found if result), "")
+        rows.append((title(method), state, *(shown_spread(result.losses) if result else "" for result in found)))
     for baseline in (BASELINE, NO_MOMENTUM):
-        differences = (compared({}, two, "pretraining", setting, OURS, baseline) for setting in found)
+        differences = (compared({}, two, "pretraining", setting, OURS, baseline) for setting in settings)
         rows.append(
             (f"{title(OURS)} - {title(baseline)}", "", *(shown_difference(each and each.difference) for each in differences))
         )

@@ -24,7 +24,8 @@ def headline(results: PairResults) -> str:
             best = best_of(results, task, setting, MOMENTA) or BASELINE
             losses = (shown_spread(result.losses) if result else "" for result in found.values())
             key = (task, setting, OURS)
-            to_best = f"{_shown(against(results, key, best))} ({title(best)})"
+            to_best = against(results, key, best)
+            to_best = f"{_shown(to_best)} ({title(best)})" if to_best else ""
             rows.append((setting, str(len(ours.fresh)), *losses, _shown(against(results, key, BASELINE)), to_best))
     names = (title(method) for method in (*MOMENTA, OURS))
     return markdown(rows, ("setting", "n", *names, "Ember - AdamW, 95 % interval", "Ember - best of the others"), names=1)
