@@ -53,7 +53,7 @@ def test_compares_with_and_without_a_memory(options, tmp_path, capsys):
     assert with_memory["validation_loss"] < without["validation_loss"]
     assert with_memory["memory_state_bytes"] == 8 * 20_000 + 4 * 16 and without["memory_state_bytes"] == 0
     assert (tmp_path / "ngram_memory" / "loss.png").stat().st_size > 10_000
-    assert (tmp_path / "ngram_memory" / "memory_20000_rows" / "rows").stat().st_size == 20_000 * (16 * 4 + 8)
+    assert (tmp_path / "ngram_memory" / "memory_20000_rows" / "rows").stat().st_size == 20_000 * (16 * 4 + 12)
     refused = {
         "has results already; go on with --resume or name another folder": [],
         "was made with seed = 0, this run has 1": ["--resume", "--seed=1"],

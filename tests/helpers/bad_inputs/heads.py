@@ -134,9 +134,13 @@ BAD = {
     "the loss in a scan": (
         grad(in_scan),
         ValueError,
-        r"fused head 'lm_head/kernel' inside of 'scan', where one .*: call it outside",
+        r"fused head 'lm_head/kernel' inside of 'scan', where one .*: use row_sparse.scan for the loop, call it outside",
     ),
-    "the loss in a map": (grad(in_map), ValueError, r"fused head 'lm_head/kernel' inside of 'scan', where one call .*: call it"),
+    "the loss in a map": (
+        grad(in_map),
+        ValueError,
+        r"fused head 'lm_head/kernel' inside of 'scan', where one call .*: use row_sparse.scan for the loop, call it",
+    ),
     "the loss in vmap": (grad(in_vmap), ValueError, r"fused head 'lm_head/kernel' inside of jax.vmap: pass hidden states of all"),
     "another token axis": (
         grad(functools.partial(cross_entropy, hidden=jnp.ones((2, 3, V)), token_axis=0)),
