@@ -4,6 +4,7 @@ A record is contiguous, so that a row costs one random access and not three. A r
 its values come from a hash (`_initial_rows.py`), so neither memory nor a file has to be written before training.
 """
 
+import mmap
 import os
 import shutil
 from pathlib import Path
@@ -54,7 +55,12 @@ def open_file(path: Path, num_rows: int, record: np.dtype) -> np.ndarray:
             f"{path} {state}, but a table of {num_rows:,} rows needs {wanted:,}: the file was truncated or belongs to another "
             f"table; restore a copy of the whole folder."
         )
-    return np.memmap(path, record, mode="r+", shape=(num_rows,))
+    records = np.memmap(path, record, mode="r+", shape=(num_rows,))
+    if hasattr(mmap, "MADV_RANDOM") and isinstance(records.base, mmap.mmap):
+        # Else the system reads 128 KB around each missing record, which fills the page cache: with 100M records a step of 8,192 ids took
+        # twice the time, also with its own pages in the cache.
+        records.base.madvise(mmap.MADV_RANDOM)
+    return records
 
 
 def take(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
