@@ -38,14 +38,15 @@ def to_device(
 ) -> FetchedRows:
     """The rows on the device, with padding, and with initial values where no step has written them."""
     (distinct, places, size), records = gathered
-    padded = np.zeros(layout.devices_here * size, records.dtype)
-    ids = np.full(len(padded), options.shape[0], np.uint32)
     used = np.concatenate([np.arange(len(part)) + device * size for device, part in enumerate(distinct)])
-    padded[used], ids[used] = records, _flat(gathered.ids)
-    ids, nu_token, last, rows = (
-        layout.put(np.ascontiguousarray(array))
-        for array in (ids, padded["nu_token"], padded["last"], _records.rows_in(padded, options.dtype))
-    )
+
+    def put(of_records: np.ndarray, padding: int = 0) -> jax.Array:
+        padded = np.full((layout.devices_here * size, *of_records.shape[1:]), padding, of_records.dtype)
+        padded[used] = of_records
+        return layout.put(padded)
+
+    ids = put(_flat(gathered.ids).astype(np.uint32), options.shape[0])
+    nu_token, last, rows = map(put, (records["nu_token"], records["last"], _records.rows_in(records, options.dtype)))
     return FetchedRows(
         rows=with_initial_rows(rows, ids, last, seed=options.seed, std=options.std, dtype=options.dtype, mesh=layout.mesh),
         places=jax.tree.map(jnp.asarray, places),

@@ -106,7 +106,7 @@ def put(records: np.ndarray, ids: np.ndarray, new: np.ndarray) -> None:
 def pack(ids: np.ndarray, rows: np.ndarray, nu_token: np.ndarray, last: np.ndarray, record: np.dtype, dtype: Any) -> np.ndarray:
     """The records of some rows."""
     new = np.zeros(len(rows), record)
-    stored = np.asarray(rows).astype(dtype)
+    stored = np.asarray(rows).astype(dtype, copy=False)
     new["row"] = stored.view(np.uint16) if stored.dtype.itemsize == 2 else stored
     new["nu_token"], new["last"] = nu_token, last
     if "checksum" in (record.names or ()):
