@@ -57,8 +57,8 @@ def open_file(path: Path, num_rows: int, record: np.dtype) -> np.ndarray:
         )
     records = np.memmap(path, record, mode="r+", shape=(num_rows,))
     if hasattr(mmap, "MADV_RANDOM") and isinstance(records.base, mmap.mmap):
-        # Else the system reads 128 KB around each missing record, which fills the page cache: with 100M records a step of 8,192 ids took
-        # twice the time, also with its own pages in the cache.
+        # Else the system reads 128 KB around each missing record, which fills the page cache. With 100M records a step of 8,192
+        # ids took twice the time, also with its own pages in the cache.
         records.base.madvise(mmap.MADV_RANDOM)
     return records
 
