@@ -4,7 +4,8 @@ On one that is busy `clock=time.process_time` counts what the process does on al
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,21 @@ class Times(NamedTuple):
     ratios: list[float]
 
 
+class Clocks(NamedTuple):
+    """Seconds of every measurement of a step: by the clock, and of all threads of the process together."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    def milliseconds(self) -> dict[str, float]:
+        """Their medians."""
+        return {"milliseconds": 1e3 * median(self.wall), "cpu milliseconds": 1e3 * median(self.cpu)}
+
+    def ratio_to(self, reference: "Clocks") -> float:
+        """The median of the wall times, each divided by that of the reference with the same batch."""
+        return median(ours / unit for ours, unit in zip(self.wall, reference.wall, strict=True))
+
+
 def compile_step(step: Callable[..., Any], fresh: Callable[[], Any], *given: Any) -> CompiledStep:
     """`step(carry, *given)`, compiled with the carry donated."""
     compiled: Any = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(fresh), *given).compile()
@@ -46,6 +62,18 @@ def take_turns(
             carries[name] = jax.block_until_ready(step.run(carries[name]))
             seconds[name].append(clock() - start)
     return {name: counted for name, (_, *counted) in seconds.items()}
+
+
+def time_batches(steps: Mapping[str, Callable[[Any], object]], batches: Iterable[Any]) -> dict[str, Clocks]:
+    """Wall and CPU time of steps that are not compiled as a whole, and keep their carry; they take turns with each batch."""
+    times = {name: Clocks([], []) for name in steps}
+    for batch in batches:
+        for name, step in steps.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            step(batch)
+            times[name].wall.append(time.perf_counter() - start)
+            times[name].cpu.append(time.process_time() - start_cpu)
+    return times
 
 
 def time_against(

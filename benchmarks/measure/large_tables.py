@@ -6,14 +6,15 @@ gradient and Ember, rows back. `sizes`: files of 1M to 100M rows in bfloat16 wit
 page cache, each in its own process, and the memory that the process itself has (`RssAnon`). Files are removed afterwards.
 """
 
-import functools
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ import numpy as np
 import optax
 
 from benchmarks.harness.results import RESULTS, load, machine, parser, save
+from benchmarks.harness.timing import time_batches
 from ember_optax import EmberDimensionNumbers, ember, large_tables, row_sparse
 
 WIDTH, IDS, RATE = 64, 8192, 0.1
@@ -66,6 +68,11 @@ def id_sets(rows: int) -> list[np.ndarray]:
     ]
 
 
+def in_turn(sets: list[np.ndarray], repeats: int) -> Iterator[np.ndarray]:
+    """`repeats` sets, one after the other, again and again."""
+    return itertools.islice(itertools.cycle(sets), repeats)
+
+
 def loss_fn(rows: jax.Array) -> jax.Array:
     """A loss whose gradient is of full rank and costs little beside the step."""
     return jnp.mean(jnp.square(rows.astype(jnp.float32) - 1.0))
@@ -93,27 +100,22 @@ def one_size(rows: int, repeats: int, folder: Path | None) -> dict[str, Any]:
         for ids in sets:
             take_host_step(table, ids)
         table.save()
-        wall, cpu = [], []
-        for step in range(repeats):
-            start, start_cpu = time.perf_counter(), time.process_time()
-            take_host_step(table, sets[step % SETS])
-            wall.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - start_cpu)
+        times = time_batches({"": partial(take_host_step, table)}, in_turn(sets, repeats))[""]
         start = time.perf_counter()
         table.save()
         seconds_of_save = time.perf_counter() - start
         size = (Path(inside) / "table" / "rows").stat().st_size
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     anonymous = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
-    times = {"milliseconds": 1e3 * median(wall), "cpu milliseconds": 1e3 * median(cpu), "save, seconds": seconds_of_save}
-    return {**times, "file, bytes": size, "own memory, bytes": 1024 * anonymous}
+    more = {"save, seconds": seconds_of_save, "file, bytes": size, "own memory, bytes": 1024 * anonymous}
+    return times.milliseconds() | more
 
 
 def compare(rows: int, repeats: int, folder: Path | None) -> dict[str, Any]:
     """Median times of whole steps, which take turns."""
     tx, sets = ember(RATE, optax.sgd(RATE), tables=EmberDimensionNumbers()), id_sets(rows)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=(0, 1))
     def device_step(params, opt_state, ids):
         _, grads = row_sparse.value_and_grad(lambda params: loss_fn(params["table"][ids]))(params, {"table": ids})
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -132,22 +134,16 @@ def compare(rows: int, repeats: int, folder: Path | None) -> dict[str, Any]:
 
         steps = {
             "on the device": on_device,
-            "host memory": lambda ids: take_host_step(in_memory, ids),
-            "file": lambda ids: take_host_step(in_file, ids),
+            "host memory": partial(take_host_step, in_memory),
+            "file": partial(take_host_step, in_file),
         }
         for ids in sets:
             for step in steps.values():
                 step(ids)
-        wall, cpu = ({name: [] for name in steps} for _ in range(2))
-        for number in range(repeats):
-            for name, step in steps.items():
-                start, start_cpu = time.perf_counter(), time.process_time()
-                step(sets[number % SETS])
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(time.process_time() - start_cpu)
+        times = time_batches(steps, in_turn(sets, repeats))
         in_file.close()
-    return {name: {"milliseconds": 1e3 * median(wall[name]), "cpu milliseconds": 1e3 * median(cpu[name])} for name in steps} | {
-        "ratio": {name: median(a / b for a, b in zip(wall[name], wall["on the device"], strict=True)) for name in steps}
+    return {name: of_step.milliseconds() for name, of_step in times.items()} | {
+        "ratio": {name: of_step.ratio_to(times["on the device"]) for name, of_step in times.items()}
     }
 
 

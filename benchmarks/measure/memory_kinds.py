@@ -6,9 +6,7 @@ steps on this machine, which take turns; the CPU backend has the kinds as well. 
 """
 
 import functools
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
@@ -19,7 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.harness.results import RESULTS, load, machine, parser, save
 from benchmarks.harness.targets import available, mesh_of, use_compilers
-from benchmarks.measure.large_tables import IDS, RATE, SETS, WIDTH, host_step, id_sets, loss_fn
+from benchmarks.harness.timing import time_batches
+from benchmarks.measure.large_tables import IDS, RATE, WIDTH, host_step, id_sets, in_turn, loss_fn
 from ember_optax import large_tables
 
 CHIP = "v5e"
@@ -128,17 +127,14 @@ def compare(rows: int, repeats: int) -> dict[str, Any]:
     for ids in sets:
         for take in steps.values():
             take(ids)
-    wall, cpu = ({name: [] for name in steps} for _ in range(2))
-    for number in range(repeats):
-        for name, take in steps.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            take(sets[number % SETS])
-            wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - start_cpu)
+    times = time_batches(steps, in_turn(sets, repeats))
     difference = np.abs(np.asarray(carry[2]) - np.asarray(in_memory.nu_feature)).max()
-    ratio = median(a / b for a, b in zip(wall["pinned_host"], wall["HostTable"], strict=True))
-    times = {name: {"milliseconds": 1e3 * median(wall[name]), "cpu milliseconds": 1e3 * median(cpu[name])} for name in steps}
-    return {**times, "ratio": ratio, "largest difference of nu_feature": float(difference)}
+    found = {name: of_step.milliseconds() for name, of_step in times.items()}
+    return {
+        **found,
+        "ratio": times["pinned_host"].ratio_to(times["HostTable"]),
+        "largest difference of nu_feature": float(difference),
+    }
 
 
 if __name__ == "__main__":
