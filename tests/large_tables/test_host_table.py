@@ -1,5 +1,8 @@
 """Steps on a table in host memory or in a file equal those with the table on the device; prefetch changes no bit."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,3 +126,12 @@ def test_micro_batches_are_one_batch_of_their_mean():
     np.testing.assert_allclose(rows_of(table)[1], rows_of(whole)[1], rtol=1e-5)
     np.testing.assert_allclose(table.nu_feature, whole.nu_feature, rtol=1e-5)
     assert table.count == 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not say how memory is read")
+def test_the_system_is_told_that_rows_are_read_at_random(tmp_path):
+    """Else it reads 128 KB around each row."""
+    with large_tables.HostTable((V, D), seed=0, path=tmp_path / "table"):
+        smaps = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    of_rows = smaps[smaps.index(str(tmp_path / "table" / "rows")) :]
+    assert " rr " in re.search("VmFlags:.*", of_rows).group() + " "
