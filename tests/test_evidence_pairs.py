@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import mean
 
 import pytest
 
@@ -11,7 +12,9 @@ from benchmarks.evidence.likeness import UnlikeRunsError, check_alike
 from benchmarks.evidence.pair_comparison import against, best_of, pair_results
 from benchmarks.evidence.pairs import GRID_SEEDS, PairCell
 from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.pretraining import SETTINGS
 from benchmarks.evidence.records import Record, Run
+from benchmarks.evidence.verdicts import compared
 
 CELL = PairCell("pretraining", "0.5M", "ember", (5e-3,), (2e-2,), seeds=3)
 BEST = {"ember": (1e-2, 5e-3), "adamw": (5e-3, 2e-2), "rmsprop": (5e-3, 1e-2), "frozen": (1e-1, 1e-1)}
@@ -195,14 +198,20 @@ def test_the_page_compares_momentum_apart(three):
     assert "| 0.5M      |   3 | 0.0720 ± 0.0010 |" in written
     assert "-0.0200 [-0.0200, -0.0200] (AdamW)" in written
     assert "**0.052**" in written
-    # What is missing is named, with what it costs: that setting has no finished run yet.
+    # What is missing is named, with what it costs. That setting has no finished run yet: as many runs as others took, 36 s times
+    # the ratio of the work.
     (row,) = [line for line in written.split("## What is missing")[1].splitlines() if "1.6M" in line]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["Pretraining", "1.6M", "Ember", "two", "6", "unknown"]
+    usual = round(mean(len([run for run in found["pretraining"] if run.method == cell.method]) for cell in study.pairs[:3]))
+    assert [cell.strip() for cell in row.split("|")[1:-2]] == ["Pretraining", "1.6M", "two", "Ember", str(usual)]
+    assert f"| All         |           |         |                     | {usual:6} |" in written
     of_task = found["pretraining"]
     found = {"pretraining": {run: record._replace(details=dict(DETAILS)) for run, record in of_task.items()}}
     written = page.page(study._replace(pairs=(*study.pairs, CELL._replace(seeds=13))), found)
     (row,) = [line for line in written.split("## What is missing")[1].splitlines() if "0.5M" in line]
-    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["10", "0.10"]
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["10", "0.1"]
+    (row,) = [line for line in written.split("## What is missing")[1].splitlines() if "1.6M" in line]
+    hours = f"{usual * 36 * SETTINGS['1.6M'].work / SETTINGS['0.5M'].work / 3600:.1f}"
+    assert row.split("|")[-2].strip() == hours != "0.0"
 
 
 def test_a_refused_comparison_is_named_on_the_page(three):
@@ -213,3 +222,34 @@ def test_a_refused_comparison_is_named_on_the_page(three):
     compared = pair_results(study.pairs, found)
     assert "are no pair: base 'b' and 'c'" in against(compared, ("pretraining", "0.5M", "ember"), "rmsprop")
     assert "refused: runs that are no pairs" in page.runs_page(study, found)
+    assert "'ember' and 'rmsprop' are no pair: base 'b' and 'c'" in page.page(study, found).split("## What was refused")[1]
+
+
+def test_a_refused_comparison_is_not_replaced_by_the_one_with_one_rate(three):
+    study, found = three
+    cells = [Cell("pretraining", "0.5M", method, (5e-3,), 3) for method in ("rmsprop", "ember")]
+    one_rate = {cell.run(5e-3, seed): Record(cell.run(5e-3, seed), 4.0, DETAILS) for cell in cells for seed in range(4)}
+    of_task = found["pretraining"] | one_rate
+    one, two = results(cells, {"pretraining": of_task}), pair_results(study.pairs, {"pretraining": of_task})
+    key = ("pretraining", "0.5M", "ember", "rmsprop")
+    assert compared(one, two, *key).rates == "two"
+    assert compared(one, {}, *key).rates == "one"
+    for run in [run for run in of_task if run.method == "rmsprop" and run.head_rate]:
+        of_task[run] = of_task[run]._replace(details=DETAILS | {"text": "u"})
+    two = pair_results(study.pairs, {"pretraining": of_task})
+    assert compared(one, two, *key) is None
+
+
+def test_runs_that_chose_a_rate_are_alike(three):
+    """A sweep over rates with another text refuses the cell; a grid of pairs with another text raises."""
+    study, found = three
+    cell = Cell("pretraining", "0.5M", "ember", (5e-3,), 2)
+    texts = {0: "u", 1: "t", 2: "t"}
+    of_task = {cell.run(5e-3, s): Record(cell.run(5e-3, s), 4.0, DETAILS | {"text": text}) for s, text in texts.items()}
+    (result,) = results([cell], {"pretraining": of_task}).values()
+    assert "text 'u' and 't'" in result.refused
+    of_pairs = found["pretraining"]
+    for run in [run for run in of_pairs if run.method == "ember" and run.seed in GRID_SEEDS]:
+        of_pairs[run] = of_pairs[run]._replace(details=DETAILS | {"text": "u"})
+    with pytest.raises(UnlikeRunsError, match="text 'u' and 't'"):
+        pair_results(study.pairs, found)

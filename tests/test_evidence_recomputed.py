@@ -244,6 +244,35 @@ def test_what_the_gain_is_made_of():
         assert (rates, numbers) == (seen["rates"], seen["n"])
 
 
+def test_what_a_second_rate_is_worth():
+    rows = table_after("## What a second rate is worth", PAGE)
+    assert len(rows) > 5
+    for row in rows:
+        setting, method = row["setting"], method_of(row["tables trained by"])
+        two, one = runs("pretraining", setting, method, two=True), runs("pretraining", setting, method, two=False)
+        pair, sweep = best_pair(two)[0], {rate: losses[0][0] for rate, losses in one.items() if 0 in losses}
+        rate = min(sorted(sweep), key=sweep.get)
+        assert (row["best pair: input, head"], row["best single rate"]) == (f"{pair[0]:g}, {pair[1]:g}", f"{rate:g}")
+        ours, theirs = fresh(two, pair), fresh(one, rate)
+        assert row["n"] == str(len(ours.keys() & theirs.keys()))
+        without = {seed: (loss, {k: v for k, v in line.items() if k != "base"}) for seed, (loss, line) in ours.items()}
+        same_numbers(row["pair - single rate"], difference(without, theirs))
+
+
+def test_runs_with_one_rate_and_with_two_begin_with_the_same_parameters():
+    """Lines with one rate have no hash of them. But at a pair of equal rates, the losses are those of the single rate."""
+    differences = [
+        abs(losses[0][0] - one[pair[0]][0][0])
+        for setting in ("0.5M", "0.5M, batch 2048")
+        for method in ("adamw", "rmsprop", "ember")
+        for one in [runs("pretraining", setting, method, two=False)]
+        for pair, losses in runs("pretraining", setting, method, two=True).items()
+        if pair[0] == pair[1] and 0 in losses and 0 in one.get(pair[0], {})
+    ]
+    assert len(differences) > 5
+    assert max(differences) < 1e-5
+
+
 def one_rate_settings():
     found = []
     for title, task in TASKS.items():

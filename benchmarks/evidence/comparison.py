@@ -67,20 +67,22 @@ def _result(cell: Cell, cells: list[Cell], records: dict[str, Records]) -> Resul
     losses = spread([record.value for record in fresh.values()]) if fresh else None
     diverged = sum(record.loss is None for record in {**sweep, **{-seed: record for seed, record in fresh.items()}}.values())
     try:
+        for record in fresh.values():  # the sweep chose the rate for runs of its own text and settings
+            check_alike(sweep[best.rate], record, ignored=("seed", "base"))
         return Result(cell, best, sweep, fresh, losses, _difference(cell, fresh, cells, of_task), diverged)
     except UnlikeRunsError as error:
         return Result(cell, best, sweep, fresh, losses, None, diverged, str(error))
 
 
-def paired(ours: dict[int, Record], theirs: dict[int, Record]) -> Difference | None:
-    """The difference over the seeds that both have; None without any.
+def paired(ours: dict[int, Record], theirs: dict[int, Record], ignored: tuple[str, ...] = ()) -> Difference | None:
+    """The difference over the seeds that both have; None without any. `ignored` is that of `check_alike`.
 
     Raises:
       UnlikeRunsError: runs of a seed differ in more than method and rates.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     for seed in seeds:
-        check_alike(ours[seed], theirs[seed])
+        check_alike(ours[seed], theirs[seed], ignored)
     return paired_difference([ours[s].value for s in seeds], [theirs[s].value for s in seeds]) if seeds else None
 
 

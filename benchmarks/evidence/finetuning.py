@@ -43,6 +43,11 @@ class Setting(NamedTuple):
     width: int = 64
     pinned: bool = True
 
+    @property
+    def work(self) -> float:
+        """Tokens, by which the cost of a run is estimated."""
+        return self.steps * self.batch * self.length
+
 
 _SMALL = Setting(steps=100, batch=8, length=64, evaluation_examples=320, body_rate=3e-4, pretraining_steps=600)
 SETTINGS = {

@@ -15,10 +15,11 @@ class UnlikeRunsError(ValueError):
     """Two runs that were to be compared differ in more than what trains the tables."""
 
 
-def check_alike(ours: Record, theirs: Record) -> None:
+def check_alike(ours: Record, theirs: Record, ignored: tuple[str, ...] = ()) -> None:
     """Refuses a pair of runs that differ in more than method and rates.
 
     Lines of earlier versions have no hash of the base model: there its loss before the first step must be the same.
+    What is `ignored` may differ, for example `seed` and `base`, which follows from the seed in pretraining.
 
     Raises:
       UnlikeRunsError: with both runs, and both values of everything that differs.
@@ -32,7 +33,11 @@ def check_alike(ours: Record, theirs: Record) -> None:
       benchmarks.evidence.likeness.UnlikeRunsError: finetuning, small, seed 1: 'ember' and 'adamw' are no pair: text 'em' and 'ad'
     """
     a, b = _conditions(ours), _conditions(theirs)
-    unlike = [f"{key} {a.get(key)!r} and {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    unlike = [
+        f"{key} {a.get(key)!r} and {b.get(key)!r}"
+        for key in sorted((a.keys() | b.keys()) - set(ignored))
+        if a.get(key) != b.get(key)
+    ]
     if unlike:
         where = f"{ours.run.task}, {ours.run.setting}, seed {ours.run.seed}"
         raise UnlikeRunsError(f"{where}: {ours.run.method!r} and {theirs.run.method!r} are no pair: {', '.join(unlike)}")

@@ -2,23 +2,27 @@
 
 from pathlib import Path
 
-from benchmarks.evidence import conclusions, pair_tables, tables
+from benchmarks.evidence import conclusions, missing_runs, pair_tables, tables
 from benchmarks.evidence.claims import claims
 from benchmarks.evidence.comparison import results
-from benchmarks.evidence.pair_comparison import PairResults, pair_results
+from benchmarks.evidence.pair_comparison import PairResults, pair_results, refusals
 from benchmarks.evidence.records import Records
-from benchmarks.evidence.studies import REPLACED, TASKS, Study
+from benchmarks.evidence.studies import FULL, REPLACED, TASKS, Study
 from benchmarks.harness.report import markdown, put
 
 _HEAD = """# Evidence
 
-What training with Ember comes to, measured by `python -m benchmarks.evidence` and written by `python -m benchmarks.evidence
---write`. Only what trains the token tables differs within a comparison: model, text, batches and the body's AdamW with its
-rate are the same. The runs are lines of JSON in `benchmarks/results/evidence/`. [Every run](evidence_runs.md) has each setting
+What training token tables with Ember costs or gains. `python -m benchmarks.evidence` makes the runs, and `--write` makes this
+page. Within a comparison only what trains the tables differs. Model, text, batches and the body's AdamW with its rate are
+the same. The runs are lines of JSON in `benchmarks/results/evidence/`. [Every run](evidence_runs.md) has each setting
 with all its methods and rates.
 
 These are small models and short runs on two processor cores. They can show that the saved memory costs something. They
 cannot show that it never does.
+"""
+
+_MEMORY_NOT_LOSS = """
+Expect memory, not loss. Most of what Ember gains over AdamW here is what AdamW gains when its tables have less momentum.
 """
 
 _RUNS_HEAD = """
@@ -29,38 +33,48 @@ benchmarks.evidence --write` writes both pages.
 """
 
 _PARTS_OF_THE_GAIN = """
-Adam without momentum has the full second moment, V x D numbers, and no first moment. So the first difference is what momentum is
-worth on the tables, the second is what a user gains who swaps AdamW for Ember, and the third is what Ember's factored second
-moment adds or costs. "Two" rates are one for input tables and one for heads, each method at its own best pair.
+Adam without momentum has the full second moment, V x D numbers, and no first moment. The columns are:
+
+* what no momentum on the tables is worth;
+* what less momentum is worth;
+* what a user gains who swaps AdamW for Ember;
+* what Ember's factored second moment adds or costs.
+
+With "two" rates, input table and head have a rate each, and each method has its own best pair.
 """
 
 _HOW = """
-* Every method is run with seed 0 at each rate of the same grid (1, 2, 5, 10, ...), which is extended until the best rate
-  has worse neighbours on both sides. A rate "at the edge" has not got there.
-* At its own best rate it is run again with fresh seeds, 1, 2, ..., the same for all methods. They decide initial parameters
-  (of what is trained from scratch), batches and random completions. n counts them.
+* With one rate, every method is run with seed 0 at each rate of the same grid (1, 2, 5, 10, ...). The grid is extended until the
+  best rate has worse neighbours on both sides. "At the edge": the best rate is the last one tried.
+* With two rates, every method is run at a grid of pairs with the seeds 0, 101 and 102 (4,800 steps: with seed 0 alone). The grid
+  is extended until the best pair has worse neighbours on all four sides. A neighbour that is 0.05 worse with one seed is not
+  run with the others.
+* At its own best rate or pair each method is run again with fresh seeds, 1, 2, ..., the same for all methods. They decide initial
+  parameters (of what is trained from scratch), batches and random completions. n counts them. Seeds that chose a rate are in no
+  difference.
 * Losses are those after the last step, at the end of the decay; lower is better. A run whose loss is not finite, or in
-  pretraining not below that of knowing nothing, has diverged and counts as infinite.
-* Differences to AdamW are taken within pairs of equal seeds; the interval is Student's t, 95 %. Where it contains zero, no
-  difference was seen, which is not that there is none. One interval of twenty misses zero by chance, and there are many
-  here.
-* AdamW has its defaults on the tables, b2 = 0.999 and a decay of 1e-4 (and the same rates to choose from); Ember has its
-  own.
+  pretraining not below ln V, has diverged and counts as infinite.
+* Differences are taken within pairs of equal seeds; the interval is Student's t, 95 %. Where it contains zero, no difference was
+  seen, which is not that there is none. One interval of twenty misses zero by chance, and there are many here.
+* AdamW has its defaults on the tables, b2 = 0.999 and a decay of 1e-4 (a decay of 0.1 changes its loss by 0.001 here). Adam
+  without momentum and Ember have no decay.
 """
 
 
 def page(study: Study, records: dict[str, Records]) -> str:
     """What was found: conclusions first."""
     found, two = results(study.cells, records), pair_results(study.pairs, records)
-    parts = [_HEAD, "## In short", conclusions.conclusions(found, two, study), conclusions.MARGINS]
+    parts = [_HEAD, "## In short", _MEMORY_NOT_LOSS, conclusions.conclusions(found, two, study), conclusions.WORDS]
     parts += ["## What the gain is made of", _PARTS_OF_THE_GAIN, conclusions.table(found, two, study), _PICTURES]
     parts += ["## What the paper claims", _claims(found, two, study)]
     if of_estimates := conclusions.estimates(found):
         parts += ["## Could the estimate be better?", _ESTIMATES, of_estimates]
     parts += [_ADVICE, tables.best_rates(found), "## How a comparison is made", _HOW, _what_was_run(study, records)]
-    if missing := pair_tables.missing(study, records):
+    parts += ["## Runs that were withdrawn", _WITHDRAWN] if study is FULL else []
+    if missing := missing_runs.missing(study, records):
         parts += ["## What is missing", _MISSING, missing]
-    if refused := [f"* {result.refused}" for result in found.values() if result.refused]:
+    reasons = [*(result.refused for result in found.values() if result.refused), *refusals(two)]
+    if refused := [f"* {reason}" for reason in dict.fromkeys(reasons)]:
         parts += ["## What was refused", _REFUSED, "\n".join(refused)]
     return _joined(parts)
 
@@ -68,7 +82,10 @@ def page(study: Study, records: dict[str, Records]) -> str:
 def runs_page(study: Study, records: dict[str, Records]) -> str:
     """Every setting, with all its methods and rates."""
     found, two = results(study.cells, records), pair_results(study.pairs, records)
-    parts = [_RUNS_HEAD, *_two_rates(two), "## One rate for all tables", tables.headline(found, study)]
+    parts = [_RUNS_HEAD, *_two_rates(two)]
+    if worth := conclusions.second_rates(found, two):
+        parts += ["## What a second rate is worth", _SECOND_RATE, worth]
+    parts += ["## One rate for all tables", tables.headline(found, study)]
     for task in TASKS:
         parts += _task(found, task)
     return _joined([*parts, _FORMS, tables.forms_of_ember(found)])
@@ -95,12 +112,11 @@ def _what_was_run(study: Study, records: dict[str, Records]) -> str:
     per_task = ", ".join(f"{len(of_task)} of {TASKS[task].title.lower()}" for task, of_task in records.items())
     machines = sorted({record.details["machine"] for record in runs})
     diverged = sum(record.loss is None for record in runs)
-    found = results(study.cells, records)
-    complete = sum(result.is_complete for result in found.values())
-    cells = len(set(study.cells))
+    cells = {(type(cell), *cell[:3]): cell for cell in (*study.cells, *study.pairs)}.values()
+    complete = sum(not cell.missing(records.get(cell.task, {})) for cell in cells)
     return (
-        f"{len(runs)} runs are finished ({per_task}), {diverged} of them diverged; {complete} of {cells} comparisons have "
-        f"all their rates and seeds. Machine: {'; '.join(machines)}."
+        f"{len(runs)} runs are finished ({per_task}), {diverged} of them diverged. {complete} of {len(cells)} methods in a "
+        f"setting have all their rates and seeds. Machine: {'; '.join(machines)}."
     )
 
 
@@ -117,7 +133,7 @@ def _two_rates(found: PairResults) -> list[str]:
 
 def _claims(one: tables.Results, two: PairResults, study: Study) -> str:
     rows = [tuple(claim) for claim in claims(one, two, study)]
-    return markdown(rows, ("claim of the abstract", "here", "what would change that"), names=3)
+    return markdown(rows, ("claim of the paper", "here", "what would change that"), names=3)
 
 
 def _task(found: tables.Results, task: str) -> list[str]:
@@ -141,9 +157,20 @@ The text of this setting is what packages are installed, so nobody else can repe
 text in the repository replaces it.
 """
 
+_SECOND_RATE = """
+Each method at its best pair of rates minus itself at its best single rate, on the fresh seeds that both have.
+"""
+
 _MISSING = """
-Runs that a comparison above still needs, and what they cost, by the finished runs of the setting. Both are lower bounds: a grid
-may have to be extended.
+A method that was not begun in a setting is counted with as many runs as finished ones took. Times are those of the finished runs
+of the setting. For a setting without any they are estimated, from numbers times tokens (completions in reinforcement learning).
+"""
+
+_WITHDRAWN = """
+196 earlier runs of reinforcement learning are in commit f0b77c0 and not here. Each process made their base model anew, so runs
+that were compared had begun elsewhere, and what they measured was mostly the noise of sampling. Ember minus AdamW, one rate,
+n = 8: +0.0032 [-0.0032, +0.0097] with 8 completions, +0.0020 [-0.0039, +0.0078] with 64, and +0.0084 [+0.0029, +0.0140] with
+256. The runs with two rates that replace them begin with one file and are rewarded for working a sum out.
 """
 
 _REFUSED = """
@@ -151,10 +178,10 @@ Runs are compared only where text, base model and settings are the same. These a
 """
 
 _ESTIMATES = """
-Where tables are tied and where batches are small, the full second moment is better than Ember's. These estimates have O(V + D)
-numbers too (`benchmarks/evidence/variants.py`): a profile in which each active row counts the same; a profile for each of eight
-classes of tokens, by the size of their gradient; a flatter profile (its root); and an average that forgets when a token occurs
-and not in each step. Each is at its own best rate. On the tied table no difference to Ember was seen for any of them, so what
+Where tables are tied, the full second moment is better than Ember's. These estimates have O(V + D) numbers too
+(`benchmarks/evidence/variants.py`): a profile in which each active row counts the same; a profile for each of eight classes of
+tokens, by the size of their gradient; a flatter profile (its root); and an average that forgets when a token occurs and not in
+each step. Each is at its own best rate. On the tied table no difference to Ember was seen for any of them, so what
 the full second moment has there is not explained yet.
 """
 
@@ -171,11 +198,13 @@ Below zero Ember is better; the grey band is the margin of 0.01.
 _ADVICE = """
 ## What to make of it
 
-* **Rate of the tables.** The table below has the best rates as multiples of the body's. Begin there, and try half and twice
-  of it.
+* **Rate of the tables.** The table below has the best rates as multiples of the body's. Begin there, and try a third and three
+  times of it.
 * **b2.** Keep 0.999. Between 0.99 and 0.9999 it hardly matters in runs of this length, and b2 by half-life in tokens was no
   better; at 0.9 and below the loss is clearly higher ([forms of Ember](evidence_runs.md#forms-of-ember)).
-* **When not to.** Where a setting above has Ember higher than AdamW and its interval above zero.
+* **When not to.** Above, Ember is nowhere higher than AdamW with b1 = 0.9. Where V x D numbers of state fit, Adam without
+  momentum is a little better with tied tables and in fine-tuning. Earlier runs of reinforcement learning (below) had Ember
+  higher than AdamW with 256 completions.
 
 ![Loss against the rate of the tables](images/evidence_rates.png)
 """
@@ -184,5 +213,5 @@ _FORMS = """
 ## Forms of Ember
 
 `feature_mean="active_rows"` is the estimator that the paper came with. One setting does not decide for another: below is where
-it was better and where worse, each at its own best rate, which is the default's or up to five times that.
+it was better and where worse, each at its own best rate.
 """

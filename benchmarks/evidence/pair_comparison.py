@@ -11,6 +11,7 @@ from benchmarks.evidence.likeness import UnlikeRunsError, check_alike
 from benchmarks.evidence.pairs import BestPair, Pair, PairCell
 from benchmarks.evidence.records import Record, Records
 from benchmarks.evidence.statistics import Difference, Spread, spread
+from benchmarks.evidence.studies import BASELINE, NO_MOMENTUM
 
 
 class PairResult(NamedTuple):
@@ -57,7 +58,7 @@ def pair_results(cells: Iterable[PairCell], records: dict[str, Records]) -> Pair
     Of a cell that comes twice the last counts, which has more seeds.
 
     Raises:
-      UnlikeRunsError: runs of one grid with the same seed differ in more than their rates.
+      UnlikeRunsError: runs of one cell differ in more than their rates and seeds.
     """
     found = {(cell.task, cell.setting, cell.method): _result(cell, records.get(cell.task, {})) for cell in cells}
     return {key: result for key, result in found.items() if result}
@@ -72,6 +73,12 @@ def against(results: PairResults, key: tuple[str, str, str], baseline: str) -> D
         return paired(ours.fresh, theirs.fresh)
     except UnlikeRunsError as error:
         return str(error)
+
+
+def refusals(results: PairResults) -> list[str]:
+    """Why methods of a setting are not compared."""
+    found = (against(results, key, other) for key in results for other in (BASELINE, NO_MOMENTUM))
+    return [reason for reason in found if isinstance(reason, str)]
 
 
 def best_of(results: PairResults, task: str, setting: str, methods: Iterable[str]) -> str | None:
@@ -95,6 +102,8 @@ def _result(cell: PairCell, records: Records) -> PairResult | None:
             if seed in grid[found.pair]:
                 check_alike(record, grid[found.pair][seed])
     fresh = pairs.fresh(cell, records)
+    for record in fresh.values():
+        check_alike(next(iter(grid[found.pair].values())), record, ignored=("seed", "base"))
     every = [*fresh.values(), *(record for runs in grid.values() for record in runs.values())]
     losses = spread([record.value for record in fresh.values()]) if fresh else None
     return PairResult(cell, found, grid, fresh, losses, sum(record.loss is None for record in every))

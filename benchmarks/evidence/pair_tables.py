@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from statistics import mean
 
 from benchmarks.evidence.methods import title
 from benchmarks.evidence.pair_comparison import PairResult, PairResults, against, best_of, mean_of
-from benchmarks.evidence.plan import Cell
-from benchmarks.evidence.records import Records
 from benchmarks.evidence.statistics import Difference
-from benchmarks.evidence.studies import BASELINE, MOMENTA, NO_MOMENTUM, OURS, TASKS, Study
+from benchmarks.evidence.studies import BASELINE, MOMENTA, NO_MOMENTUM, OURS
 from benchmarks.evidence.tables import REFUSED, shown_difference, shown_spread
 from benchmarks.harness.report import markdown
 
@@ -66,17 +63,6 @@ def grids(results: PairResults, task: str, setting: str) -> str:
     return markdown(rows, ("tables trained by", "input rate", *(f"head {head:g}" for head in heads)))
 
 
-def missing(study: Study, records: dict[str, Records]) -> str:
-    """The cells that are not complete, and what they cost in hours of one core: at least, since grids may have to be extended."""
-    rows = []
-    for cell in {(type(cell), *cell[:3]): cell for cell in (*study.pairs, *study.cells)}.values():
-        of_task = records.get(cell.task, {})
-        if runs := cell.missing(of_task):
-            rates = "one" if isinstance(cell, Cell) else "two"
-            rows.append((TASKS[cell.task].title, cell.setting, title(cell.method), rates, str(runs), _cost(cell, of_task, runs)))
-    return markdown(rows, ("task", "setting", "tables trained by", "rates", "runs missing", "hours of a core"), names=4)
-
-
 def of_setting(results: PairResults, task: str, setting: str) -> list[PairResult]:
     """The methods of a setting."""
     return [result for (of_task, of_setting, _), result in results.items() if (of_task, of_setting) == (task, setting)]
@@ -85,15 +71,6 @@ def of_setting(results: PairResults, task: str, setting: str) -> list[PairResult
 def settings(results: PairResults) -> Iterable[tuple[str, str]]:
     """Tasks and settings that have a result."""
     return dict.fromkeys(key[:2] for key in results)
-
-
-def _cost(cell, records: Records, runs: int) -> str:
-    """By the finished runs of the setting: by processor time where lines have it, else by the clock."""
-    details = [record.details for run, record in records.items() if run.setting == cell.setting]
-    seconds = [d["processor_seconds"] for d in details if "processor_seconds" in d] or [
-        d["seconds"] for d in details if "seconds" in d
-    ]
-    return f"{runs * mean(seconds) / 3600:.2f}" if seconds else "unknown"
 
 
 def _grid_cell(result: PairResult, pair: tuple[float, float]) -> str:

@@ -46,6 +46,12 @@ class Setting(NamedTuple):
         """As the examples take it."""
         return ModelConfig(self.vocabulary, self.width, self.layers, self.heads, self.tied)
 
+    @property
+    def work(self) -> float:
+        """Numbers times tokens, by which the cost of a run is estimated."""
+        tables = self.vocabulary * self.width * (1 if self.tied else 2)
+        return (tables + 12 * self.layers * self.width**2) * self.batch * self.length * self.steps
+
     def details(self) -> dict[str, Any]:
         """As a line has them; a precision that is not named is left out."""
         return {key: value for key, value in self._asdict().items() if value is not None}

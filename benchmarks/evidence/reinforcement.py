@@ -39,6 +39,11 @@ class Setting(NamedTuple):
     kl_weight: float = 0.0
     reward: str = "right and worked out"
 
+    @property
+    def work(self) -> float:
+        """Completions, by which the cost of a run is estimated."""
+        return self.steps * self.prompts * self.group
+
     def config(self, seed: int) -> RlConfig:
         """As the example takes it."""
         return RlConfig(self.steps, self.prompts, self.group, self.updates, self.clip, self.kl_weight, seed)

@@ -1,4 +1,4 @@
-"""What a difference of losses is called, by a margin that was fixed before the runs with two rates were made."""
+"""What a difference of losses is called, by its 95 % interval and a margin."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from benchmarks.evidence.comparison import Result, paired
 from benchmarks.evidence.likeness import UnlikeRunsError
 from benchmarks.evidence.pair_comparison import PairResult, PairResults
 from benchmarks.evidence.statistics import Difference
-from benchmarks.evidence.tables import Results
+from benchmarks.evidence.tables import Results, shown_difference
 
 # In nats for each token, or in the share of wrong answers.
 MARGIN = 0.01
@@ -18,6 +18,7 @@ FEWEST = 3
 SAME = f"the same within {MARGIN}"
 LOWER = "lower"
 NOT_WORSE = f"not higher by {MARGIN}"
+HIGHER = "higher"
 WORSE = f"higher by more than {MARGIN}"
 OPEN = "open"
 
@@ -39,30 +40,35 @@ def judged(difference: Difference) -> str:
     """What the 95 % interval of a difference allows.
 
     Example:
-      >>> [judged(Difference(mean, 0.004, 8)) for mean in (-0.05, -0.002, 0.003, 0.009, 0.05)]
-      ['lower', 'the same within 0.01', 'the same within 0.01', 'open', 'higher by more than 0.01']
+      >>> [judged(Difference(mean, 0.004, 8)) for mean in (-0.05, -0.009, 0.003, 0.009, 0.05)]
+      ['lower', 'lower', 'the same within 0.01', 'higher', 'higher by more than 0.01']
+      >>> [judged(Difference(mean, 0.02, 8)) for mean in (-0.011, 0.011)]
+      ['not higher by 0.01', 'open']
     """
     low, high = difference.mean - difference.half, difference.mean + difference.half
     if not math.isfinite(low) or not math.isfinite(high):
         return OPEN
-    if low > MARGIN:
-        return WORSE
-    if high > MARGIN:
-        return OPEN
-    if low >= -MARGIN:
+    if low >= -MARGIN and high <= MARGIN:
         return SAME
-    return LOWER if high < 0 else NOT_WORSE
+    if high < 0:
+        return LOWER
+    if low > 0:
+        return WORSE if low > MARGIN else HIGHER
+    return NOT_WORSE if high <= MARGIN else OPEN
 
 
 def compared(one: Results, two: PairResults, task: str, setting: str, ours: str, theirs: str) -> Compared | None:
-    """Ours minus theirs, at two rates where both were run so with enough fresh seeds, else at one; None without pairs of runs."""
+    """Ours minus theirs, at two rates where both were run so with enough fresh seeds, else at one.
+
+    None without pairs of runs, and if they are refused, which the page says (`refusals`).
+    """
     for rates, found in (("two", two), ("one", one)):
         a, b = found.get((task, setting, ours)), found.get((task, setting, theirs))
         if a and b and _is_ready(a, rates) and _is_ready(b, rates):
             try:
                 difference = paired(a.fresh, b.fresh)
             except UnlikeRunsError:
-                difference = None
+                return None
             if difference:
                 return Compared(setting, rates, difference)
     return None
@@ -71,7 +77,19 @@ def compared(one: Results, two: PairResults, task: str, setting: str, ours: str,
 def summary(found: Sequence[Compared]) -> str:
     """How many comparisons have which verdict."""
     verdicts = [one.verdict for one in found]
-    return ", ".join(f"{verdicts.count(name)} {name}" for name in (LOWER, SAME, NOT_WORSE, WORSE, OPEN) if name in verdicts)
+    names = (LOWER, SAME, NOT_WORSE, HIGHER, WORSE, OPEN)
+    return ", ".join(f"{verdicts.count(name)} {name}" for name in names if name in verdicts)
+
+
+def extremes(found: Sequence[Compared]) -> str:
+    """The differences with the smallest and the largest mean, each with its interval.
+
+    Example:
+      >>> extremes([Compared("a", "two", Difference(mean, 0.01, 8)) for mean in (0.02, -0.03, 0.01)])
+      '-0.0300 [-0.0400, -0.0200] to +0.0200 [+0.0100, +0.0300]'
+    """
+    ordered = sorted((one.difference for one in found), key=lambda difference: difference.mean)
+    return " to ".join(dict.fromkeys(shown_difference(one) for one in (ordered[0], ordered[-1])))
 
 
 def missing(found: Sequence[Compared | None]) -> str:
@@ -79,10 +97,10 @@ def missing(found: Sequence[Compared | None]) -> str:
 
     Example:
       >>> missing([None]), missing([])
-      ('1 setting is missing', '')
+      ('1 not measured', '')
     """
     number = found.count(None)
-    return f"{number} setting{' is' if number == 1 else 's are'} missing" if number else ""
+    return f"{number} not measured" if number else ""
 
 
 def _is_ready(result: Result | PairResult, rates: str) -> bool:
