@@ -159,13 +159,14 @@ def _kept(runs: dict[str, Numbers], labels: dict[str, str]) -> str:
 _TEXT = """## The ray, by function
 
 Shares of energy do not say what the rest does. So the rows of one kind of matrix are changed at the end of a run, and the loss
-is measured again: each row goes back to where it began; or it is put on its ray, the best direction of its 15 displacements from
-the start; or what is off the ray stays and a random vector of the same length is added. Hidden matrices are the null.
+is measured again. Each row goes back to where it began. Or it is put on its ray, the best direction of its 15 displacements from
+the start. Or it stays as trained, and a random vector as long as its part off the ray is added. Hidden matrices are the null.
 
 {losses}
 
-The ray keeps most of what training gained, the difference between the start and the end: {kept}. So a row's path is one ray
-to the loss as well, and that is true of hidden rows too.
+The ray keeps most of what training gained, the difference between the start and the end: {kept}. So a row's path is mostly
+one ray to the loss as well, and that is true of hidden rows too. What is off the ray is small, but it is not noise: to lose it
+costs several times as much as a random vector of its length does.
 
 ## The rank of gradients by batch size
 
