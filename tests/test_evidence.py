@@ -85,7 +85,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(prepared, tmp_path):
 
 
 def test_no_run_is_begun_that_would_end_too_late(prepared, tmp_path):
-    """By the longest run of the same setting on such a machine."""
+    """By the runs of the same setting on such a machine; one that was stopped for hours changes nothing."""
     assert not sweep.sweep([CELL], tmp_path, 1e-9)
     assert len(prepared) <= 1
     path = records.path_of(tmp_path, CELL.task, CELL.setting)
@@ -96,6 +96,11 @@ def test_no_run_is_begun_that_would_end_too_late(prepared, tmp_path):
         path.write_text("".join(json.dumps(line | {"seconds": 3600.0, "machine": machine}) + "\n" for line in lines[:-8]))
         assert sweep.sweep([CELL], tmp_path, 600) == bool(begun)
         assert len(prepared) == begun
+    prepared.clear()
+    stopped = [json.dumps(line | {"seconds": 3600.0 if line is lines[0] else 1.0}) for line in lines[:-8]]
+    path.write_text("\n".join(stopped) + "\n")
+    assert sweep.sweep([CELL], tmp_path, 600)
+    assert len(prepared) == 8
 
 
 def test_a_model_that_is_not_installed_is_left_out(prepared, tmp_path, capsys, monkeypatch):

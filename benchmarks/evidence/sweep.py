@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks.evidence import records
@@ -29,7 +30,7 @@ def be_nice() -> None:
 def sweep(cells: Iterable[Cell | PairCell], folder: Path, budget_seconds: float) -> bool:
     """Makes runs until the time is over; returns whether every cell is complete.
 
-    It begins no run that would end too late, by the longest run of the setting on such a machine. The first one is begun in
+    It begins no run that would end too late, by the finished runs of the setting on such a machine. The first one is begun in
     any case.
     A cell whose model is not installed is left out, and said to be.
     """
@@ -49,7 +50,7 @@ def sweep(cells: Iterable[Cell | PairCell], folder: Path, budget_seconds: float)
 def _complete(cell: Cell | PairCell, path: Path, finished: Records, end: float, bar: tqdm) -> bool:
     prepared = None
     while run := cell.next_run(finished):
-        if time.monotonic() + _longest(cell, finished) > end:
+        if time.monotonic() + _expected(cell, finished) > end:
             return False
         rates = f"{run.rate:g}" if run.head_rate is None else f"{run.rate:g} and {run.head_rate:g}"
         bar.set_postfix_str(f"{run.task}, {run.setting}: {run.method} at {rates}, seed {run.seed}")
@@ -67,10 +68,11 @@ def _complete(cell: Cell | PairCell, path: Path, finished: Records, end: float, 
     return True
 
 
-def _longest(cell: Cell | PairCell, finished: Records) -> float:
-    """Seconds."""
+def _expected(cell: Cell | PairCell, finished: Records) -> float:
+    """Seconds of a run: three quarters of the finished ones of the setting took no longer. Single ones may have been stopped."""
     of_setting = (record.details for run, record in finished.items() if run.setting == cell.setting)
-    return max((details["seconds"] for details in of_setting if details.get("machine") == machine()), default=0.0)
+    seconds = [details["seconds"] for details in of_setting if details.get("machine") == machine()]
+    return float(np.quantile(seconds, 0.75)) if seconds else 0.0
 
 
 def _prepare(cell: Cell | PairCell) -> Callable[..., tuple[float | None, dict[str, Any]]]:
