@@ -2,7 +2,7 @@
 
 import gc
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -33,13 +33,21 @@ LONGEST = [
 
 
 def pytest_configure(config):
-    """Files are handed out to workers as they were collected; by the number of tests, the longest would be among the last."""
+    """Compiles quickly from the first import: most of the suite's cost is compiling, and some files do it as they are collected.
+
+    Files are handed out to workers as they were collected; by the number of tests, the longest would be among the last.
+    """
     config.option.loadscopereorder = False
+    stack = ExitStack()
+    stack.enter_context(quickly_compiled())
+    config.add_cleanup(stack.close)
+    gc.disable()
 
 
 def pytest_collection_finish():
     """What was imported stays, and need not be looked at in each collection of garbage."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):
@@ -54,13 +62,6 @@ def pytest_collection_modifyitems(items):
 def strict_promotion():
     """No implicit promotion of dtypes or ranks. Not for tests with optax.adam, whose bias correction promotes."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quick_compilation():
-    """Most of the suite's cost is compiling, and most tests look at what a program computes, not at how it was compiled."""
-    with quickly_compiled():
         yield
 
 
