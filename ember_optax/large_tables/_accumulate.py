@@ -57,6 +57,8 @@ def mean_over_micro_batches(table: HostTable, results: Sequence[tuple[FetchedRow
         raise ValueError("results must hold at least one pair (fetched, row_grads), got none.")
     for fetched, row_grads in results:
         check_gradient(fetched, row_grads)
+        if int(fetched.table) != table._number:
+            raise ValueError("results are of another table: pass the table that fetched them.")
         steps = int(fetched.count) + int(fetched.total_notfinite)
         if steps != table.count + table.total_notfinite:
             raise ValueError(
@@ -64,7 +66,7 @@ def mean_over_micro_batches(table: HostTable, results: Sequence[tuple[FetchedRow
                 f"the table once for all of them, after the last."
             )
     ids, places_of = again([fetched for fetched, _ in results], table._layout)
-    together = table._on_device(gather(table._open_records(), ids, table._layout))
+    together = table._on_device(gather(table._open_records(), ids, table._layout, table.count))
     row_grads = _mean(together.rows, [row_grads for _, row_grads in results], places_of, together.mesh)
     return together, row_grads
 

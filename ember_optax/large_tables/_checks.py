@@ -62,7 +62,7 @@ def _checked_dtype(dtype: Any) -> Any:
     return found
 
 
-def check_written(fetched: Any, options: Options, mesh: Any, count: int, total_notfinite: int) -> None:
+def check_written(fetched: Any, table: int, options: Options, mesh: Any, count: int, total_notfinite: int) -> None:
     """Raises unless `fetched` is the result of the next step of this table."""
     if not isinstance(fetched, FetchedRows):
         raise TypeError(f"fetched must be the FetchedRows that update returned, got {shown(fetched)}.")
@@ -71,14 +71,16 @@ def check_written(fetched: Any, options: Options, mesh: Any, count: int, total_n
     )
     if of_step != options:
         raise ValueError(f"fetched is of another table: it has {of_step}, but this table has {options}; write each to its own.")
+    if int(fetched.table) != table:
+        raise ValueError("fetched is of another table with the same options: write each to its own.")
     if fetched.mesh != mesh:
         raise ValueError(f"fetched is of another table: it has mesh={fetched.mesh}, but this table has mesh={mesh}.")
     steps, done = int(fetched.count) + int(fetched.total_notfinite), count + total_notfinite
-    if steps == done and int(fetched.count) == count:
+    if (int(fetched.count), int(fetched.total_notfinite)) == (count, total_notfinite):
         raise ValueError(
             f"fetched has taken no step since step {done} of the table: write what large_tables.update returned, once."
         )
-    if steps != done + 1:
+    if steps != done + 1 or int(fetched.total_notfinite) < total_notfinite:
         raise ValueError(
             f"fetched is the result of step {steps}, but the table is at step {done}: fetch, update and write each batch before "
             f"the next is fetched, or use prefetch."

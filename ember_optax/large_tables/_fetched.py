@@ -15,7 +15,7 @@ from ._layouts.places import Places, is_places, received_rows, rows_at
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rows", "places", "ids", "nu_token", "last", "count", "nu_feature", "total_notfinite"],
+    data_fields=["rows", "places", "ids", "nu_token", "last", "count", "nu_feature", "total_notfinite", "table"],
     meta_fields=["num_rows", "dtype", "b2", "eps", "seed", "mesh"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class FetchedRows:
       count: steps taken, int32. Skipped batches do not count.
       nu_feature: float32, the shape of a row.
       total_notfinite: batches that were skipped because they were not finite, int32.
+      table: the number of the `HostTable` in this process, int32.
       num_rows: V.
       dtype: the dtype of the stored rows.
       b2: as in `HostTable`.
@@ -60,6 +61,7 @@ class FetchedRows:
     count: jax.Array
     nu_feature: jax.Array
     total_notfinite: jax.Array
+    table: jax.Array
     num_rows: int
     dtype: Any
     b2: float

@@ -20,7 +20,7 @@ from ._layouts import Layout
 from ._part import locked, part_of
 from ._undo_log import UndoLog, roll_back
 
-_NAMES = {"rows", "save", "save.new", "lock"}
+_NAMES = {"rows", "save", "save.new", "lock", "new"}
 
 
 class Folder:
@@ -72,6 +72,7 @@ class Folder:
         _save_file.beside_of(self.path / "save").unlink(missing_ok=True)
         rows, num_rows, steps_lost = self.path / "rows", self._layout.rows_here(self._table["shape"][0]), 0
         if not number:
+            self._check_no_save_is_lost(rows)
             _records.create_file(rows, num_rows, self._record, reserve=self._reserve)
         self.records = _records.open_file(rows, num_rows, self._record)
         log = self._log_path()
@@ -80,6 +81,12 @@ class Folder:
             self.records.flush()  # pyright: ignore[reportAttributeAccessIssue]
         self._remove_logs()
         return steps_lost
+
+    def _check_no_save_is_lost(self, rows: Path) -> None:
+        """Only a process that died while it made the folder leaves rows without a save, and the file `new` beside them."""
+        if rows.exists() and not (self.path / "new").exists():
+            raise ValueError(f"{rows} has rows, but its save is missing: restore a copy of the whole folder, or remove it.")
+        (self.path / "new").touch()
 
     def before_overwriting(self, steps: int, ids: np.ndarray, old: np.ndarray) -> None:
         """Logs the records that a step is about to write for the first time since the save."""
@@ -104,6 +111,7 @@ class Folder:
             else:
                 _save_file.replace(self.path / "save")
                 self.header = header
+                (self.path / "new").unlink(missing_ok=True)
                 self._close_log()
                 self._remove_logs()
         except BaseException:  # an interrupt, or a process is gone: which save is the last is seen when the folder is opened

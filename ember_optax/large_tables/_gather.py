@@ -21,20 +21,20 @@ class Gathered(NamedTuple):
     records: np.ndarray
 
 
-def gather(records: np.ndarray, ids: BatchIds, layout: Layout) -> Gathered:
-    """The records of a batch."""
-    return Gathered(ids, _records.take_checked(records, layout.index_of(_flat(ids))))
+def gather(records: np.ndarray, ids: BatchIds, layout: Layout, newest: int) -> Gathered:
+    """The records of a batch, which no step after `newest` wrote."""
+    return Gathered(ids, _records.take_checked(records, layout.index_of(_flat(ids)), newest))
 
 
-def refresh(gathered: Gathered, records: np.ndarray, written: Gathered, layout: Layout) -> None:
+def refresh(gathered: Gathered, records: np.ndarray, written: np.ndarray, layout: Layout, newest: int) -> None:
     """Reads the records of the ids that were written after `gather` again."""
     ids = _flat(gathered.ids)
-    shared = np.isin(ids, _flat(written.ids), assume_unique=True)
-    gathered.records[shared] = _records.take_checked(records, layout.index_of(ids[shared]))
+    shared = np.isin(ids, written, assume_unique=True)
+    gathered.records[shared] = _records.take_checked(records, layout.index_of(ids[shared]), newest)
 
 
 def to_device(
-    gathered: Gathered, options: Options, layout: Layout, nu_feature: jax.Array, count: int, total_notfinite: int
+    gathered: Gathered, options: Options, layout: Layout, nu_feature: jax.Array, table: int, count: int, total_notfinite: int
 ) -> FetchedRows:
     """The rows on the device, with padding, and with initial values where no step has written them."""
     (distinct, places, size), records = gathered
@@ -54,8 +54,9 @@ def to_device(
         nu_token=nu_token,
         last=last,
         count=layout.put_everywhere(np.int32(count)),
-        nu_feature=nu_feature,
+        nu_feature=jnp.array(nu_feature),  # a copy, which a jitted function may take over
         total_notfinite=layout.put_everywhere(np.int32(total_notfinite)),
+        table=layout.put_everywhere(np.int32(table)),
         num_rows=options.shape[0],
         dtype=options.dtype,
         b2=options.b2,

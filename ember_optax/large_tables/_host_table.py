@@ -1,5 +1,8 @@
 """`HostTable`: a token table in host memory or in a file."""
 
+import itertools
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,6 +17,9 @@ from ._folder import Folder
 from ._gather import Gathered, gather, to_device
 from ._layouts import layout_of
 from ._prefetch import Batch, prefetched
+
+# One for each table of this process, so that rows are written to the table that they are from.
+_NUMBERS = itertools.count()
 
 
 class HostTable:
@@ -89,7 +95,8 @@ class HostTable:
         self.shape, self.dtype, self._options = options.shape, options.dtype, options
         record = _records.record_dtype(self.shape[1:], self.dtype, in_file=path is not None)
         self.count, self.total_notfinite, self.steps_lost = 0, 0, 0
-        self._layout = layout_of(mesh)
+        self._layout, self._process, self._lock = layout_of(mesh), os.getpid(), threading.Lock()
+        self._number, self._written = self._layout.largest(next(_NUMBERS)), np.zeros(0, np.uint32)
         check_same(self._layout, (options, path is None))
         self.nu_feature, self._folder = self._layout.put_everywhere(np.zeros(self.shape[1:], np.float32)), None
         self._records: np.ndarray | None
@@ -103,7 +110,11 @@ class HostTable:
         if self._folder.header["save"]:
             self.nu_feature = self._layout.put_everywhere(np.asarray(self._folder.header["nu_feature"], np.float32))
         else:
-            self.save()
+            try:
+                self.save()
+            except BaseException:
+                self.close()
+                raise
 
     def fetch(self, ids: Any) -> FetchedRows:
         """The rows of a batch, on the device.
@@ -123,7 +134,7 @@ class HostTable:
         num_rows = self.shape[0]
         records = self._open_records()
         agreed = self._layout.agreed(self._layout.requests(ids, num_rows), self.count + self.total_notfinite, num_rows)
-        return self._on_device(gather(records, agreed, self._layout))
+        return self._on_device(gather(records, agreed, self._layout, self.count))
 
     def write(self, fetched: FetchedRows) -> None:
         """Stores the rows and the state after a step. It waits for the step.
@@ -134,22 +145,25 @@ class HostTable:
           OSError: the disk is full. Then the table is as it was.
         """
         records = self._open_records()
-        check_written(fetched, self._options, self._layout.mesh, self.count, self.total_notfinite)
-        count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
-        if count > self.count:
-            ids, rows, nu_token, last = self._layout.read_used(fetched)
-            places = self._layout.index_of(ids)
-            new = _records.pack(places, rows, nu_token, last, records.dtype, self.dtype)
-            if self._folder is not None:
-                old = _records.take(records, places)
-                self._folder.before_overwriting(self.count + self.total_notfinite, places, old)
-            _records.put(records, places, new)
-        self.count, self.total_notfinite, self.nu_feature = count, total_notfinite, fetched.nu_feature
+        with self._lock:  # of two threads with results of one step, one is refused
+            check_written(fetched, self._number, self._options, self._layout.mesh, self.count, self.total_notfinite)
+            count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
+            self._written = np.zeros(0, np.uint32)
+            if count > self.count:
+                ids, rows, nu_token, last = self._layout.read_used(fetched)
+                places = self._layout.index_of(ids)
+                new = _records.pack(places, rows, nu_token, last, records.dtype, self.dtype)
+                if self._folder is not None:
+                    old = _records.take(records, places)
+                    self._folder.before_overwriting(self.count + self.total_notfinite, places, old)
+                _records.put(records, places, new)
+                self._written = ids
+            self.count, self.total_notfinite, self.nu_feature = count, total_notfinite, fetched.nu_feature
 
     def prefetch(self, batches: Iterable[Batch], ids_of: Callable[[Batch], Any]) -> Iterator[tuple[Batch, FetchedRows]]:
         """Each batch with its rows. While a step runs, a thread reads the next batch and gathers its rows.
 
-        Rows that both batches have are read again after `write`. So the result is bit for bit that of `fetch`.
+        Rows of the next batch that `write` stores are read again after it. So the result is bit for bit that of `fetch`.
 
         Args:
           batches: the batches. Their iterator runs in the thread.
@@ -206,16 +220,26 @@ class HostTable:
     def __exit__(self, *of_error: Any) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_records"):  # else it was refused
+            self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a HostTable cannot be copied or pickled: make another one, or restore its folder elsewhere.")
+
     def __repr__(self) -> str:
         where = "host memory" if self._folder is None else repr(str(self._folder.path))
         return f"HostTable({self.shape}, {self.dtype.name}, in {where}, after {self.count} steps)"
 
     def _on_device(self, gathered: Gathered) -> FetchedRows:
-        return to_device(gathered, self._options, self._layout, self.nu_feature, self.count, self.total_notfinite)
+        return to_device(gathered, self._options, self._layout, self.nu_feature, self._number, self.count, self.total_notfinite)
 
     def _open_records(self) -> np.ndarray:
         if self._records is None or (self._folder is not None and self._folder.is_closed()):
-            raise ValueError(f"{self!r} is closed: make a HostTable with its path again.")
+            fix = "its rows are gone" if self._folder is None else "make a HostTable with its path again"
+            raise ValueError(f"{self!r} is closed: {fix}.")
+        if self._process != os.getpid():
+            raise ValueError(f"{self!r} is of process {self._process}, from which this one was forked: use it there alone.")
         return self._records
 
     def _in_file(self, what: str) -> Folder:

@@ -25,7 +25,7 @@ def part_of(path: Any, layout: Layout) -> Path:
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise TypeError(f"path must be the name of a folder, got {shown(path)}; pass path='memory', or None for host memory.")
-    path = Path(path)
+    path = Path(path).expanduser().absolute()  # another folder may become the current one
     if path.exists() and not path.is_dir():
         raise ValueError(f"path {str(path)!r} is a file, but a table needs a folder: pass another name.")
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()

@@ -28,21 +28,34 @@ def prefetched(
             return batch, layout.requests(ids_of(batch), num_rows)
         return None
 
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    try:
         reading = thread.submit(read_next)
         ready: tuple[Batch, Gathered] | None = None
         while True:
-            found, steps = reading.result(), table.count + table.total_notfinite
+            found, failed = _finished(reading)
+            steps, newest = table.count + table.total_notfinite, table.count + 1  # the thread may see the step that runs
             ids = layout.agreed(None if found is None else found[1], steps, num_rows)
-            gathering = None if ids is None else thread.submit(gather, table._open_records(), ids, layout)
+            gathering = None if ids is None else thread.submit(gather, table._open_records(), ids, layout, newest)
             reading = thread.submit(read_next)
             if ready is not None:
                 yield ready[0], table._on_device(ready[1])
                 if table.count + table.total_notfinite != steps + 1:
                     raise ValueError("the step of the last batch was not written: call write once for each batch of prefetch.")
+            if failed is not None:
+                raise failed
             if found is None or gathering is None:
                 return
             following = gathering.result()
-            if ready is not None:
-                refresh(following, table._open_records(), ready[1], layout)
+            refresh(following, table._open_records(), table._written, layout, table.count)
             ready = found[0], following
+    finally:  # an iterator that waits for ever does not keep the loop from ending
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(reading: concurrent.futures.Future) -> tuple[Any, Exception | None]:
+    """The next batch, or what its iterator raised, which is told after the step of the batch before."""
+    try:
+        return reading.result(), None
+    except Exception as error:
+        return None, error

@@ -69,11 +69,11 @@ def take(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.take(as_bytes, ids).view(records.dtype)
 
 
-def take_checked(records: Any, ids: np.ndarray) -> np.ndarray:
-    """A copy of some records, whose checksums fit.
+def take_checked(records: Any, ids: np.ndarray, newest: int) -> np.ndarray:
+    """A copy of some records, whose checksums fit, and which no step after `newest` wrote.
 
     Raises:
-      ValueError: a checksum does not fit.
+      ValueError: a checksum does not fit, or a record is newer.
     """
     found = take(records, ids)
     if "checksum" in (found.dtype.names or ()):
@@ -82,6 +82,12 @@ def take_checked(records: Any, ids: np.ndarray) -> np.ndarray:
             raise ValueError(
                 f"{records.filename} is damaged: the checksums of {len(damaged)} of the {len(ids)} rows of this batch do not "
                 f"fit, and the first of them is at {ids[damaged[0]]:,} in the file; restore a copy of the whole folder."
+            )
+        if len(newer := np.flatnonzero(found["last"] > newest)):
+            raise ValueError(
+                f"{records.filename} does not fit its save: step {found['last'][newer[0]]} wrote the row at {ids[newer[0]]:,}, "
+                f"but the table is at step {newest}. The folder was copied while it was open, or has files of different times: "
+                f"restore a copy of the whole folder."
             )
     return found
 

@@ -93,6 +93,12 @@ def named_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
                 f"jax.experimental.multihost_utils.process_allgather(leaf, tiled=True) returns."
             )
         array = None if is_key else np.asarray(leaf)
+        if array is not None and array.dtype != (dtype := jnp.result_type(leaf)):
+            if not isinstance(leaf, bool | int | float | complex):
+                raise TypeError(
+                    f"the leaf {name or 'tree'} is {array.dtype}, which JAX would restore as {dtype}: save it as {dtype}."
+                )
+            array = array.astype(dtype)
         if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
             fix = "save jax.random.key_data of it" if is_key else "save arrays and numbers only"
             raise TypeError(f"the leaf {name or 'tree'} is {type(leaf).__name__}, which a save cannot hold: {fix}.")
@@ -115,7 +121,8 @@ def fitted(arrays: list[tuple[str, np.ndarray]], like: Any) -> Any:
                 f"the save does not fit `like`: {name or 'the tree'} is {_shown(saved, name)} in the save and "
                 f"{_shown(wanted, name)} in `like`; pass a tree of the structure, shapes and dtypes that were saved."
             )
-    restored = [_placed(array, leaf) for (_, array), (_, leaf) in zip(arrays, leaves, strict=True)]
+    by_name = dict(arrays)  # a tree of the same paths may have another order
+    restored = [_placed(by_name[jax.tree_util.keystr(path)], leaf) for path, leaf in leaves]
     return jax.tree_util.tree_unflatten(treedef, restored)
 
 

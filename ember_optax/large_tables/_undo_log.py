@@ -14,9 +14,9 @@ import numpy as np
 
 from . import _records
 
-_HEADER = struct.Struct("<4sQQ")  # a mark, the steps taken before this one, the number of records
+_HEADER = struct.Struct("<4sQQ")  # a mark, the steps taken before this one, the number of records; then their checksum
 _CHECKSUM = struct.Struct("<I")
-_MARK = b"EMUL"
+_MARK = b"EMU2"
 
 
 class UndoLog:
@@ -28,10 +28,11 @@ class UndoLog:
 
     def append(self, steps: int, ids: np.ndarray, records: np.ndarray) -> None:
         """Writes one entry. If that fails, the log is as before, and the table's rows were not touched."""
-        body = _HEADER.pack(_MARK, steps, len(ids)) + ids.astype("<u4").tobytes() + records.tobytes()
+        header = _HEADER.pack(_MARK, steps, len(ids))
+        body = header + _checksum(header) + ids.astype("<u4").tobytes() + records.tobytes()
         before = os.fstat(self._file).st_size
         try:
-            _write_all(self._file, body + _CHECKSUM.pack(zlib.crc32(body)))
+            _write_all(self._file, body + _checksum(body))
             if self._sync:
                 os.fsync(self._file)
         except OSError as error:
@@ -59,16 +60,27 @@ def entries(path: Path, record: np.dtype) -> Iterator[tuple[int, np.ndarray, np.
     """
     data = path.read_bytes()
     start = 0
-    while start + _HEADER.size <= len(data):
+
+    def check(begin: int, end: int) -> None:
+        if data[end : end + _CHECKSUM.size] != _checksum(data[begin:end]):
+            raise ValueError(f"{path} is damaged at byte {begin}: the last save cannot be restored from it; restore a copy.")
+
+    while (ids_start := start + _HEADER.size + _CHECKSUM.size) <= len(data):
+        check(start, start + _HEADER.size)
         mark, steps, count = _HEADER.unpack_from(data, start)
-        body_end = start + _HEADER.size + count * (4 + record.itemsize)
-        if mark == _MARK and body_end + _CHECKSUM.size > len(data):
+        body_end = ids_start + count * (4 + record.itemsize)
+        if mark != _MARK:
+            raise ValueError(f"{path} is no undo log of this version: restore a copy, or open it with the version that wrote it.")
+        if body_end + _CHECKSUM.size > len(data):
             return
-        if mark != _MARK or _CHECKSUM.unpack_from(data, body_end)[0] != zlib.crc32(data[start:body_end]):
-            raise ValueError(f"{path} is damaged at byte {start}: the last save cannot be restored from it; restore a copy.")
-        ids = np.frombuffer(data, "<u4", count, start + _HEADER.size)
-        yield steps, ids, np.frombuffer(data, record, count, start + _HEADER.size + 4 * count)
+        check(start, body_end)
+        ids = np.frombuffer(data, "<u4", count, ids_start)
+        yield steps, ids, np.frombuffer(data, record, count, ids_start + 4 * count)
         start = body_end + _CHECKSUM.size
+
+
+def _checksum(data: bytes) -> bytes:
+    return _CHECKSUM.pack(zlib.crc32(data))
 
 
 def roll_back(records: np.ndarray, path: Path, steps_at_save: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._math.axes import TableAxes
@@ -64,7 +65,15 @@ def update(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> Fe
     split, whole = PartitionSpec(fetched.mesh.axis_names), PartitionSpec()
     places, fetched = fetched.places, dataclasses.replace(fetched, places=())
     of_fetched = dataclasses.replace(
-        fetched, rows=split, ids=split, nu_token=split, last=split, count=whole, nu_feature=whole, total_notfinite=whole
+        fetched,
+        rows=split,
+        ids=split,
+        nu_token=split,
+        last=split,
+        count=whole,
+        nu_feature=whole,
+        total_notfinite=whole,
+        table=whole,
     )
     step = over_devices(fetched.mesh, _stepped, (of_fetched, split, whole), of_fetched)
     return dataclasses.replace(step(fetched, row_grads, jnp.asarray(learning_rate)), places=places)
@@ -78,7 +87,7 @@ def _stepped(fetched: FetchedRows, row_grads: jax.Array, learning_rate: Any) -> 
     rate = decay_rate(fetched.b2)
     old = Moments(fetched.count, _decayed(fetched, rate), fetched.nu_feature, fetched.total_notfinite)
     places_N = jnp.arange(num_places, dtype=jnp.int32)
-    places_N = jnp.where(fetched.ids < fetched.num_rows, places_N, num_places)
+    places_N = jnp.where(fetched.ids < np.uint32(fetched.num_rows), places_N, num_places)
     axes = TableAxes(token=(0,), feature=tuple(range(1, fetched.rows.ndim)), batch=(), token_mesh=mesh_axes)
     by = Hyperparameters(rate, fetched.eps, weight_decay=0.0)
     # The statistics are a mean over the devices of parts of equal size.

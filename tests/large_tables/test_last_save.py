@@ -238,10 +238,10 @@ def test_every_bit_and_the_place_of_a_record_are_checked(dtype, tmp_path):
     with large_tables.HostTable((V, 5), dtype, seed=0, path=tmp_path / "t") as table:
         take_step(table)
         records, places = table._records, np.flatnonzero(table._records["last"])[:2]
-        found = _records.take_checked(records, places)
+        found = _records.take_checked(records, places, 1)
         _records.put(records, places, found[::-1])
         with pytest.raises(ValueError, match="of 2 of the 2 rows"):
-            _records.take_checked(records, places)
+            _records.take_checked(records, places, 1)
         _records.put(records, places, found)
         unwritten = np.flatnonzero(records["last"] == 0)[0]
         for place in (places[0], unwritten):
@@ -251,9 +251,9 @@ def test_every_bit_and_the_place_of_a_record_are_checked(dtype, tmp_path):
                 word[bit // 8] ^= 1 << bit % 8
                 _records.put(records, np.array([place]), word.view(records.dtype))
                 with pytest.raises(ValueError, match="is damaged"):
-                    _records.take_checked(records, np.array([place]))
+                    _records.take_checked(records, np.array([place]), 1)
             _records.put(records, np.array([place]), np.frombuffer(before, records.dtype))
-        _records.take_checked(records, np.arange(V))
+        _records.take_checked(records, np.arange(V), 1)
 
 
 def test_one_writer(tmp_path):

@@ -50,7 +50,8 @@ def leaves_of(ids: Any) -> tuple[list[Any], Any]:
 
 def distinct_ids(arrays: list[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The distinct ids in increasing order without padding, and the place of each id, which for padding is their number."""
-    flat = np.concatenate([np.where((a < 0) | (a >= num_rows), num_rows, a).astype(np.int64).reshape(-1) for a in arrays])
+    flat = np.concatenate([a.astype(np.int64).reshape(-1) for a in arrays])  # first: V is not an int8, and 2^63 becomes negative
+    flat[(flat < 0) | (flat >= num_rows)] = num_rows
     distinct, places = np.unique(flat, return_inverse=True)
     return distinct[: np.searchsorted(distinct, num_rows)], places.reshape(-1)
 
