@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
 from benchmarks.measure import accelerators, fits, fsdp, fsdp_head, head_losses, rounding_times, split_heads, table_bytes
+from ember_optax._math.parts import Layout
+from ember_optax._math.shares import Share
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -52,22 +55,30 @@ def test_tables_of_what_fits_are_those_of_the_compilers():
     assert fsdp_head.table(results_of("fsdp_head")) in MEMORY
 
 
+def padding(rows, width, data, vocab):
+    """The rows that are sent for each row of a device, because each of `data` devices steps an equal share of each chunk."""
+    mesh, chunk = AbstractMesh((data, vocab), ("data", "vocab")), min(2_048, 2**23 // width)
+    layout = Layout(("vocab",), PartitionSpec("data"), mesh)
+    return 1 + sum(Share(layout, 0, min(chunk, rows - start)).padding for start in range(0, rows, chunk)) / rows
+
+
 def test_split_heads_are_as_promised():
     """No table is gathered at once, and a fused step sends no more than the dense step and needs less memory."""
     results = results_of("split_heads")
     assert split_heads.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
-    for mesh, (_, vocab) in split_heads.MESHES.items():
+    for mesh, (data, vocab) in split_heads.MESHES.items():
         for head, (size, width, _) in split_heads.HEADS.items():
             of_head = results[mesh][head]
             dense, fused = of_head[split_heads.DENSE], of_head[split_heads.FUSED]
             assert fused["temporaries"] < dense["temporaries"]
-            assert fused["sent"] <= 1.02 * dense["sent"]  # 501 rows for each of 16 devices are padded to 512
+            # Of 8,016 rows, 16 devices cannot step equal shares without padding; there it is 1.5 %.
+            assert fused["sent"] <= dense["sent"] * padding(size // vocab, width, data, vocab)
             assert set(fused["in a turn"]) <= {"reduce-scatter", "all-gather"}
             for way, found in of_head.items():
                 assert way == split_heads.FUSED or found["in a turn"] == {}
                 assert way == split_heads.FUSED_ALL or found["outside"].get("all-gather", 0) < size * width // vocab
-            # With 8,016 rows on a device the usual loss has no more logits than numbers in the hidden states' gradient.
-            assert of_head[split_heads.CHUNKS]["temporaries"] <= 1.03 * of_head[split_heads.USUAL]["temporaries"]
+            assert of_head[split_heads.CHUNKS]["temporaries"] < of_head[split_heads.USUAL]["temporaries"]
+            assert mesh != "256 x v5e" or of_head[split_heads.CHUNKS]["temporaries"] <= 150 * 2**20
 
 
 def test_a_split_head_above_its_limit_fails_the_check(monkeypatch, capsys):
