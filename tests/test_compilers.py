@@ -9,7 +9,17 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp, fsdp_head, head_losses, rounding_times, split_heads, table_bytes
+from benchmarks.measure import (
+    accelerators,
+    chunk_sizes,
+    fits,
+    fsdp,
+    fsdp_head,
+    head_losses,
+    rounding_times,
+    split_heads,
+    table_bytes,
+)
 from ember_optax._math.parts import Layout
 from ember_optax._math.shares import Share
 
@@ -48,6 +58,15 @@ def test_tables_of_heads_are_what_was_measured():
     assert set(head_losses.PAGES) == {"HEAD LOSSES", "HEAD STEPS"}
     for mark, page in head_losses.PAGES.items():
         assert head_losses.TABLES[mark](results_of("head_losses")) in page.read_text(encoding="utf-8")
+
+
+def test_the_table_of_chunk_sizes_is_that_of_the_compilers():
+    """And the default takes at most the logits of one chunk more than the least."""
+    results = results_of("chunk_sizes")
+    assert chunk_sizes.table(results) in chunk_sizes.PAGE.read_text(encoding="utf-8")
+    for of_head in (found for of_chip in results.values() for found in of_chip.values()):
+        least = min(found["temporaries"] for found in of_head.values())
+        assert of_head["2048"]["temporaries"] <= least + 4 * 2_048 * chunk_sizes.TOKENS
 
 
 def test_tables_of_what_fits_are_those_of_the_compilers():
