@@ -3,11 +3,25 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from benchmarks.harness.compiled import Cost
 from benchmarks.harness.targets import TARGETS, available
-from benchmarks.measure import accelerators, fits, fsdp, fsdp_head, head_losses, rounding_times, split_heads, table_bytes
+from benchmarks.measure import (
+    accelerators,
+    chunk_sizes,
+    fits,
+    fsdp,
+    fsdp_head,
+    head_losses,
+    rounding_times,
+    split_heads,
+    table_bytes,
+)
+from ember_optax._math.parts import Layout
+from ember_optax._math.shares import Share
 
 ROOT = Path(__file__).parents[1]
 SPEED, MEMORY = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("speed.md", "memory.md"))
@@ -46,28 +60,55 @@ def test_tables_of_heads_are_what_was_measured():
         assert head_losses.TABLES[mark](results_of("head_losses")) in page.read_text(encoding="utf-8")
 
 
+def test_the_table_of_chunk_sizes_is_that_of_the_compilers():
+    """And the default takes at most the logits of one chunk more than the least."""
+    results = results_of("chunk_sizes")
+    assert chunk_sizes.table(results) in chunk_sizes.PAGE.read_text(encoding="utf-8")
+    for of_head in (found for of_chip in results.values() for found in of_chip.values()):
+        least = min(found["temporaries"] for found in of_head.values())
+        assert of_head["2048"]["temporaries"] <= least + 4 * 2_048 * chunk_sizes.TOKENS
+
+
 def test_tables_of_what_fits_are_those_of_the_compilers():
     assert fits.table(results_of("fits")) in MEMORY
     assert fsdp.table(results_of("fsdp")) in SPEED
     assert fsdp_head.table(results_of("fsdp_head")) in MEMORY
 
 
+def more_than_dense(size, width, dtype, data, vocab):
+    """The bytes that a fused step may send in addition to a dense step: its statistics, and rows of padding.
+
+    The squares of the gradient are summed by token and by feature over `data`, and by feature over `vocab`. Each device along
+    `data` steps an equal share of each chunk, so chunks may end in rows of padding, whose gradient and new rows are sent.
+    """
+    layout = Layout(("vocab",), PartitionSpec("data"), AbstractMesh((data, vocab), ("data", "vocab")))
+    rows, chunk = size // vocab, min(2_048, 2**23 // width)
+    padding = sum(Share(layout, 0, min(chunk, rows - start)).padding for start in range(0, rows, chunk))
+    statistics = 4 * (rows + width) * _of_ring(data) + 4 * width * _of_ring(vocab)
+    return statistics + padding * width * jnp.dtype(dtype).itemsize * _of_ring(data)
+
+
+def _of_ring(devices):
+    """The bytes that a device sends for each byte of an all-reduce, or of a reduce-scatter and an all-gather."""
+    return 2 * (devices - 1) / devices
+
+
 def test_split_heads_are_as_promised():
     """No table is gathered at once, and a fused step sends no more than the dense step and needs less memory."""
     results = results_of("split_heads")
     assert split_heads.table(results) in (ROOT / "docs" / "fused_head.md").read_text(encoding="utf-8")
-    for mesh, (_, vocab) in split_heads.MESHES.items():
-        for head, (size, width, _) in split_heads.HEADS.items():
+    for mesh, (data, vocab) in split_heads.MESHES.items():
+        for head, (size, width, dtype) in split_heads.HEADS.items():
             of_head = results[mesh][head]
             dense, fused = of_head[split_heads.DENSE], of_head[split_heads.FUSED]
             assert fused["temporaries"] < dense["temporaries"]
-            assert fused["sent"] <= 1.02 * dense["sent"]  # 501 rows for each of 16 devices are padded to 512
+            assert fused["sent"] <= dense["sent"] + more_than_dense(size, width, dtype, data, vocab)
             assert set(fused["in a turn"]) <= {"reduce-scatter", "all-gather"}
             for way, found in of_head.items():
                 assert way == split_heads.FUSED or found["in a turn"] == {}
                 assert way == split_heads.FUSED_ALL or found["outside"].get("all-gather", 0) < size * width // vocab
-            # With 8,016 rows on a device the usual loss has no more logits than numbers in the hidden states' gradient.
-            assert of_head[split_heads.CHUNKS]["temporaries"] <= 1.03 * of_head[split_heads.USUAL]["temporaries"]
+            assert of_head[split_heads.CHUNKS]["temporaries"] < of_head[split_heads.USUAL]["temporaries"]
+            assert mesh != "256 x v5e" or of_head[split_heads.CHUNKS]["temporaries"] <= 150 * 2**20
 
 
 def test_a_split_head_above_its_limit_fails_the_check(monkeypatch, capsys):

@@ -62,10 +62,12 @@ def transformation(model, clip=None, **options):
 
 
 @functools.cache
-def dense_step(model, tx):
+def dense_step(model, tx, loss_fn=None):
+    """`loss_fn` is another loss than the model's."""
+
     @jax.jit
     def step(params, opt_state, *batch):
-        loss, grads = jax.value_and_grad(model.loss)(params, *batch)
+        loss, grads = jax.value_and_grad(loss_fn or model.loss)(params, *batch)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -73,9 +75,9 @@ def dense_step(model, tx):
 
 
 @functools.cache
-def fused_step(model, tx, lookups=True):
+def fused_step(model, tx, lookups=True, loss_fn=None):
     """`lookups=False` leaves an untied input table dense: in a row-sparse step only the touched rows decay."""
-    gradient = row_sparse.value_and_grad(model.loss, heads="head", tables=model.numbers)
+    gradient = row_sparse.value_and_grad(loss_fn or model.loss, heads="head", tables=model.numbers)
 
     @jax.jit
     def step(params, opt_state, *batch):
@@ -94,6 +96,19 @@ def run(step_of, model, tx, steps):
         params, opt_state, loss = step_of(number)(params, opt_state, *model.batch(number))
         losses.append(float(loss))
     return params, opt_state, losses
+
+
+def step_with(model, tx, loss_fn=None, *, fused):
+    """A step with a loss, whose fused and dense form update an untied input table alike."""
+    return fused_step(model, tx, model.tied, loss_fn) if fused else dense_step(model, tx, loss_fn)
+
+
+def run_clipped(model, loss_fn=None, *, fused, steps=3, **options):
+    """`run` with a loss, behind a clip by the global norm."""
+    clip = row_sparse.clip_by_global_norm if fused else optax.clip_by_global_norm
+    tx = transformation(model, clip, **options)
+    step = step_with(model, tx, loss_fn, fused=fused)
+    return run(lambda _: step, model, tx, steps)
 
 
 def assert_same(found, expected, tolerance=1e-6):

@@ -11,6 +11,7 @@ from chunked_loss import example
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ember_optax._math import softmax
 from ember_optax.losses import linear_softmax_cross_entropy
 
 V, D, SHAPE = 64, 8, (8, 4)
@@ -130,6 +131,22 @@ def test_in_half_precision(dtype, names):
     mesh = mesh_of((2, 4) if len(names) == 2 else (2, 2, 2), names=names)
     placed = place(mesh, arrays, (P("data"), P("vocab", *names[2:]), P("data"), P("data")))
     assert_same(gradients(chunk=8, token_mesh_axes="vocab", batch_mesh_axes="data")(*placed), wanted, 2e-2)
+
+
+@pytest.mark.parametrize("numbers", [32, 50], ids=["four parts of four tokens", "three parts of five or six"])
+def test_hidden_states_in_parts(numbers, monkeypatch):
+    """Large hidden states of 16 bits are summed in parts, which saves memory and changes no bit."""
+    hidden, table, labels, weights = example(V, D, SHAPE, dtype=jnp.bfloat16)
+    placed = place(mesh_of(), (hidden, table, labels, weights.at[2].set(0.0)), (P("data"), P("vocab"), P("data"), P("data")))
+    found, barriers = [], []
+    for most in (numbers, 1 << 23):
+        monkeypatch.setattr(softmax, "_PART", most)
+        gradient = jax.jit(jax.grad(functools.partial(weighted, chunk=8, token_mesh_axes="vocab"), (0, 1), has_aux=True))
+        found.append(gradient(*placed))
+        barriers.append(gradient.lower(*placed).as_text().count("optimization_barrier"))
+    assert barriers[0] > barriers[1]
+    for of_parts, whole in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(of_parts.astype(jnp.float32), whole.astype(jnp.float32))
 
 
 def test_masked_tokens_add_exactly_zero():

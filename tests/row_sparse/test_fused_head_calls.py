@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fused import Model, assert_same, transformation
+from fused import Model, assert_same, run_clipped, step_with, transformation
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,48 +30,24 @@ class Calls(Model):
         return first + 0.3 * wrap(of_tokens)(params["head"], jnp.sin(hidden[:8]), ((3 * labels + 1) % 33)[:8])
 
 
-def step_with(model, tx, loss_fn=None, *, fused):
-    loss_fn = loss_fn or model.loss
-
-    def step(params, opt_state, *batch):
-        if fused:
-            gradient = row_sparse.value_and_grad(loss_fn, heads="head", tables=model.numbers)
-            loss, grads = gradient(params, {"head": batch[0]} if model.tied else {}, *batch)
-        else:
-            loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    return step
-
-
-def run(model, fused, loss_fn=None, steps=3, **options):
-    clip = row_sparse.clip_by_global_norm if fused else optax.clip_by_global_norm
-    tx = transformation(model, clip, **options)
-    step, params = jax.jit(step_with(model, tx, loss_fn, fused=fused)), model.params()
-    opt_state, losses = tx.init(params), []
-    for number in range(steps):
-        params, opt_state, loss = step(params, opt_state, *model.batch(number))
-        losses.append(loss)
-    return params, opt_state, losses
-
-
 @pytest.mark.parametrize("tied, token_axis", [(False, 0), (False, 1), (True, 0), (True, 1)], ids=str)
 def test_two_calls(tied, token_axis):
     """Their gradients are added before they are squared."""
     model = Calls(tied=tied, token_axis=token_axis)
-    assert_same(run(model, True, weight_decay=0.1), run(model, False, weight_decay=0.1), 2e-6)
+    assert_same(run_clipped(model, fused=True, weight_decay=0.1), run_clipped(model, fused=False, weight_decay=0.1), 2e-6)
 
 
 def test_two_calls_in_checkpoints():
     model = Calls()
-    assert_same(run(model, True, functools.partial(model.loss, wrap=jax.checkpoint)), run(model, False), 2e-6)
+    assert_same(
+        run_clipped(model, functools.partial(model.loss, wrap=jax.checkpoint), fused=True), run_clipped(model, fused=False), 2e-6
+    )
 
 
 def test_rows_of_padding():
     model = Calls(labels=33)
     loss_fn = functools.partial(model.loss, num_tokens=33)
-    assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
+    assert_same(run_clipped(model, loss_fn, fused=True), run_clipped(model, loss_fn, fused=False), 2e-6)
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -86,7 +62,7 @@ def test_a_call_behind_stop_gradient_adds_nothing(stopped):
         return sum(losses)
 
     model = model._replace(labels=30)
-    assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
+    assert_same(run_clipped(model, loss_fn, fused=True), run_clipped(model, loss_fn, fused=False), 2e-6)
 
 
 def test_branches_that_both_call_it():
@@ -101,7 +77,7 @@ def test_branches_that_both_call_it():
         )
 
     assert len({bool(model.batch(number)[2][1]) for number in range(3)}) == 2
-    assert_same(run(model, True, loss_fn), run(model, False, loss_fn), 2e-6)
+    assert_same(run_clipped(model, loss_fn, fused=True), run_clipped(model, loss_fn, fused=False), 2e-6)
 
 
 def in_one_branch(otherwise, model, params, ids, labels, where):
@@ -118,7 +94,11 @@ def test_a_branch_alone_that_calls_it():
     model = Calls()
     loss_fn = functools.partial(in_one_branch, lambda hidden, head, labels: jnp.mean(hidden**2), model)
     assert {bool(model.batch(number)[2][1]) for number in range(3)} == {False, True}
-    assert_same(run(model, True, loss_fn, weight_decay=0.1), run(model, False, loss_fn, weight_decay=0.1), 2e-6)
+    assert_same(
+        run_clipped(model, loss_fn, fused=True, weight_decay=0.1),
+        run_clipped(model, loss_fn, fused=False, weight_decay=0.1),
+        2e-6,
+    )
 
 
 def test_another_branch_that_uses_the_head_otherwise_is_refused():
@@ -129,7 +109,7 @@ def test_another_branch_that_uses_the_head_otherwise_is_refused():
     with pytest.raises(
         TypeError, match=r"'head' of shape \(37, 8\) is named in heads. Only .* may use it as a head, .*Call that loss"
     ):
-        run(model, True, functools.partial(in_one_branch, usual_loss, model), steps=1)
+        run_clipped(model, functools.partial(in_one_branch, usual_loss, model), fused=True, steps=1)
 
 
 def test_micro_batches():
@@ -148,7 +128,7 @@ def test_micro_batches():
         del where
         return linear_softmax_cross_entropy(model.hidden(params, ids), params["head"], labels, **OPTIONS).mean()
 
-    assert_same(run(model, True, loss_fn), run(model, False, whole), 2e-6)
+    assert_same(run_clipped(model, loss_fn, fused=True), run_clipped(model, whole, fused=False), 2e-6)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -164,7 +144,7 @@ def test_scan_over_steps(tied):
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(model.batch, range(3)))
     start = model.params(), tx.init(model.params())
     (params, opt_state), losses = jax.jit(lambda start, batches: jax.lax.scan(body, start, batches))(start, batches)
-    assert_same((params, opt_state, list(losses)), run(model, False), 2e-6)
+    assert_same((params, opt_state, list(losses)), run_clipped(model, fused=False), 2e-6)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -180,11 +160,11 @@ def test_on_a_mesh(kind, tied):
         return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
 
     params = {name: place(leaf, P("vocab") if name == "head" else P()) for name, leaf in model.params().items()}
-    step = jax.jit(step_with(model, tx, functools.partial(model.loss, **named), fused=True))
+    step = step_with(model, tx, functools.partial(model.loss, **named), fused=True)
     with jax.set_mesh(mesh):
         opt_state, losses = jax.jit(tx.init)(params), []
         for number in range(2):
             params, opt_state, loss = step(params, opt_state, *place(model.batch(number), P("data")))
             losses.append(loss)
-    assert_same((params, opt_state, losses), run(model, False, steps=2), 2e-6)
+    assert_same((params, opt_state, losses), run_clipped(model, fused=False, steps=2), 2e-6)
     assert np.isfinite(losses[-1])

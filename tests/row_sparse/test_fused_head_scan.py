@@ -4,9 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
-from fused import Model, assert_same, transformation
+from fused import Model, assert_same, run_clipped, step_with, transformation
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -35,39 +34,9 @@ class InParts(Model):
         return scan(add, 0.0, parts)[0] / PARTS
 
 
-@functools.cache
-def step_with(model, tx, loss_fn, fused):
-    def step(params, opt_state, *batch):
-        if fused:
-            gradient = row_sparse.value_and_grad(loss_fn, heads="head", tables=model.numbers)
-            loss, grads = gradient(params, {"head": batch[0]} if model.tied else {}, *batch)
-        else:
-            loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    return jax.jit(step)
-
-
-@functools.cache
-def transformation_of(numbers, clip, **options):
-    return transformation(type("Tables", (), {"numbers": dict(numbers)}), clip, **options)
-
-
-def run(model, loss_fn, fused=True, steps=3, place=lambda tree: tree, **options):
-    clip = row_sparse.clip_by_global_norm if fused else optax.clip_by_global_norm
-    tx = transformation_of(tuple(model.numbers.items()), clip, **options)
-    step, params, losses = step_with(model, tx, loss_fn, fused), model.params(), []
-    opt_state = tx.init(params)
-    for number in range(steps):
-        params, opt_state, loss = step(params, opt_state, *model.batch(number))
-        losses.append(loss)
-    return params, opt_state, losses
-
-
 def compare(model, loss_fn=None, whole=None, **options):
-    found = run(model, loss_fn or model.scanned, **options)
-    assert_same(found, run(model, whole or model.whole, fused=False, **options), 2e-6)
+    found = run_clipped(model, loss_fn or model.scanned, fused=True, **options)
+    assert_same(found, run_clipped(model, whole or model.whole, fused=False, **options), 2e-6)
 
 
 @pytest.mark.parametrize("tied, token_axis", [(False, 0), (True, 1)], ids=str)
@@ -123,13 +92,13 @@ def test_a_scan_over_steps_of_scans():
     tx = transformation(model, row_sparse.clip_by_global_norm)
 
     def body(carry, batch):
-        params, opt_state, loss = step_with(model, tx, model.scanned, True)(*carry, *batch)
+        params, opt_state, loss = step_with(model, tx, model.scanned, fused=True)(*carry, *batch)
         return (params, opt_state), loss
 
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(model.batch, range(3)))
     start = model.params(), tx.init(model.params())
     (params, opt_state), losses = jax.jit(lambda start, batches: jax.lax.scan(body, start, batches))(start, batches)
-    assert_same((params, opt_state, list(losses)), run(model, model.whole, fused=False), 2e-6)
+    assert_same((params, opt_state, list(losses)), run_clipped(model, model.whole, fused=False), 2e-6)
 
 
 def test_a_head_behind_stop_gradient_gets_none():
@@ -143,7 +112,8 @@ def test_a_head_behind_stop_gradient_gets_none():
 
 def test_without_fused_heads_it_is_the_scan_of_jax():
     model = InParts()
-    assert_same(run(model, model.scanned, fused=False), run(model, functools.partial(model.scanned, scan=jax.lax.scan), False), 0)
+    of_jax = functools.partial(model.scanned, scan=jax.lax.scan)
+    assert_same(run_clipped(model, model.scanned, fused=False), run_clipped(model, of_jax, fused=False), 0)
 
 
 def on_mesh(mesh, model, head, named, steps):
@@ -161,7 +131,7 @@ def on_mesh(mesh, model, head, named, steps):
     tx = transformation(model, row_sparse.clip_by_global_norm)
     with jax.set_mesh(mesh):
         opt_state, losses = jax.jit(tx.init)(params), []
-        step = step_with(model, tx, loss_fn, True)
+        step = step_with(model, tx, loss_fn, fused=True)
         for number in range(steps):
             batch = place([leaf.reshape(PARTS, -1) for leaf in model.batch(number)], P(None, "data"))
             params, opt_state, loss = step(params, opt_state, *batch)
@@ -187,7 +157,7 @@ def test_on_a_mesh(head, kind, tied):
     model = InParts(64, 8, 24, tied=tied)
     named = {"token_mesh_axes": "vocab"} if kind == AxisType.Auto and head == P("vocab") else {}
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind,) * 2)
-    assert_same(on_mesh(mesh, model, head, named, 2), run(model, model.whole, fused=False, steps=2), 2e-6)
+    assert_same(on_mesh(mesh, model, head, named, 2), run_clipped(model, model.whole, fused=False, steps=2), 2e-6)
 
 
 @pytest.mark.slow  # the rest of the table: three axes, tokens and features split, both kinds of axes, both dtypes
@@ -200,7 +170,7 @@ def test_twenty_steps_on_three_axes(head, kind, tied, dtype, tolerance):
     mesh = jax.make_mesh((2, 2, 2), ("data", "vocab", "tp"), axis_types=(kind,) * 3)
     named = {"token_mesh_axes": head[0]} if kind == AxisType.Auto and len(head) else {}
     named = named | {"batch_mesh_axes": "data"} if named else named
-    assert_same(on_mesh(mesh, model, head, named, 20), run(model, model.whole, fused=False, steps=20), tolerance)
+    assert_same(on_mesh(mesh, model, head, named, 20), run_clipped(model, model.whole, fused=False, steps=20), tolerance)
 
 
 def refused(loss_fn, message):

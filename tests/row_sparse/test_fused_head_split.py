@@ -133,15 +133,21 @@ def test_split_over_all_axes():
     compare((whole, split), head=P(("vocab", "data")))
 
 
-@pytest.mark.parametrize("tokens, same", [(FEW, 0.99), (N, 0.98)])
-def test_stochastic_rounding_is_that_of_one_device(tokens, same):
-    """The bits of a row are those of its token. For `N` tokens the gradient is summed in bfloat16, as in a dense step."""
+@pytest.mark.parametrize("tokens", [FEW, N])
+def test_stochastic_rounding_is_that_of_one_device(tokens):
+    """The bits of a row are those of its token.
+
+    The gradient of `N` tokens is summed over devices in bfloat16, as in a dense step, which is no nearer to one device.
+    """
     whole, split = model_with(tied=True, token_axis=1, dtype=jnp.bfloat16, tokens=tokens)
     tx = optax.chain(transformation(whole), stochastic_rounding(3))
     found = run_split(split, tx, 1, mesh_of(), P(None, "vocab"))[0]["head"]
-    wanted = run(lambda _: fused_step(whole, tx), whole, tx, 1)[0]["head"]
-    assert (wanted != whole.params()["head"]).any()
-    assert np.mean(np.asarray(found == wanted)) > same
+    one_device = run(lambda _: fused_step(whole, tx), whole, tx, 1)[0]["head"]
+    dense = run_split(split, tx, 1, mesh_of(), P(None, "vocab"), lambda model, tx, lookups: dense_step(model, tx))[0]["head"]
+    assert (one_device != whole.params()["head"]).any()
+    same, of_dense = (np.mean(np.asarray(head == one_device)) for head in (found, dense))
+    assert same > of_dense
+    assert tokens == N or same > 0.99
 
 
 def sent(model, head):
