@@ -3,46 +3,14 @@
 import errno
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import zlib
 
-import host_table_steps
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from host_table_steps import stored_bytes
+from saved_tables import PARAMS, V, contents, open_table, take_step, tree_at
 
 from ember_optax import large_tables
 from ember_optax.large_tables import _folder, _records, _save_file, _undo_log
-
-V, D, BETWEEN_SAVES = 5000, 6, 4
-PARAMS = {"w": jnp.arange(3.0), "narrow": jnp.ones(2, jnp.bfloat16), "step": jnp.int32(0)}
-
-
-def open_table(path, dtype=jnp.float32, **options):
-    return large_tables.HostTable((V, D), dtype, path=path, **{"seed": 0, **options})
-
-
-def take_step(table):
-    """A step whose batch and gradient follow from the step's number; every seventh is not finite."""
-    number = table.count + table.total_notfinite
-    rng = np.random.default_rng(number)
-    fetched = table.fetch(rng.integers(0, 200 if number % 3 else V, 300))
-    row_grads = rng.normal(size=fetched.rows.shape).astype(np.float32)
-    row_grads[np.asarray(fetched.ids) >= V] = 0
-    if number % 7 == 3:
-        row_grads[0] = np.inf
-    table.write(large_tables.update(fetched, jnp.asarray(row_grads), 0.1))
-
-
-def tree_at(step):
-    return {**PARAMS, "step": jnp.int32(step)}
-
-
-def contents(table):
-    return zlib.crc32(stored_bytes(table)), np.asarray(table.nu_feature).tobytes(), table.count, table.total_notfinite
 
 
 @pytest.fixture(scope="module")
@@ -260,48 +228,3 @@ def test_one_writer(tmp_path):
     with open_table(tmp_path / "t"), pytest.raises(ValueError, match="is open in another HostTable: two writers"):
         open_table(tmp_path / "t")
     open_table(tmp_path / "t").close()
-
-
-PROGRAM = f"""
-import sys
-sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(host_table_steps.__file__)!r}]
-from test_last_save import *
-table = open_table(sys.argv[1])
-take_step(table)  # compiles
-print("runs", flush=True)
-while True:
-    take_step(table)
-    number = table.count + table.total_notfinite
-    if number % BETWEEN_SAVES == 0:
-        table.save(tree_at(number))
-"""
-
-
-@pytest.mark.slow
-def test_a_hundred_kills(tmp_path):
-    reference, at_step, rng, kills, lost = open_table(None), {}, np.random.default_rng(0), 0, []
-    at_step[0] = contents(reference)
-    while kills < 100:
-        child = subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path / "t"], stdout=subprocess.PIPE, env=os.environ)
-        assert child.stdout.readline() == b"runs\n"
-        try:
-            child.wait(rng.uniform(0.0, 1.0))
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-        assert child.returncode == -signal.SIGKILL
-        child.stdout.close()
-        kills += 1
-        with open_table(tmp_path / "t") as table:
-            number = table.count + table.total_notfinite
-            while max(at_step) < number:
-                take_step(reference)
-                at_step[max(at_step) + 1] = contents(reference)
-            assert contents(table) == at_step[number]
-            assert number % BETWEEN_SAVES == 0
-            assert not number or table.restore(PARAMS)["step"] == number
-            assert table.steps_lost <= BETWEEN_SAVES
-            lost.append(table.steps_lost)
-    print(f"{kills} kills, {max(at_step)} steps, {sum(lost)} steps lost, at most {max(lost)} at once")
-    assert max(at_step) > 100
-    assert max(lost) > 0
