@@ -66,6 +66,8 @@ def page(study: Study, records: dict[str, Records]) -> str:
     found, two = results(study.cells, records), pair_results(study.pairs, records)
     parts = [_HEAD, "## In short", _MEMORY_NOT_LOSS, conclusions.conclusions(found, two, study), conclusions.WORDS]
     parts += ["## What the gain is made of", _PARTS_OF_THE_GAIN, conclusions.table(found, two, study), _PICTURES]
+    if any(task == "reinforcement" for task, _, _ in two):
+        parts += [_REWARDS]
     parts += ["## What the paper claims", _claims(found, two, study)]
     if of_estimates := conclusions.estimates(found):
         parts += ["## Could the estimate be better?", _ESTIMATES, of_estimates]
@@ -195,6 +197,13 @@ Below zero Ember is better; the grey band is the margin of 0.01.
 ![Loss against the bytes of the tables' state](images/evidence_pareto.png)
 """
 
+_REWARDS = """
+Reinforcement learning: sums that have to be right and worked out, learnt in the tables alone, the body frozen. The loss is the
+share of held-out sums without reward.
+
+![Reward over the run](images/evidence_rewards.png)
+"""
+
 _ADVICE = """
 ## What to make of it
 
@@ -202,9 +211,9 @@ _ADVICE = """
   times of it.
 * **b2.** Keep 0.999. Between 0.99 and 0.9999 it hardly matters in runs of this length, and b2 by half-life in tokens was no
   better; at 0.9 and below the loss is clearly higher ([forms of Ember](evidence_runs.md#forms-of-ember)).
-* **When not to.** Above, Ember is nowhere higher than AdamW with b1 = 0.9. Where V x D numbers of state fit, Adam without
-  momentum is a little better with tied tables and in fine-tuning. Earlier runs of reinforcement learning (below) had Ember
-  higher than AdamW with 256 completions.
+* **When not to.** Above, Ember is nowhere higher than AdamW with b1 = 0.9; in reinforcement learning that is open. Where V x D
+  numbers of state fit, Adam without momentum is better in reinforcement learning, and a little with tied tables and in
+  fine-tuning.
 
 ![Loss against the rate of the tables](images/evidence_rates.png)
 """
