@@ -32,7 +32,7 @@ def main() -> None:
         put(PAGE, "CHUNK SIZES", table(load(output)) + "\n")
         return
     use_compilers()
-    wanted = [(chip, head, chunk) for chip in available(CHIPS) for head in HEADS for chunk in CHUNKS]
+    wanted = [(chip, head, chunk) for chip in available(list(CHIPS)) for head in HEADS for chunk in CHUNKS]
     print(table(fill(output, wanted, measure, "program")))
 
 
