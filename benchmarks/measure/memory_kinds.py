@@ -70,7 +70,8 @@ def step_of(mesh: Any, num_rows: int, dtype: Any) -> Any:
             last,
             count,
             nu_feature,
-            jnp.int32(0),
+            jnp.int32(0),  # total_notfinite
+            jnp.int32(0),  # table
             num_rows,
             dtype,
             0.999,
