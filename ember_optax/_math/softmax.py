@@ -11,16 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .chunks import behind_barriers, over_chunks, put_chunk, take_chunk, tokens_from
+from .chunks import over_chunks, put_chunk, take_chunk, tokens_from
 from .mean_square import compute_dtype
 from .mesh import as_varying, varying_axes
 from .parts import Layout, cotangent_over_tokens, first_row, sum_over_tokens
 from .platform_forms import cast_in_loop
-
-# The numbers of a part of the hidden states' gradient, which is summed apart from the others: 32 MiB in float32.
-_PART = 1 << 23
-# A TPU's compiler gives a program with 64 parts more memory than one without parts (libtpu 0.0.42).
-_MOST_PARTS = 8
+from .sums_in_parts import in_parts, number_of_parts, together
 
 
 class LossOptions(NamedTuple):
@@ -196,20 +192,16 @@ def gradients_over_chunks(
         tokens_C = tokens_from(first + start, count)
         chunk_CxD = chunk_of(table_VxD, start, tokens_C, loss, lowest)
         g_NxC = logit_gradients(hidden_NxD, chunk_CxD, labels_N, lse_N, cotangents_N, tokens_C, loss)
-        of_parts = [of + hidden_gradient(g, chunk_CxD, loss) for of, g in zip(of_parts, _parts(g_NxC, parts), strict=True)]
-        total = add(total, table_gradient(g_NxC, hidden_NxD, loss), start, count)
-        return hidden_NxD, table_VxD, of_parts, total
+        of_parts = [of + hidden_gradient(g, chunk_CxD, loss) for of, g in zip(of_parts, in_parts(g_NxC, parts), strict=True)]
+        return hidden_NxD, table_VxD, of_parts, add(total, table_gradient(g_NxC, hidden_NxD, loss), start, count)
 
     dtype = _sum_dtype(hidden_NxD, table_VxD)
-    # Each part is cast, and its memory is free, before the parts are put together. Without a layout a slice might send rows.
-    parts = -(-hidden_NxD.size // _PART) if loss.layout is not None and hidden_NxD.dtype != dtype else 1
-    parts = parts if parts <= _MOST_PARTS else 1
-    zeros = [jnp.zeros_like(part_PxD, dtype) for part_PxD in _parts(hidden_NxD, parts)]
-    *_, of_parts, total = over_chunks(step, (hidden_NxD, table_VxD, zeros, total), rows, loss.chunk)
+    parts = number_of_parts(hidden_NxD, dtype) if loss.layout is not None else 1  # without a layout a slice might send rows
+    of_parts = [jnp.zeros_like(part_PxD, dtype) for part_PxD in in_parts(hidden_NxD, parts)]
+    *_, of_parts, total = over_chunks(step, (hidden_NxD, table_VxD, of_parts, total), rows, loss.chunk)
     # Zero times a row of the head that is not finite is NaN as well.
-    counts = _parts(_counts(cotangents_N), parts)
-    of_parts = [jnp.where(mask[:, None], of, 0.0).astype(hidden_NxD.dtype) for mask, of in zip(counts, of_parts, strict=True)]
-    return jnp.concatenate(behind_barriers(of_parts)) if parts > 1 else of_parts[0], total
+    counted = zip(in_parts(_counts(cotangents_N)[:, None], parts), of_parts, strict=True)
+    return together([jnp.where(counts_P, of, 0.0).astype(hidden_NxD.dtype) for counts_P, of in counted]), total
 
 
 def _backward(loss: LossOptions, residuals, cotangents_N):
@@ -224,11 +216,6 @@ def _backward(loss: LossOptions, residuals, cotangents_N):
 
 
 token_losses.defvjp(_forward, _backward)
-
-
-def _parts(array: jax.Array, parts: int) -> list[jax.Array]:
-    """An array in parts of its first axis, of nearly equal size."""
-    return jnp.array_split(array, parts) if parts > 1 else [array]
 
 
 def _logits(hidden_NxD: jax.Array, chunk_CxD: jax.Array, loss: LossOptions) -> jax.Array:

@@ -71,10 +71,10 @@ def check_written(fetched: Any, table: int, options: Options, mesh: Any, count: 
     )
     if of_step != options:
         raise ValueError(f"fetched is of another table: it has {of_step}, but this table has {options}; write each to its own.")
-    if int(fetched.table) != table:
-        raise ValueError("fetched is of another table with the same options: write each to its own.")
     if fetched.mesh != mesh:
         raise ValueError(f"fetched is of another table: it has mesh={fetched.mesh}, but this table has mesh={mesh}.")
+    if int(fetched.table) != table:
+        raise ValueError("fetched is of another table with the same options: write each to its own.")
     steps, done = int(fetched.count) + int(fetched.total_notfinite), count + total_notfinite
     if (int(fetched.count), int(fetched.total_notfinite)) == (count, total_notfinite):
         raise ValueError(

@@ -4,7 +4,7 @@ A record is contiguous, so that a row costs one random access and not three. A r
 its values come from a hash (`_initial_rows.py`), so neither memory nor a file has to be written before training.
 """
 
-import mmap
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -56,10 +56,12 @@ def open_file(path: Path, num_rows: int, record: np.dtype) -> np.ndarray:
             f"table; restore a copy of the whole folder."
         )
     records = np.memmap(path, record, mode="r+", shape=(num_rows,))
-    if hasattr(mmap, "MADV_RANDOM") and isinstance(records.base, mmap.mmap):
+    mmap = importlib.import_module("mmap")  # as NumPy does: who has no table in a file does not load it
+    mapped: Any = records.base
+    if hasattr(mmap, "MADV_RANDOM") and isinstance(mapped, mmap.mmap):
         # Else the system reads 128 KB around each missing record, which fills the page cache. With 100M records a step of 8,192
         # ids took twice the time, also with its own pages in the cache.
-        records.base.madvise(mmap.MADV_RANDOM)
+        mapped.madvise(mmap.MADV_RANDOM)
     return records
 
 

@@ -93,15 +93,13 @@ def named_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
                 f"jax.experimental.multihost_utils.process_allgather(leaf, tiled=True) returns."
             )
         array = None if is_key else np.asarray(leaf)
-        if array is not None and array.dtype != (dtype := jnp.result_type(leaf)):
-            if not isinstance(leaf, bool | int | float | complex):
-                raise TypeError(
-                    f"the leaf {name or 'tree'} is {array.dtype}, which JAX would restore as {dtype}: save it as {dtype}."
-                )
-            array = array.astype(dtype)
         if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
             fix = "save jax.random.key_data of it" if is_key else "save arrays and numbers only"
             raise TypeError(f"the leaf {name or 'tree'} is {type(leaf).__name__}, which a save cannot hold: {fix}.")
+        restored = jnp.result_type(leaf)
+        if array.dtype != restored and not isinstance(leaf, int | float | complex):
+            raise TypeError(f"the leaf {name or 'tree'} is {array.dtype}, which JAX restores as {restored}: save that.")
+        array = array.astype(restored)
         found.append((name, array))
     return found
 

@@ -66,7 +66,7 @@ def test_numbers_of_a_saved_tree(tmp_path):
     with make(tmp_path / "t") as table:
         table.save({"step": 3, "rate": 0.1})
         assert table.restore({"step": 0, "rate": 0.0}) == {"step": 3, "rate": np.float32(0.1)}
-        with pytest.raises(TypeError, match=r"\['step'\] is int64, which JAX would restore as int32: save it as int32"):
+        with pytest.raises(TypeError, match=r"\['step'\] is int64, which JAX restores as int32: save that"):
             table.save({"step": np.int64(3)})
 
 

@@ -11,7 +11,7 @@ from chunked_loss import example
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax._math import softmax
+from ember_optax._math import sums_in_parts
 from ember_optax.losses import linear_softmax_cross_entropy
 
 V, D, SHAPE = 64, 8, (8, 4)
@@ -140,7 +140,7 @@ def test_hidden_states_in_parts(numbers, monkeypatch):
     placed = place(mesh_of(), (hidden, table, labels, weights.at[2].set(0.0)), (P("data"), P("vocab"), P("data"), P("data")))
     found, barriers = [], []
     for most in (numbers, 1 << 23):
-        monkeypatch.setattr(softmax, "_PART", most)
+        monkeypatch.setattr(sums_in_parts, "PART", most)
         gradient = jax.jit(jax.grad(functools.partial(weighted, chunk=8, token_mesh_axes="vocab"), (0, 1), has_aux=True))
         found.append(gradient(*placed))
         barriers.append(gradient.lower(*placed).as_text().count("optimization_barrier"))

@@ -36,7 +36,18 @@ def lookup(rows, places):
 
 def write(change, **options):
     """Writes what `change` makes of the result of a step, and of a table of these options."""
-    return lambda: table()().write(change(large_tables.update(fetched(**options), GRADS, 0.1)))
+
+    def provoke():
+        ours = table()()
+        theirs = table(**options)() if options else ours
+        ours.write(change(large_tables.update(theirs.fetch(np.array([3, 7])), GRADS, 0.1)))
+
+    return provoke
+
+
+def write_untouched():
+    one = table()()
+    one.write(one.fetch(np.array([3])))
 
 
 def write_twice():
@@ -73,6 +84,11 @@ def closed(use):
 
 def micro(results, **options):
     return lambda: large_tables.mean_over_micro_batches(options.get("table") or table()(), results)
+
+
+def micro_batch_before_a_write():
+    one = table()()
+    large_tables.mean_over_micro_batches(one, [(dataclasses.replace(one.fetch(np.array([3])), count=jnp.int32(4)), GRADS)])
 
 
 def mesh_of(axis):
@@ -156,7 +172,7 @@ BAD = {
     ),
     "places are numbers": (lookup(GRADS, [1, 2]), TypeError, r"^places must be arrays of integers, got 1 of type int"),
     "written without a step": (
-        lambda: table()().write(fetched()),
+        write_untouched,
         ValueError,
         r"^fetched has taken no step since step 0 of the table: write what large_tables.update returned, once",
     ),
@@ -185,7 +201,7 @@ BAD = {
     ),
     "micro-batch of other rows": (micro([(fetched(), GRADS[:3])]), ValueError, r"^row_grads has shape \(3, 4\), but the rows"),
     "micro-batch before a write": (
-        micro([(dataclasses.replace(fetched(), count=jnp.int32(4)), GRADS)]),
+        micro_batch_before_a_write,
         ValueError,
         r"^results were fetched at step 4, but the table is at step 0: write the table once",
     ),
@@ -206,7 +222,11 @@ BAD = {
         r"^fetched is of another table: it has mesh=.*data.*, but this table has mesh=None",
     ),
     "update inside shard_map": (over_mesh(inside_shard_map), ValueError, r"^update of a table with a mesh was called inside"),
-    "fetch after close": (closed(lambda one: one.fetch(np.array([3]))), ValueError, r"^HostTable\(.*\) is closed: make a"),
+    "fetch after close": (
+        closed(lambda one: one.fetch(np.array([3]))),
+        ValueError,
+        r"^HostTable\(.*\) is closed: its rows are gone",
+    ),
     "write after close": (closed(lambda one: one.write(fetched())), ValueError, r"^HostTable\(.*\) is closed"),
 }
 
