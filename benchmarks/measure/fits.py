@@ -35,7 +35,6 @@ LENGTH = 1024
 LARGEST = 256  # sequences: beyond it a batch is not looked for
 # The compiler's least effort, with which batches are looked for: a fifth of the time, and peaks that are a few per cent lower.
 QUICK = -1.0
-_BAR = 0.85 / len(COMPARED)
 _GIB = 2**30
 
 
@@ -113,17 +112,23 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 
 def draw(path: Path, results: dict[str, Any]) -> None:
-    """Draws for each chip the peak of one sequence by model and optimizer, and the chip's memory."""
+    """Draws for each chip the peak of one sequence by model and optimizer, and the chip's memory.
+
+    Optimizers that were not compiled for every chip and model are in the table alone.
+    """
+    models = [found for of_chip in results.values() for found in of_chip.values()]
+    drawn = [optimizer for optimizer in COMPARED if all(optimizer in found for found in models)]
+    width = 0.85 / len(drawn)
     figure, panels = plt.subplots(len(results), 1, figsize=(9, 3 * len(results)), layout="constrained", squeeze=False)
     for axes, (chip, of_chip) in zip(panels[:, 0], results.items(), strict=True):
         memory = TARGETS[chip].memory / _GIB
-        for number, optimizer in enumerate(COMPARED):
-            places = [place + (number - len(COMPARED) / 2) * _BAR for place in range(len(of_chip))]
-            peaks = [(found.get(optimizer) or {}).get("peak of one sequence") for found in of_chip.values()]
-            axes.bar(places, [memory if one is None else one / _GIB for one in peaks], 0.9 * _BAR, label=optimizer, align="edge")
+        for number, optimizer in enumerate(drawn):
+            places = [place + (number - len(drawn) / 2) * width for place in range(len(of_chip))]
+            peaks = [found[optimizer]["peak of one sequence"] for found in of_chip.values()]
+            axes.bar(places, [memory if one is None else one / _GIB for one in peaks], 0.9 * width, label=optimizer, align="edge")
             for place, one in zip(places, peaks, strict=True):
                 if one is None:
-                    axes.text(place + _BAR / 2, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=6)
+                    axes.text(place + width / 2, memory / 2, "does not fit", rotation=90, ha="center", va="center", fontsize=6)
         axes.axhline(memory, color="black", linewidth=1, linestyle="--")
         axes.set_xticks(range(len(of_chip)), list(of_chip), fontsize=8)
         axes.set(ylabel="peak of one sequence (GiB)", title=f"{chip}, {memory:.1f} GiB")
