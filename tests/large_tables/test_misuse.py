@@ -46,6 +46,7 @@ def test_padding_of_narrow_ids(size, dtype):
     assert not large_tables.lookup(fetched.rows, fetched.places)[1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2**31 + 8, 2**32 - 1])
 def test_tables_of_more_rows_than_int32_has(size, tmp_path):
     with large_tables.HostTable((size, 1), jnp.bfloat16, seed=0, path=tmp_path / "t", reserve=False) as table:
