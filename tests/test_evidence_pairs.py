@@ -14,7 +14,7 @@ from benchmarks.evidence.pairs import GRID_SEEDS, PairCell
 from benchmarks.evidence.plan import Cell
 from benchmarks.evidence.pretraining import SETTINGS
 from benchmarks.evidence.records import Record, Run
-from benchmarks.evidence.verdicts import compared
+from benchmarks.evidence.verdicts import compared, refusals
 
 CELL = PairCell("pretraining", "0.5M", "ember", (5e-3,), (2e-2,), seeds=3)
 BEST = {"ember": (1e-2, 5e-3), "adamw": (5e-3, 2e-2), "rmsprop": (5e-3, 1e-2), "frozen": (1e-1, 1e-1)}
@@ -238,6 +238,16 @@ def test_a_refused_comparison_is_not_replaced_by_the_one_with_one_rate(three):
         of_task[run] = of_task[run]._replace(details=DETAILS | {"text": "u"})
     two = pair_results(study.pairs, {"pretraining": of_task})
     assert compared(one, two, *key) is None
+
+
+def test_every_baseline_that_is_refused_is_named():
+    """Also of runs with one rate, and where AdamW is not concerned."""
+    cells = [Cell("pretraining", "0.5M", method, (5e-3,), 3) for method in ("adamw b1=0.5", "ember")]
+    texts = dict(zip(("adamw b1=0.5", "ember"), "tu", strict=True))
+    runs = [cell.run(5e-3, seed) for cell in cells for seed in range(4)]
+    of_task = {run: Record(run, 4.0, DETAILS | {"text": texts[run.method]}) for run in runs}
+    (reason,) = refusals(results(cells, {"pretraining": of_task}), {})
+    assert reason == "pretraining, 0.5M, seed 1: 'ember' and 'adamw b1=0.5' are no pair: text 'u' and 't'"
 
 
 def test_runs_that_chose_a_rate_are_alike(three):

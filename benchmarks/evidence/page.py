@@ -5,9 +5,10 @@ from pathlib import Path
 from benchmarks.evidence import conclusions, missing_runs, pair_tables, tables
 from benchmarks.evidence.claims import claims
 from benchmarks.evidence.comparison import results
-from benchmarks.evidence.pair_comparison import PairResults, pair_results, refusals
+from benchmarks.evidence.pair_comparison import PairResults, pair_results
 from benchmarks.evidence.records import Records
 from benchmarks.evidence.studies import FULL, REPLACED, TASKS, Study
+from benchmarks.evidence.verdicts import refusals
 from benchmarks.harness.report import markdown, put
 
 _HEAD = """# Evidence
@@ -76,7 +77,7 @@ def page(study: Study, records: dict[str, Records]) -> str:
     parts += ["## Runs that were withdrawn", _WITHDRAWN] if study is FULL else []
     if missing := missing_runs.missing(study, records):
         parts += ["## What is missing", _MISSING, missing]
-    reasons = [*(result.refused for result in found.values() if result.refused), *refusals(two)]
+    reasons = [*(result.refused for result in found.values() if result.refused), *refusals(found, two)]
     if refused := [f"* {reason}" for reason in dict.fromkeys(reasons)]:
         parts += ["## What was refused", _REFUSED, "\n".join(refused)]
     return _joined(parts)

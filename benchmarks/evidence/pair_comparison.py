@@ -11,7 +11,6 @@ from benchmarks.evidence.likeness import UnlikeRunsError, check_alike
 from benchmarks.evidence.pairs import BestPair, Pair, PairCell
 from benchmarks.evidence.records import Record, Records
 from benchmarks.evidence.statistics import Difference, Spread, spread
-from benchmarks.evidence.studies import BASELINE, NO_MOMENTUM
 
 
 class PairResult(NamedTuple):
@@ -73,12 +72,6 @@ def against(results: PairResults, key: tuple[str, str, str], baseline: str) -> D
         return paired(ours.fresh, theirs.fresh)
     except UnlikeRunsError as error:
         return str(error)
-
-
-def refusals(results: PairResults) -> list[str]:
-    """Why methods of a setting are not compared."""
-    found = (against(results, key, other) for key in results for other in (BASELINE, NO_MOMENTUM))
-    return [reason for reason in found if isinstance(reason, str)]
 
 
 def best_of(results: PairResults, task: str, setting: str, methods: Iterable[str]) -> str | None:

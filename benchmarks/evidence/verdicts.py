@@ -8,6 +8,7 @@ from benchmarks.evidence.comparison import Result, paired
 from benchmarks.evidence.likeness import UnlikeRunsError
 from benchmarks.evidence.pair_comparison import PairResult, PairResults
 from benchmarks.evidence.statistics import Difference
+from benchmarks.evidence.studies import MOMENTA
 from benchmarks.evidence.tables import Results, shown_difference
 
 # In nats for each token, or in the share of wrong answers.
@@ -72,6 +73,19 @@ def compared(one: Results, two: PairResults, task: str, setting: str, ours: str,
             if difference:
                 return Compared(setting, rates, difference)
     return None
+
+
+def refusals(one: Results, two: PairResults) -> list[str]:
+    """Why methods are not compared with one of the baselines, each reason once."""
+    found = []
+    for results in (two, one):
+        for key, ours in results.items():
+            for theirs in (results.get((*key[:2], other)) for other in MOMENTA):
+                try:
+                    paired(ours.fresh, theirs.fresh if theirs else {})
+                except UnlikeRunsError as error:
+                    found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 def summary(found: Sequence[Compared]) -> str:

@@ -145,7 +145,7 @@ class HostTable:
           OSError: the disk is full. Then the table is as it was.
         """
         records = self._open_records()
-        with self._lock:  # of two threads with results of one step, one is refused
+        with self._lock:  # of two threads with results of one step, one is refused; and no thread copies these records
             check_written(fetched, self._number, self._options, self._layout.mesh, self.count, self.total_notfinite)
             count, total_notfinite = int(fetched.count), int(fetched.total_notfinite)
             self._written = np.zeros(0, np.uint32)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._fetched import FetchedRows
 from ._gather import Gathered, gather, refresh
+from ._layouts.batch_ids import BatchIds
 
 if TYPE_CHECKING:
     from ._host_table import HostTable
@@ -28,6 +29,10 @@ def prefetched(
             return batch, layout.requests(ids_of(batch), num_rows)
         return None
 
+    def gather_next(ids: BatchIds, newest: int) -> Gathered:
+        with table._lock:  # `write` changes no record while it is copied
+            return gather(table._open_records(), ids, layout, newest)
+
     thread = concurrent.futures.ThreadPoolExecutor(1)
     try:
         reading = thread.submit(read_next)
@@ -36,7 +41,7 @@ def prefetched(
             found, failed = _finished(reading)
             steps, newest = table.count + table.total_notfinite, table.count + 1  # the thread may see the step that runs
             ids = layout.agreed(None if found is None else found[1], steps, num_rows)
-            gathering = None if ids is None else thread.submit(gather, table._open_records(), ids, layout, newest)
+            gathering = None if ids is None else thread.submit(gather_next, ids, newest)
             reading = thread.submit(read_next)
             if ready is not None:
                 yield ready[0], table._on_device(ready[1])

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from ember_optax import large_tables
+from ember_optax.large_tables import _records
 
 V, D = 1000, 4
 
@@ -217,3 +219,23 @@ def test_donated_rows_leave_the_table_as_it_is():
     jax.jit(lambda fetched: fetched.nu_feature + 1, donate_argnums=0)(table.fetch(np.array([1])))
     step(table, [1])
     assert table.count == 1
+
+
+def test_rows_that_are_written_while_the_next_batch_is_gathered(tmp_path, monkeypatch):
+    """A record is read before the write or after it, and never in two pieces, whose checksum would not fit."""
+    take, main = _records.take, threading.current_thread()
+
+    def in_pieces(records, ids):
+        found = take(records, ids)
+        if threading.current_thread() is not main:
+            time.sleep(0.3)  # a disk may be this slow
+            found["row"] = take(records, ids)["row"]
+        return found
+
+    batches = [np.array([number, 7]) for number in range(4)]
+    with make(tmp_path / "t") as table:
+        step(table, [7])
+        monkeypatch.setattr(_records, "take", in_pieces)
+        for _, fetched in table.prefetch(batches, lambda ids: ids):
+            table.write(update(fetched))
+        assert table.count == 5
