@@ -9,13 +9,13 @@ import numpy as np
 from . import _records
 from ._checks import Options
 from ._fetched import FetchedRows
-from ._initial_rows import with_initial_rows
+from ._initial_rows import read_rows
 from ._layouts import Layout
 from ._layouts.batch_ids import BatchIds, distinct_ids, padded_size
 
 
 class Gathered(NamedTuple):
-    """The ids of a batch, and a copy of the records that this process has of them."""
+    """The ids of a batch, and a copy of the records that this process has of them, with padding for each device."""
 
     ids: BatchIds
     records: np.ndarray
@@ -23,32 +23,34 @@ class Gathered(NamedTuple):
 
 def gather(records: np.ndarray, ids: BatchIds, layout: Layout, newest: int) -> Gathered:
     """The records of a batch, which no step after `newest` wrote."""
-    return Gathered(ids, _records.take_checked(records, layout.index_of(_flat(ids)), newest))
+    found = _records.aligned_zeros(layout.devices_here * ids.size, records.dtype)
+    for device, distinct in enumerate(ids.distinct):
+        into = found[device * ids.size :][: len(distinct)]
+        _records.take_checked(records, layout.index_of(distinct), newest, into)
+    return Gathered(ids, found)
 
 
 def refresh(gathered: Gathered, records: np.ndarray, written: np.ndarray, layout: Layout, newest: int) -> None:
     """Reads the records of the ids that were written after `gather` again."""
-    ids = _flat(gathered.ids)
-    shared = np.isin(ids, written, assume_unique=True)
-    gathered.records[shared] = _records.take_checked(records, layout.index_of(ids[shared]), newest)
+    for device, distinct in enumerate(gathered.ids.distinct):
+        shared = np.flatnonzero(np.isin(distinct, written, assume_unique=True))
+        found = _records.take_checked(records, layout.index_of(distinct[shared]), newest)
+        gathered.records[device * gathered.ids.size + shared] = found
 
 
 def to_device(
     gathered: Gathered, options: Options, layout: Layout, nu_feature: jax.Array, table: int, count: int, total_notfinite: int
 ) -> FetchedRows:
     """The rows on the device, with padding, and with initial values where no step has written them."""
-    (distinct, places, size), records = gathered
-    used = np.concatenate([np.arange(len(part)) + device * size for device, part in enumerate(distinct)])
-
-    def put(of_records: np.ndarray, padding: int = 0) -> jax.Array:
-        padded = np.full((layout.devices_here * size, *of_records.shape[1:]), padding, of_records.dtype)
-        padded[used] = of_records
-        return layout.put(padded)
-
-    ids = put(_flat(gathered.ids).astype(np.uint32), options.shape[0])
-    nu_token, last, rows = map(put, (records["nu_token"], records["last"], _records.rows_in(records, options.dtype)))
+    distinct, places, size = gathered.ids
+    ids = np.full((layout.devices_here, size), options.shape[0], np.uint32)
+    for of_device, of_batch in zip(ids, distinct, strict=True):
+        of_device[: len(of_batch)] = of_batch
+    ids = layout.put(ids.reshape(-1))
+    words = layout.put(_records.words_of(gathered.records))
+    rows, nu_token, last = read_rows(words, ids, options=options, mesh=layout.mesh)
     return FetchedRows(
-        rows=with_initial_rows(rows, ids, last, seed=options.seed, std=options.std, dtype=options.dtype, mesh=layout.mesh),
+        rows=rows,
         places=jax.tree.map(jnp.asarray, places),
         ids=ids,
         nu_token=nu_token,
@@ -78,7 +80,3 @@ def again(batches: list[FetchedRows], layout: Layout) -> tuple[BatchIds, list[ja
         return layout.put(np.where(ids < num_rows, np.stack(found), size).astype(np.int32).reshape(-1))
 
     return BatchIds(distinct, (), size), [places(ids) for ids in ids_of]
-
-
-def _flat(ids: BatchIds) -> np.ndarray:
-    return np.concatenate(ids.distinct)

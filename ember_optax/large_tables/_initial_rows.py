@@ -4,35 +4,37 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from .._math.rounding import bits_at, key_of
+from ._checks import Options
 from ._layouts.collectives import over_devices
+from ._records import unpacked
 from ._update import places_of_rows
 
 # Stochastic rounding hashes a name as its third word, and this is not the checksum of a name that is likely.
 _WORD = 0x1D0FA5C3
 
 
-@functools.partial(jax.jit, static_argnames=("seed", "std", "dtype", "mesh"))
-def with_initial_rows(
-    rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype, mesh: Mesh | None
-) -> jax.Array:
-    """The rows, in float32 at least, with initial values for those that no step has written."""
-    on_each = functools.partial(_with_initial_rows, seed=seed, std=std, dtype=dtype)
-    return over_devices(mesh, on_each)(rows, ids, last)
+@functools.partial(jax.jit, static_argnames=("options", "mesh"))
+def read_rows(words: jax.Array, ids: jax.Array, *, options: Options, mesh: Mesh | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The rows of some records, their `nu_token` and `last`. Rows are float32, with initial values if no step has written them."""
+    return over_devices(mesh, functools.partial(_read_rows, options=options))(words, ids)
 
 
-def _with_initial_rows(rows: jax.Array, ids: jax.Array, last: jax.Array, *, seed: int, std: float, dtype: jnp.dtype) -> jax.Array:
-    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    if not std:
-        return rows
+def _read_rows(words: jax.Array, ids: jax.Array, options: Options) -> tuple[jax.Array, jax.Array, jax.Array]:
+    rows, nu_token, last = unpacked(words, options.shape[1:], options.dtype)
+    rows = rows.astype(jnp.float32)
+    if not options.std:
+        return rows, nu_token, last
+    unwritten = (last == 0) & (ids < np.uint32(options.shape[0]))  # not padding, which most batches have
 
     def drawn(rows: jax.Array) -> jax.Array:
-        new = (std * _normal(ids, rows.shape, seed)).astype(dtype).astype(rows.dtype)
-        return jnp.where((last == 0).reshape(-1, *(1 for _ in rows.shape[1:])), new, rows)
+        new = (options.std * _normal(ids, rows.shape, options.seed)).astype(options.dtype).astype(rows.dtype)
+        return jnp.where(unwritten.reshape(-1, *(1 for _ in rows.shape[1:])), new, rows)
 
-    return jax.lax.cond(jnp.any(last == 0), drawn, lambda rows: rows, rows)
+    return jax.lax.cond(jnp.any(unwritten), drawn, lambda rows: rows, rows), nu_token, last
 
 
 def _normal(ids: jax.Array, shape: tuple[int, ...], seed: int) -> jax.Array:

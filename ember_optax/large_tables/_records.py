@@ -5,13 +5,18 @@ its values come from a hash (`_initial_rows.py`), so neither memory nor a file h
 """
 
 import importlib
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+# Of buffers that JAX takes over on a CPU.
+_ALIGNMENT = 64
 
 
 def record_dtype(row_shape: tuple[int, ...], dtype: Any, *, in_file: bool) -> np.dtype:
@@ -65,19 +70,29 @@ def open_file(path: Path, num_rows: int, record: np.dtype) -> np.ndarray:
     return records
 
 
-def take(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def aligned_zeros(count: int, record: np.dtype) -> np.ndarray:
+    """Records of zeros at a multiple of 64 bytes, where JAX uses the memory of the host as it is if the device is a CPU."""
+    size = count * record.itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(record)
+
+
+def take(records: np.ndarray, ids: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
     """A copy of some records. As bytes, NumPy copies each with one memmove."""
-    as_bytes = records.view(np.ndarray).view(f"V{records.dtype.itemsize}")
-    return np.take(as_bytes, ids).view(records.dtype)
+    as_bytes = f"V{records.dtype.itemsize}"
+    into = np.empty(len(ids), records.dtype) if into is None else into
+    np.take(records.view(np.ndarray).view(as_bytes), ids, out=into.view(as_bytes), mode="clip")  # "raise" copies twice
+    return into
 
 
-def take_checked(records: Any, ids: np.ndarray, newest: int) -> np.ndarray:
+def take_checked(records: Any, ids: np.ndarray, newest: int, into: np.ndarray | None = None) -> np.ndarray:
     """A copy of some records, whose checksums fit, and which no step after `newest` wrote.
 
     Raises:
       ValueError: a checksum does not fit, or a record is newer.
     """
-    found = take(records, ids)
+    found = take(records, ids, into)
     if "checksum" in (found.dtype.names or ()):
         damaged = np.flatnonzero(found["checksum"] != _checksums(found, ids))
         if len(damaged):
@@ -99,7 +114,7 @@ def _checksums(records: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
     A record that a step wrote depends on its place too. The checksum of a record of zeros is zero.
     """
-    words = records.view(np.uint32).reshape(len(records), records.dtype.itemsize // 4)[:, 1:]
+    words = words_of(records)[:, 1:]
     factors = np.arange(1, words.shape[1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B2) + np.uint32(1)
     of_place = np.where(records["last"] > 0, ids, 0).astype(np.uint32) * np.uint32(0x85EBCA6B)
     return np.einsum("ij,j->i", words, factors) + of_place
@@ -122,6 +137,15 @@ def pack(ids: np.ndarray, rows: np.ndarray, nu_token: np.ndarray, last: np.ndarr
     return new
 
 
-def rows_in(records: np.ndarray, dtype: Any) -> np.ndarray:
-    """The rows of some records, in the table's dtype."""
-    return np.ascontiguousarray(records["row"]).view(jnp.dtype(dtype))
+def words_of(records: np.ndarray) -> np.ndarray:
+    """Records as words of 32 bits, (N, words)."""
+    return records.view(np.uint32).reshape(len(records), records.dtype.itemsize // 4)
+
+
+def unpacked(words: jax.Array, row_shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The rows of some records in the table's dtype, their `nu_token` and `last`, from their words on the device."""
+    num_features, per_word = math.prod(row_shape), 4 // dtype.itemsize
+    of_state, of_rows = jnp.split(words, [words.shape[1] - math.ceil(num_features / per_word)], axis=1)
+    nu_token, last = (jax.lax.bitcast_convert_type(of_state[:, at], kind) for at, kind in ((-2, jnp.float32), (-1, jnp.int32)))
+    flat = jax.lax.bitcast_convert_type(of_rows, dtype).reshape(len(words), -1)  # of 16 bits: the low half of a word comes first
+    return flat[:, :num_features].reshape(len(words), *row_shape), nu_token, last

@@ -225,8 +225,8 @@ def test_rows_that_are_written_while_the_next_batch_is_gathered(tmp_path, monkey
     """A record is read before the write or after it, and never in two pieces, whose checksum would not fit."""
     take, main = _records.take, threading.current_thread()
 
-    def in_pieces(records, ids):
-        found = take(records, ids)
+    def in_pieces(records, ids, *into):
+        found = take(records, ids, *into)
         if threading.current_thread() is not main:
             time.sleep(0.3)  # a disk may be this slow
             found["row"] = take(records, ids)["row"]

@@ -38,8 +38,8 @@ class OneDevice:
         return ids
 
     def put(self, array: np.ndarray) -> jax.Array:
-        """An array on the device."""
-        return jnp.asarray(array)
+        """An array on the device. A CPU may use the memory of `array`."""
+        return jax.device_put(array)
 
     def put_everywhere(self, array: Any) -> jax.Array:
         """An array that each device has whole."""
