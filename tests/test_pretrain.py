@@ -26,9 +26,15 @@ def _compiled_once(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The corpus with its tokens, for all tests but the one of the cache."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def folders(tmp_path):
-    return ["--cache-dir", str(tmp_path / "cache"), "--output-dir", str(tmp_path)]
+def folders(cache, tmp_path):
+    return ["--cache-dir", str(cache), "--output-dir", str(tmp_path)]
 
 
 @pytest.fixture
@@ -44,6 +50,7 @@ def pretrain_in_a_process(folders):
 @pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compares_the_optimizers(pretrain, tmp_path, text, tied):
     arguments = [*TINY, "--data", str(text), "--steps", "30", "--name", "run", *(["--tied"] if tied else [])]
+    arguments += ["--cache-dir", str(tmp_path / "cache")]
     done = pretrain(*arguments)
     assert done.returncode == 0, done.stderr
     assert "left out 1 of" in done.stdout
