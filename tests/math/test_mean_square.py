@@ -48,26 +48,38 @@ def test_large_arrays(name, dtype):
     np.testing.assert_allclose(found, expected(x, axes), rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 40)),
-    st.sampled_from([(0,), (1,), (0, 1)]),
-    st.integers(1, 3000),
-)
-def test_any_shape_and_block(shape, axes, block):
-    x = np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-    found = jax.jit(blocked_mean_square, static_argnums=(1, 2))(x, axes, block)
-    np.testing.assert_allclose(found, expected(x, axes), rtol=1e-6)
+# Each example is compiled.
+EXAMPLES = pytest.mark.parametrize("examples", [15, pytest.param(100, marks=pytest.mark.slow)])
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 12), st.integers(1, 90))
-def test_any_part(batch, rows, parts, part):
-    x = np.random.default_rng(rows).normal(size=(batch, rows, parts * part)).astype(np.float32)
-    last_axes = (2,), (1, 2), (0, 1, 2)
-    found = jax.jit(lambda x: [parted_mean_square(x, axes, part) for axes in last_axes])(x)
-    for axes, mean in zip(last_axes, found, strict=True):
-        np.testing.assert_allclose(mean, expected(x, axes), rtol=1e-6)
+@EXAMPLES
+def test_any_shape_and_block(examples):
+    @settings(deadline=None, max_examples=examples)
+    @given(
+        st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 40)),
+        st.sampled_from([(0,), (1,), (0, 1)]),
+        st.integers(1, 3000),
+    )
+    def check(shape, axes, block):
+        x = np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+        found = jax.jit(blocked_mean_square, static_argnums=(1, 2))(x, axes, block)
+        np.testing.assert_allclose(found, expected(x, axes), rtol=1e-6)
+
+    check()
+
+
+@EXAMPLES
+def test_any_part(examples):
+    @settings(deadline=None, max_examples=examples)
+    @given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 12), st.integers(1, 90))
+    def check(batch, rows, parts, part):
+        x = np.random.default_rng(rows).normal(size=(batch, rows, parts * part)).astype(np.float32)
+        last_axes = (2,), (1, 2), (0, 1, 2)
+        found = jax.jit(lambda x: [parted_mean_square(x, axes, part) for axes in last_axes])(x)
+        for axes, mean in zip(last_axes, found, strict=True):
+            np.testing.assert_allclose(mean, expected(x, axes), rtol=1e-6)
+
+    check()
 
 
 def test_not_finite_is_seen():
