@@ -15,6 +15,17 @@ from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, state_shar
 from ember_optax._math.mesh import spec_of
 
 STEPS = 10
+# Every pair of two of the three; the rest are slow.
+EVERY_PAIR = pytest.mark.parametrize(
+    "spec, axis_type, token_axis",
+    [
+        pytest.param(spec, axis_type, token_axis, marks=() if (i + j + token_axis) % 2 else pytest.mark.slow)
+        for i, spec in enumerate(SPECS)
+        for j, axis_type in enumerate([AxisType.Auto, AxisType.Explicit])
+        for token_axis in (0, 1)
+    ],
+    ids=str,
+)
 
 
 def as_from_a_step(sharding):
@@ -63,9 +74,7 @@ def test_sharded_step(spec, axis_type, token_axis):
     np.testing.assert_allclose(params, expected, rtol=1e-6)
 
 
-@LAYOUTS
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@EVERY_PAIR
 def test_eager_init_puts_the_state_where_the_table_is(spec, axis_type, token_axis):
     """Outside of `jax.jit` and without `jax.set_mesh`, as `optax.adamw` allows it, and without a second compilation."""
     sharding = NamedSharding(make_mesh(axis_type), table_spec(spec, token_axis))
@@ -80,9 +89,7 @@ def test_eager_init_puts_the_state_where_the_table_is(spec, axis_type, token_axi
     assert state.count.sharding.is_equivalent_to(NamedSharding(sharding.mesh, P()), 0)
 
 
-@LAYOUTS
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@EVERY_PAIR
 def test_scan_over_steps(spec, axis_type, token_axis):
     """All steps in one `lax.scan`, its carry donated."""
     tx, mesh = ember(1e-2, optax.sgd(1.0), weight_decay=0.1, tables=EmberDimensionNumbers(token_axis)), make_mesh(axis_type)

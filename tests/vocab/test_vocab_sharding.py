@@ -106,10 +106,17 @@ def compare(change, axis_type):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), gathered, run(params, state)[:2])
 
 
-@EACH_TYPE
 @pytest.mark.parametrize("change", CHANGES)
-def test_as_on_one_device(change, axis_type):
-    compare(change, axis_type)
+def test_as_on_one_device(change):
+    compare(change, AxisType.Auto)
+
+
+QUICK = {"grow by means", "take"}  # each change is compiled for each type of axes
+
+
+@pytest.mark.parametrize("change", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHANGES])
+def test_as_on_one_device_with_explicit_axes(change):
+    compare(change, AxisType.Explicit)
 
 
 @pytest.mark.slow  # two more processes
