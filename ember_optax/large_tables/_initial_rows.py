@@ -19,7 +19,7 @@ _WORD = 0x1D0FA5C3
 
 @functools.partial(jax.jit, static_argnames=("options", "mesh"))
 def read_rows(words: jax.Array, ids: jax.Array, *, options: Options, mesh: Mesh | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The rows of some records, their `nu_token` and `last`. Rows are float32, with initial values if no step has written them."""
+    """The float32 rows of some records, with initial values if no step has written them, their `nu_token` and `last`."""
     return over_devices(mesh, functools.partial(_read_rows, options=options))(words, ids)
 
 
