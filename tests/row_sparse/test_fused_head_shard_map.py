@@ -33,7 +33,7 @@ def transformation(model, clip, split=(), *last):
     ember = scale_by_ember(dimension_numbers=EmberDimensionNumbers(model.token_axis), token_mesh_axes=split)
     kinds = {name: "head" if name == "head" else "rest" for name in model.params()}
     parts = optax.partition({"head": ember, "rest": optax.identity()}, kinds)
-    return optax.chain(clip(0.5), parts, optax.scale(-0.1), *last)
+    return optax.chain(clip(0.5), parts, optax.scale(-1e-2), *last)
 
 
 def loss_of(model, batch_axes=(), split=(), micro_batches=1):
@@ -55,8 +55,7 @@ def loss_of(model, batch_axes=(), split=(), micro_batches=1):
             total = row_sparse.scan(body, 0.0 * count, batches)[0]  # a zero that has the type of a sum
         else:
             total = losses(params, ids, labels, where)
-        total, count = jax.lax.psum((total, count), batch_axes) if batch_axes else (total, count)
-        return total / count
+        return jax.lax.psum(total, batch_axes) / jax.lax.psum(count, batch_axes) if batch_axes else total / count
 
     return loss
 
