@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_axes
+from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_alike
 from .._math.parts import over_parts
 from .._math.rows import flat_ids, rows_first
 from .._math.shares import sharable_chunk
@@ -109,7 +109,7 @@ def _losses(hidden: Any, table_VxD: Any, labels: Any, tap: Tap | None, link: Any
     hidden_NxD, labels_N = hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
     if loss.layout is not None:
         table_VxD = as_varying(table_VxD, loss.layout.batch_axes)
-        hidden_NxD, labels_N = (as_varying(x, set(loss.layout.batch_axes) - varying_axes(x)) for x in (hidden_NxD, labels_N))
+        hidden_NxD, labels_N = varying_alike(hidden_NxD, labels_N)
     if tap is not None:
         losses_N: Any = tapped_losses(hidden_NxD, table_VxD, labels_N, tap, link, loss, call)
     else:
