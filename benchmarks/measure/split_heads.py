@@ -6,6 +6,7 @@ fails where it is not what docs/fused_head.md promises.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from benchmarks.harness.results import RESULTS, fill, load, parser
 from benchmarks.harness.sending import bytes_sent, in_loops, outside_of_loops
 from benchmarks.harness.steps import abstract_carry
 from benchmarks.harness.targets import available, mesh_of, use_compilers
-from ember_optax import EmberDimensionNumbers, ember, row_sparse
+from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
 from ember_optax.losses import linear_softmax_cross_entropy
 
 MESHES = {"8 x v5e": (2, 4), "256 x v5e": (16, 16)}
 HEADS = {"262144 x 1152 float32": (262_144, 1_152, "float32"), "128256 x 8192 bfloat16": (128_256, 8_192, "bfloat16")}
 TOKENS = 4_096
 USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL = "usual loss", "loss in chunks", "dense step", "fused step", "fused step, all axes"
-WAYS = (USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL)
+MANUAL = "fused step, shard_map"
+WAYS = (USUAL, CHUNKS, DENSE, FUSED, FUSED_ALL, MANUAL)
 # What `--check` requires: the most temporaries in MiB, and what may be sent in each turn of a loop.
-LIMITS = {CHUNKS: (150, set()), FUSED: (64, {"all-gather"}), FUSED_ALL: (100, set())}
+LIMITS = {CHUNKS: (150, set()), FUSED: (64, {"all-gather"}), FUSED_ALL: (100, set()), MANUAL: (64, {"all-gather"})}
 
 
 def main() -> None:
@@ -97,19 +99,31 @@ def _program(mesh_name: str, head: tuple[int, int, str], way: str) -> jax.stages
         gradient = jax.jit(jax.value_and_grad(loss_fn), out_shardings=(whole, of_params))
         return gradient.lower(params, *given)
     tables = {"head": EmberDimensionNumbers(), "body": None}
-    tx = ember(1e-3, optax.sgd(1e-3), tables=tables)
+    tx = _ember_of_parts() if way == MANUAL else ember(1e-3, optax.sgd(1e-3), tables=tables)
+    start, shardings = abstract_carry(tx, params, of_params)
+    fused = row_sparse.value_and_grad(loss_fn, heads="head", tables=tables)
+    gradient = jax.value_and_grad(loss_fn) if way == DENSE else lambda params, *batch: fused(params, {}, *batch)
+    step = _step(_ember_of_parts(*axes) if way == MANUAL else tx, gradient)
+    if way == MANUAL:
+        of_carry = jax.tree.map(lambda sharding: sharding.spec, shardings)
+        specs = of_carry, P("data"), P("data")
+        step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(of_carry, P()))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)).lower(start, *given)
 
-    def step(carry, hidden, labels):
+
+def _ember_of_parts(*mesh_axes: str) -> optax.GradientTransformation:
+    of_head = optax.chain(scale_by_ember(token_mesh_axes=mesh_axes), optax.scale(-1e-3))
+    return optax.partition({"head": of_head, "body": optax.sgd(1e-3)}, {"head": "head", "body": "body"})
+
+
+def _step(tx: optax.GradientTransformation, gradient: Callable[..., Any]) -> Callable[..., Any]:
+    def step(carry, *batch):
         params, state = carry
-        if way == DENSE:
-            loss, grads = jax.value_and_grad(loss_fn)(params, hidden, labels)
-        else:
-            loss, grads = row_sparse.value_and_grad(loss_fn, heads="head", tables=tables)(params, {}, hidden, labels)
+        loss, grads = gradient(params, *batch)
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), loss
 
-    start, shardings = abstract_carry(tx, params, of_params)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)).lower(start, *given)
+    return step
 
 
 def _loss(params: Any, hidden: jax.Array, labels: jax.Array, *, way: str, axes: tuple[str, ...]) -> jax.Array:
@@ -117,7 +131,8 @@ def _loss(params: Any, hidden: jax.Array, labels: jax.Array, *, way: str, axes: 
     if way == USUAL:
         logits = jnp.einsum("nd,vd->nv", hidden, params["head"], preferred_element_type=jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return linear_softmax_cross_entropy(hidden, params["head"], labels, token_mesh_axes=axes).mean()
+    loss = linear_softmax_cross_entropy(hidden, params["head"], labels, token_mesh_axes=axes).mean()
+    return jax.lax.pmean(loss, "data") if way == MANUAL else loss
 
 
 def table(results: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ chunk of G is computed where it is needed. The trip of a head named in `row_spar
           v
         params
 
+All of it may be inside of the caller's own `jax.shard_map` (manual.py).
+
 `value_and_grad` traces the loss function twice. It differentiates with respect to a tap of zeros, whose sizes it has to know
 before, and only a trace shows how many hidden states a head gets and in which dtype. One trace would be enough if a tap could be
 added to a function that is traced already. But the loss may be inside `jax.jit`, `jax.checkpoint` or `jax.lax.cond`, whose

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from .._math.softmax import LossOptions
+from .manual import as_in_loss
 from .scans import zeros_of_steps
 from .taps import Tap, without_squares
 
@@ -105,7 +106,8 @@ def _zeros_of(calls: list[Call]) -> list[Call]:
         steps, tap = tuple(steps for _, steps in call.scans), call.tap
         if steps or len(calls) > 1:
             tap = without_squares(tap)
-        return call._replace(tap=jax.tree.map(functools.partial(zeros_of_steps, steps), tap))
+        zeros = jax.tree.map(functools.partial(zeros_of_steps, steps), tap)
+        return call._replace(tap=as_in_loss(zeros, call.loss.layout, call.loss.token_axis))
 
     return list(map(with_zeros, calls))
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from .._math.chunks import behind_barriers, over_chunks, put_chunk, take_chunk, tokens_from
-from .._math.mesh import as_varying, in_auto_mode, spec_like
-from .._math.parts import over_parts, sum_over_tokens
+from .._math.mesh import as_varying, in_auto_mode, spec_like, varying_axes
+from .._math.parts import over_parts, parts_of, sum_over_batch, sum_over_tokens
 from .._math.rows import take_rows
 from .._math.shares import Share, gathers_tokens, has_shares, keeps_shares
 from .._math.softmax import (
@@ -28,6 +28,7 @@ from .._math.softmax import (
     table_gradient,
     where_it_counts,
 )
+from .manual import in_whole_table, whole_tokens
 from .squares import add_share, no_squares, sum_of_shares
 from .taps import Tap, tap_specs, without_squares
 
@@ -140,6 +141,7 @@ def joined(taps: Sequence[Tap], table_VxD: jax.Array, loss: LossOptions) -> Tap:
 def _joined_part(taps: Sequence[Tap], table_VxD: jax.Array, *, loss: LossOptions, gathers: bool, keeps: bool) -> Tap:
     """`joined` of a whole head, or of this device's rows."""
     arrays = [jnp.concatenate(of_calls) for of_calls in zip(*(tap[:4] for tap in taps), strict=True)]
+    arrays = whole_tokens(arrays, loss.layout) if gathers else arrays
     table_VxD = as_varying(table_VxD, loss.layout.batch_axes) if loss.layout else table_VxD
     tap = Tap(*arrays, token_squares=None, feature_squares=None)
     first, rows = rows_of(table_VxD, loss)
@@ -203,15 +205,19 @@ def with_lookup(
       The tap with the sums of squares of the whole gradient, and the whole gradient of the rows of the lookup, (M, D) in float32.
     """
     size, by_rows = table_VxD.shape[loss.token_axis], loss._replace(token_axis=0, layout=None, masks=False)
+    layout = loss.layout if loss.layout and loss.layout.is_manual else None  # elsewhere the arrays are whole
     rows_MxD = take_rows(table_VxD, ids_M, loss.token_axis)
 
     def add(start, count, carry):
         rows_MxD, of_lookup_MxD, total_MxD, more_D = carry
         ids_C, of_lookup_CxD = take_chunk(ids_M, start, count, 0), take_chunk(of_lookup_MxD, start, count, 0)
         valid_C1 = (ids_C < size)[:, None]
-        of_head_CxD = gradient_of_rows(tap, take_chunk(rows_MxD, start, count, 0), ids_C, by_rows)
-        if loss.num_tokens < size:  # rows of padding may be looked up, but the head does not use them
-            of_head_CxD = jnp.where((ids_C < loss.num_tokens)[:, None], of_head_CxD, 0.0)
+        tokens_C = in_whole_table(ids_C, size, layout)
+        of_head_CxD = gradient_of_rows(tap, take_chunk(rows_MxD, start, count, 0), tokens_C, by_rows)
+        if loss.num_tokens < size * parts_of(layout):  # rows of padding may be looked up, but the head does not use them
+            of_head_CxD = jnp.where((tokens_C < loss.num_tokens)[:, None], of_head_CxD, 0.0)
+        if layout and varying_axes(tap.hidden):  # each device has its own hidden states
+            of_head_CxD = sum_over_batch(layout, of_head_CxD)
         total_CxD = jnp.where(valid_C1, of_head_CxD + of_lookup_CxD, 0.0)
         # (a + b)^2 - a^2 = b (2 a + b), which subtracts no large squares.
         more_CxD = jnp.where(valid_C1, of_lookup_CxD * (of_head_CxD + total_CxD), 0.0)
@@ -220,8 +226,10 @@ def with_lookup(
         return rows_MxD, of_lookup_MxD, put_chunk(total_MxD, total_CxD, start, 0), more_D
 
     of_lookup_MxD = of_lookup_MxD.astype(jnp.float32)
-    carry = rows_MxD, of_lookup_MxD, jnp.zeros_like(of_lookup_MxD), jnp.zeros_like(tap.feature_squares)
+    zeros_D = as_varying(jnp.zeros_like(tap.feature_squares), layout.token_axes if layout else ())
+    carry = rows_MxD, of_lookup_MxD, jnp.zeros_like(of_lookup_MxD), zeros_D
     *_, total_MxD, more_D = over_chunks(add, carry, ids_M.size, loss.chunk)
     token_V = tap.token_squares.at[ids_M].set(jnp.sum(jnp.square(total_MxD), 1), mode="drop")
+    more_D = sum_over_tokens(layout, more_D)
     # `jnp.maximum` keeps NaN.
     return tap._replace(token_squares=token_V, feature_squares=jnp.maximum(tap.feature_squares + more_D, 0.0)), total_MxD

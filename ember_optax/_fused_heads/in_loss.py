@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_axes
+from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_alike
 from .._math.parts import over_parts
 from .._math.rows import flat_ids, rows_first
 from .._math.shares import sharable_chunk
@@ -22,6 +22,7 @@ from .._tree.tables import Leaf, Table
 from .calls import MARK, Call
 from .gradient import as_linked, joined, tapped_losses, with_lookup
 from .leaf import FusedLeaf
+from .manual import in_whole_table, manual_layout, of_all_devices
 from .scans import HeadScans, of_all_steps
 from .taps import LARGEST_VOCABULARY, Tap, specs_of_tap, tap_shapes
 
@@ -55,6 +56,10 @@ class TappedHead:
     def losses(self, hidden: jax.Array, labels: jax.Array, loss: LossOptions, dtype: Any) -> jax.Array:
         """The loss of each token, with the rows of the table cast to `dtype`."""
         loss = loss._replace(dtype=None if dtype == self.table.dtype else jnp.dtype(dtype))
+        if in_shard_map():
+            layout = manual_layout(self.name, loss.layout, hidden, self.table, labels)
+            size = self.table.shape[self.token_axis] * layout.token_parts
+            loss = loss._replace(layout=layout, masks=loss.num_tokens < size)
         loss = loss._replace(chunk=sharable_chunk(loss.layout, loss.chunk))
         self.calls.append(Call(tap_shapes(hidden, self.table.shape[self.token_axis], loss), loss, tuple(self.scans.open)))
         if self.taps is None:
@@ -104,6 +109,7 @@ def _losses(hidden: Any, table_VxD: Any, labels: Any, tap: Tap | None, link: Any
     hidden_NxD, labels_N = hidden.reshape(labels.size, hidden.shape[-1]), flat_ids(labels, loss.num_tokens)
     if loss.layout is not None:
         table_VxD = as_varying(table_VxD, loss.layout.batch_axes)
+        hidden_NxD, labels_N = varying_alike(hidden_NxD, labels_N)
     if tap is not None:
         losses_N: Any = tapped_losses(hidden_NxD, table_VxD, labels_N, tap, link, loss, call)
     else:
@@ -133,11 +139,6 @@ def check_head_table(table: Leaf) -> None:
         raise ValueError(
             f"heads names {table.name!r} of shape {table.shape}, but a fused head has at most 2^24 tokens: leave it out of heads."
         )
-    if varying_axes(table.array) or in_shard_map():
-        raise ValueError(
-            f"heads names {table.name!r} inside of jax.shard_map: use jax.jit with automatic or explicit axes, or leave it out "
-            f"of heads."
-        )
 
 
 def gradient_leaf(
@@ -157,7 +158,8 @@ def gradient_leaf(
     if ids_M.size:
         of_rows = functools.partial(with_lookup, loss=loss)
         specs = functools.partial(jax.tree.map, spec_like, (tap, of_lookup))
-        of_lookup = rows_first(of_lookup, loss.token_axis, 1)
+        of_lookup, size = rows_first(of_lookup, loss.token_axis, 1), table.shape[loss.token_axis]
+        ids_M, of_lookup = of_all_devices(ids_M, of_lookup, size, loss.layout)
         tap, of_rows_MxD = in_auto_mode(of_rows, specs, tap, table.array, ids_M, of_lookup)
-        touched = ids_M, of_rows_MxD
+        touched = in_whole_table(ids_M, size, loss.layout), of_rows_MxD
     return FusedLeaf(table.name, table.array, tap, touched, loss)

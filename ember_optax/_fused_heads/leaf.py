@@ -61,7 +61,10 @@ class FusedLeaf(LinearLeaf):
     @property
     def squared_norm(self) -> jax.Array:
         """The sum of the squares of the gradient's elements."""
-        return jnp.square(self.factor) * jnp.sum(self.tap.token_squares)
+        layout = self.loss.layout
+        # Inside of the caller's own `jax.shard_map` this device has the tokens of its rows alone.
+        squares = self.tap.feature_squares if layout and layout.is_manual else self.tap.token_squares
+        return jnp.square(self.factor) * jnp.sum(squares)
 
     def astype(self, _: Any) -> "FusedLeaf":
         """The leaf itself, because it is computed in float32 in any case."""

@@ -58,7 +58,7 @@ def ember_head_step(
 ) -> tuple[Preconditioner, Moments]:
     """`ember_step` from the sums of squares of the gradient, multiplied by `factor`. Returns the step and the state after it."""
     (token_axis,), (feature_axis,) = axes.token, axes.feature
-    size, width = tap.token_squares.size, tap.feature_squares.size
+    size, width = tap.token_squares.size * jax.lax.axis_size(axes.token_mesh), tap.feature_squares.size
     token_V1 = jnp.expand_dims(jnp.square(factor) * tap.token_squares / width, feature_axis)
     feature_1D = jnp.expand_dims(jnp.square(factor) * tap.feature_squares / size, token_axis)
     finite_11, new, mean_11 = after_batch(moments, token_V1, feature_1D, by.rate, axes=axes, active_rows=active_rows)

@@ -38,7 +38,9 @@ def tap_shapes(hidden: jax.Array, size: int, loss: LossOptions) -> Tap:
     if gathers_tokens(layout, tokens, size):
         shapes = without_squares(shapes)
     if layout is not None and keeps_shares(layout, tokens, size):
-        rows = layout.token_parts * layout.batch_parts * Share(layout, 0, size // layout.token_parts).rows
+        parts = 1 if layout.is_manual else layout.token_parts
+        shares = 1 if layout.is_manual else parts * layout.batch_parts
+        rows = shares * Share(layout, 0, size // parts).rows
         shapes = shapes._replace(shares=(rows, width) if loss.token_axis == 0 else (width, rows))
     specs = tap_specs(layout or Layout((), spec_of(spec_entries(hidden)[:-1])), loss.token_axis)
 

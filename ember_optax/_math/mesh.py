@@ -81,6 +81,19 @@ def as_varying(array: jax.Array, mesh_axes: Iterable[str]) -> jax.Array:
     return jax.lax.pvary(array, names)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """The same values, each typed as varying over all mesh axes over which one of them varies."""
+    axes = frozenset().union(*map(varying_axes, arrays))
+    return [as_varying(array, axes - varying_axes(array)) for array in arrays]
+
+
+def gathered_over(mesh_axes: tuple[str, ...], part: jax.Array, axis: int) -> jax.Array:
+    """The parts of all devices along mesh axes, one after the other. By its type the result is the same on all of them."""
+    if hasattr(jax.lax, "all_gather_invariant"):  # before jax 0.8.2
+        return jax.lax.all_gather_invariant(part, mesh_axes, axis=axis, tiled=True)  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.lax.all_gather(part, mesh_axes, axis=axis, tiled=True, to="invarying")
+
+
 def mean_over(mesh_axes: tuple[str, ...], local: jax.Array) -> jax.Array:
     """The mean over mesh axes inside `jax.shard_map`, for shards of equal size. The array itself without mesh axes."""
     return jax.lax.pmean(local, mesh_axes) if mesh_axes else local

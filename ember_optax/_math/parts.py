@@ -17,12 +17,14 @@ class Layout(NamedTuple):
     Attributes:
       token_axes: the mesh axes that split the vocabulary, major to minor.
       batch: the spec of the labels.
-      mesh: the mesh; None inside of the caller's own `jax.shard_map`, where arrays are parts already.
+      mesh: the mesh.
+      is_manual: whether this is inside of the caller's own `jax.shard_map`, where arrays are parts already.
     """
 
     token_axes: tuple[str, ...]
     batch: PartitionSpec = PartitionSpec()
     mesh: Any = None
+    is_manual: bool = False
 
     def specs(self, token_axis: int, labels_rank: int) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
         """The specs of hidden states, table and labels."""
@@ -43,13 +45,17 @@ class Layout(NamedTuple):
 
     @property
     def batch_parts(self) -> int:
-        """The number of parts of the hidden states that the caller has: 1 inside of its own `jax.shard_map`."""
+        """The number of parts of the hidden states."""
         return math.prod(self.mesh.shape[name] for name in self.batch_axes)
 
     @property
     def token_parts(self) -> int:
-        """The number of parts of the vocabulary that the caller has: 1 inside of its own `jax.shard_map`."""
-        return math.prod(self.mesh.shape[name] for name in self.token_axes) if self.mesh is not None else 1
+        """The number of parts of the vocabulary."""
+        return math.prod(self.mesh.shape[name] for name in self.token_axes)
+
+    def whole_sizes(self, tokens: int, rows: int) -> tuple[int, int]:
+        """The hidden states and the rows of the whole head, from those of the caller's arrays."""
+        return (tokens * self.batch_parts, rows * self.token_parts) if self.is_manual else (tokens, rows)
 
 
 def over_parts(
@@ -62,7 +68,7 @@ def over_parts(
     XLA on CPU (jax 0.10.2) aborts the process at a sum of 16-bit numbers over some axes if others are automatic. So for such
     arrays no axis of a mesh of CPU devices is automatic, and devices along the other axes do the same work.
     """
-    if layout.mesh is None:
+    if layout.is_manual:
         return function(*arrays)
     context = jax.sharding.get_abstract_mesh()
     mesh = layout.mesh if context.empty else context
@@ -76,7 +82,7 @@ def over_parts(
 
 def parts_of(layout: Layout | None) -> int:
     """The number of parts of the vocabulary of which the caller has one: 1 outside of its own `jax.shard_map`."""
-    return 1 if layout is None or layout.mesh is not None else jax.lax.axis_size(layout.token_axes)
+    return layout.token_parts if layout and layout.is_manual else 1
 
 
 def sum_over_batch(layout: Layout | None, array: jax.Array) -> jax.Array:
@@ -86,12 +92,12 @@ def sum_over_batch(layout: Layout | None, array: jax.Array) -> jax.Array:
 
 def first_row(layout: Layout | None, rows: int) -> Any:
     """The token of the first row of this device's part of a head, which has `rows` rows."""
-    return jax.lax.axis_index(layout.token_axes) * rows if layout else 0
+    return jax.lax.axis_index(layout.token_axes) * rows if layout and layout.token_axes else 0
 
 
 def sum_over_tokens(layout: Layout | None, array: jax.Array) -> jax.Array:
     """The sum over the devices that split the vocabulary."""
-    return jax.lax.psum(array, layout.token_axes) if layout else array
+    return jax.lax.psum(array, layout.token_axes) if layout and layout.token_axes else array
 
 
 def cotangent_over_tokens(layout: Layout | None, cotangent: jax.Array, table: jax.Array) -> jax.Array:

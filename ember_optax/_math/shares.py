@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .mesh import gathered_over
 from .parts import Layout
 
 # With 117 or 120 rows for each of 16 devices, a TPU sums the chunk on all devices, which sends twice as much (libtpu 0.0.42).
@@ -27,13 +28,16 @@ TILE = 32
 
 
 def has_shares(layout: Layout | None) -> bool:
-    """Whether several devices have the same rows, but other hidden states."""
-    return layout is not None and layout.batch_parts > 1
+    """Whether several devices have the same rows, but other hidden states. Types count an axis of one device as several."""
+    return layout is not None and (layout.batch_parts > 1 or (layout.is_manual and layout.batch_axes != ()))
 
 
 def keeps_shares(layout: Layout | None, tokens: int, size: int) -> bool:
     """Whether the gradient of a head of `size` rows is summed and kept in shares, and the hidden states are not gathered."""
-    return layout is not None and has_shares(layout) and tokens * layout.token_parts >= size
+    if layout is None or not has_shares(layout):
+        return False
+    tokens, size = layout.whole_sizes(tokens, size)
+    return tokens * layout.token_parts >= size
 
 
 def gathers_tokens(layout: Layout | None, tokens: int, size: int) -> bool:
@@ -101,7 +105,10 @@ class Share(NamedTuple):
         """The chunk of the shares of these devices."""
         if not self._axes:
             return share
-        padded = jax.lax.all_gather(share, self._axes, axis=self.axis, tiled=True)
+        if self.layout and self.layout.is_manual:
+            padded = gathered_over(self._axes, share, self.axis)
+        else:
+            padded = jax.lax.all_gather(share, self._axes, axis=self.axis, tiled=True)
         return jax.lax.slice_in_dim(padded, 0, self.size, axis=self.axis)
 
     @property

@@ -78,7 +78,7 @@ def losses_and_lse(
     # The start is finite, because exp(-inf - -inf) would be NaN if the logits of the first chunk overflow to -inf.
     carry = hidden_NxD, table_VxD, zeros_N + jnp.finfo(dtype).min, zeros_N, zeros_N, zeros_N
     *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, rows, loss.chunk)
-    if loss.layout:
+    if loss.layout and loss.layout.token_axes:
         parts_N, highest_N = highest_N, jax.lax.pmax(highest_N, loss.layout.token_axes)
         sum_N = sum_N * jnp.exp(parts_N - highest_N)
         sum_N, picked_N = sum_over_tokens(loss.layout, jnp.stack([sum_N, picked_N]))

@@ -180,10 +180,13 @@ def check_head(table: Leaf, gradient: FusedLeaf, axes: TableAxes) -> None:
             f"the fused head {table.name!r} of shape {table.shape} has its vocabulary in axis {gradient.loss.token_axis}, but "
             f"the optimizer takes {axes.token} for it: declare the same dimension numbers in value_and_grad and in the optimizer."
         )
-    if axes.token_mesh or axes.feature_mesh:
+    layout = gradient.loss.layout
+    split = layout.token_axes if layout and layout.is_manual else ()
+    if axes.token_mesh != split or axes.feature_mesh:
         raise ValueError(
-            f"the fused head {table.name!r} cannot be split by jax.shard_map, but token_mesh_axes or feature_mesh_axes say so: "
-            f"use jax.jit with automatic mesh axes, or leave it out of `heads`."
+            f"the fused head {table.name!r} is split over {list(split)} by the token_mesh_axes of its loss, but scale_by_ember "
+            f"has token_mesh_axes={axes.token_mesh} and feature_mesh_axes={axes.feature_mesh}: pass "
+            f"token_mesh_axes={split} to it and no feature_mesh_axes, or leave the head out of `heads`."
         )
 
 

@@ -39,7 +39,7 @@ def layout_of(
         )
     if AxisType.Manual in types.values():
         _check_manual(hidden, table, labels, names, batch, types)
-        return Layout(names)
+        return Layout(names, mesh=mesh, is_manual=True)
     _check_table(table, token_axis, names, types, mesh)
     if AxisType.Explicit in types.values():
         # Hidden states that are split over the axes of the vocabulary too are gathered over these.
