@@ -1,10 +1,12 @@
 """The checks of what users pass to `HostTable`."""
 
 import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._tree.hyperparameters import checked_b2, checked_eps, checked_flag, checked_number
 from .._tree.inputs import checked_seed, shown
@@ -62,10 +64,20 @@ def _checked_dtype(dtype: Any) -> Any:
     return found
 
 
+def check_batches(batches: Any, ids_of: Any) -> None:
+    """Raises unless these are batches and the function that reads their ids."""
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be iterable, got {shown(batches)}; pass an iterator of batches.")
+    if not callable(ids_of):
+        raise TypeError(f"ids_of must be a function, got {shown(ids_of)}; pass for example lambda batch: batch['ids'].")
+
+
 def check_written(fetched: Any, table: int, options: Options, mesh: Any, count: int, total_notfinite: int) -> None:
     """Raises unless `fetched` is the result of the next step of this table."""
     if not isinstance(fetched, FetchedRows):
         raise TypeError(f"fetched must be the FetchedRows that update returned, got {shown(fetched)}.")
+    if isinstance(fetched.rows, Tracer):
+        raise TypeError("fetched is traced, so its rows have no values: return it from the jitted step, and call write then.")
     of_step = Options(
         (fetched.num_rows, *np.shape(fetched.rows)[1:]), fetched.dtype, fetched.seed, options.std, fetched.b2, fetched.eps
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import _records, _save_file
 from ._agreement import check_same
-from ._checks import check_written, checked_options
+from ._checks import check_batches, check_written, checked_options
 from ._fetched import FetchedRows
 from ._folder import Folder
 from ._gather import Gathered, gather, to_device
@@ -127,7 +127,7 @@ class HostTable:
           The distinct rows and their state; `places` has the structure of `ids`.
 
         Raises:
-          TypeError: ids are not integers.
+          TypeError: ids are not integers, or they are traced.
           ValueError: the table is closed, ids are not over the table's mesh, a row in the file is damaged, or the processes are
             at different steps.
         """
@@ -140,7 +140,7 @@ class HostTable:
         """Stores the rows and the state after a step. It waits for the step.
 
         Raises:
-          TypeError: `fetched` is not a `FetchedRows`.
+          TypeError: `fetched` is not a `FetchedRows`, or it is traced.
           ValueError: it is not the result of the next step, or it is of another table.
           OSError: the disk is full. Then the table is as it was.
         """
@@ -170,10 +170,11 @@ class HostTable:
           ids_of: a function from a batch to the ids that `fetch` takes. It runs in the thread.
 
         Raises:
-          ValueError: the step of a batch was not written before the next batch is asked for, or processes have different numbers
-            of batches.
+          TypeError: `batches` is not iterable, or `ids_of` is not a function.
+          ValueError: the step of the last batch was not written, or processes have different numbers of batches.
         """
-        yield from prefetched(self, batches, ids_of)
+        check_batches(batches, ids_of)
+        return prefetched(self, batches, ids_of)
 
     def save(self, tree: Any = ()) -> None:
         """A checkpoint: makes the rows, their state and a tree of arrays the last save, all of them or none.

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from ..._tree.inputs import shown
 from ..._tree.token_ids import integer_ids
@@ -39,12 +40,17 @@ def leaves_of(ids: Any) -> tuple[list[Any], Any]:
     """The arrays of ids, and the structure of their tree.
 
     Raises:
-      TypeError: a leaf of `ids` is not an array of integers.
+      TypeError: a leaf of `ids` is not an array of integers, or it is traced.
       ValueError: there is no leaf.
     """
     leaves, treedef = jax.tree.flatten(ids)
     if not leaves:
         raise ValueError(f"ids must hold at least one array, got {shown(ids)}; an array of shape (0,) is an empty batch.")
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        raise TypeError(
+            "ids are traced, so the rows of the host cannot be read: call fetch outside of jax.jit, and pass its result to the "
+            "jitted step."
+        )
     return [integer_ids(leaf, "ids") for leaf in leaves], treedef
 
 

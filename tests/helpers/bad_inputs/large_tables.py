@@ -34,6 +34,15 @@ def lookup(rows, places):
     return lambda: large_tables.lookup(rows, places)
 
 
+def fetch_traced(ids):
+    return table()().fetch(ids).rows
+
+
+def write_traced():
+    one = table()()
+    jax.jit(lambda fetched: one.write(large_tables.update(fetched, GRADS, 0.1)))(one.fetch(np.array([3])))
+
+
 def write(change, **options):
     """Writes what `change` makes of the result of a step, and of a table of these options."""
 
@@ -139,6 +148,7 @@ BAD = {
     "ids are booleans": (fetch(np.array([True])), TypeError, r"^ids must be integers, got bool of shape \(1,\); np.flatnonzero"),
     "ids are text": (fetch("ids"), TypeError, r"^ids must be integers, got 'ids'"),
     "ids are None": (fetch(None), ValueError, r"^ids must hold at least one array, got None .*shape \(0,\) is an empty batch"),
+    "ids are traced": (lambda: jax.jit(fetch_traced)(jnp.array([3])), TypeError, r"^ids are traced, .*call fetch outside of jax"),
     "one of the ids": (
         fetch({"a": np.array([1]), "b": np.array([0.5])}),
         TypeError,
@@ -190,6 +200,17 @@ BAD = {
     ),
     "of a table of other seed": (write(lambda rows: rows, seed=5), ValueError, r"^fetched is of another table: .*seed=5"),
     "written rows only": (write(lambda rows: rows.rows), TypeError, r"^fetched must be the FetchedRows that update returned"),
+    "written inside of jit": (write_traced, TypeError, r"^fetched is traced, .*return it from the jitted step"),
+    "prefetch of None": (
+        lambda: table()().prefetch(None, lambda batch: batch),
+        TypeError,
+        r"^batches must be iterable, got None",
+    ),
+    "prefetch by a name": (
+        lambda: table()().prefetch([], "ids"),
+        TypeError,
+        r"^ids_of must be a function, got 'ids'",
+    ),
     "prefetch without write": (no_write, ValueError, r"^the step of the last batch was not written: call write once"),
     "prefetch of floats": (wrong_prefetch, TypeError, r"^ids must be integers, got "),
     "micro-batches of no table": (micro([], table=3), TypeError, r"^table must be a HostTable, got 3"),
