@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .._math.mesh import varying_axes
 from .._math.softmax import LossOptions
 from .manual import as_in_loss
 from .scans import zeros_of_steps
 from .taps import Tap, without_squares
 
 MARK = "the loss of a fused head: "
+PER_DEVICE = "a cond whose branch differs between devices"
 # The primitives that call a function once for each of their own calls. A `cond` that takes the other branch leaves zeros.
 _RUN_ONCE = (
     "jit",
@@ -36,11 +38,14 @@ class Call(NamedTuple):
       tap: the shapes of its tap; of `calls_of`, a tap of zeros with leading axes for the steps of `scans`.
       loss: its options.
       scans: the scans around it, from the outermost: their numbers and their steps (`scans.py`).
+      link_parts: the devices over which JAX adds up the gradient of the link, because the loss function gave the parameters
+        the type of arrays that differ (`jax.lax.pcast`).
     """
 
     tap: Tap
     loss: LossOptions
     scans: tuple[tuple[int, int], ...] = ()
+    link_parts: int = 1
 
 
 def calls_of(trace: Callable[[dict[str, Any]], Any], heads: dict[str, Any]) -> dict[str, list[Call]]:
@@ -79,7 +84,7 @@ def calls_of(trace: Callable[[dict[str, Any]], Any], heads: dict[str, Any]) -> d
 
 def _check_place(name: str, call: Call, inside: Sequence[str], shape: tuple[int, ...]) -> None:
     """Raises unless the call runs once in each step of the scans around it, whose taps have the steps' axes."""
-    around = [primitive for primitive in inside if primitive not in _RUN_ONCE]
+    around = [primitive for primitive in inside if primitive not in (*_RUN_ONCE, PER_DEVICE)]
     if around != ["scan"] * len(call.scans):
         other = next((primitive for primitive in around if primitive != "scan"), "scan")
         raise ValueError(
@@ -91,6 +96,12 @@ def _check_place(name: str, call: Call, inside: Sequence[str], shape: tuple[int,
         raise ValueError(
             f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.lax.cond in a step of "
             f"row_sparse.scan: call it in every step, and multiply the losses of a step that does not count with zero."
+        )
+    if PER_DEVICE in inside:
+        raise ValueError(
+            f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.lax.cond, whose predicate "
+            f"differs along mesh axes of jax.shard_map: devices would wait for those in the other branch. Call it on all devices, "
+            f"and multiply the losses that do not count with zero."
         )
     if math.prod(shape) != call.tap.labels.size:
         raise ValueError(
@@ -120,4 +131,10 @@ def _marked(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[int, str
             yield int(call), name, inside, eqn.outvars[0].aval.shape
         for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda part: hasattr(part, "eqns")):
             if hasattr(part, "eqns"):
-                yield from _marked(getattr(part, "jaxpr", part), (*inside, eqn.primitive.name))
+                yield from _marked(getattr(part, "jaxpr", part), (*inside, _name_of(eqn)))
+
+
+def _name_of(eqn: Any) -> str:
+    """The name of a primitive, with a mark for a `cond` whose branch differs between the devices of a `jax.shard_map`."""
+    name = eqn.primitive.name
+    return PER_DEVICE if name == "cond" and varying_axes(eqn.invars[0].aval) else name

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_alike
+from .._math.mesh import as_varying, in_auto_mode, in_shard_map, spec_like, varying_alike, varying_axes
 from .._math.parts import over_parts
 from .._math.rows import flat_ids, rows_first
 from .._math.shares import sharable_chunk
@@ -61,7 +61,8 @@ class TappedHead:
             size = self.table.shape[self.token_axis] * layout.token_parts
             loss = loss._replace(layout=layout, masks=loss.num_tokens < size)
         loss = loss._replace(chunk=sharable_chunk(loss.layout, loss.chunk))
-        self.calls.append(Call(tap_shapes(hidden, self.table.shape[self.token_axis], loss), loss, tuple(self.scans.open)))
+        tap = tap_shapes(hidden, self.table.shape[self.token_axis], loss)
+        self.calls.append(Call(tap, loss, tuple(self.scans.open), jax.lax.axis_size(tuple(varying_axes(self.link)))))
         if self.taps is None:
             mark = f"{MARK}{len(self.calls) - 1} {self.name}"
             return checkpoint_name(self._losses_of_parts(hidden, labels, None, loss), mark)
@@ -151,7 +152,7 @@ def gradient_leaf(
 ) -> FusedLeaf:
     """The gradient of a head from the "gradients" of its taps, plus the gradient of a lookup if there is one."""
     loss = calls[0].loss._replace(chunk=min(call.loss.chunk for call in calls))
-    steps = [math.prod(steps for _, steps in call.scans) for call in calls]
+    steps = [math.prod(steps for _, steps in call.scans) * call.link_parts for call in calls]
     of_calls = [of_all_steps(tap, len(call.scans)) for tap, call in zip(taps, calls, strict=True)]
     taps = [as_linked(tap, of_links[call] / steps[call]) for call, tap in enumerate(of_calls)]
     touched, tap = None, taps[0] if taps[0].token_squares is not None else joined(taps, table.array, loss)

@@ -24,8 +24,8 @@ def manual_layout(name: str, layout: Layout | None, hidden: jax.Array, table: ja
     manual = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual)
     if not varying_axes(jax.lax.axis_index(manual)):
         raise ValueError(
-            f"heads names {name!r} inside of jax.shard_map(check_vma=False), where types do not show how its hidden states are "
-            f"split: leave check_vma out, or leave it out of heads."
+            f"heads names {name!r} inside of jax.shard_map(check_vma=False) or jax.pmap, where types do not show how its hidden "
+            f"states are split: use jax.shard_map without check_vma, or leave it out of heads."
         )
     token_axes = layout.token_axes if layout else ()
     if others := sorted(varying_axes(table) - set(token_axes)):
@@ -64,7 +64,7 @@ def in_whole_table(ids_M: jax.Array, size: int, layout: Layout | None) -> jax.Ar
 
 def of_all_devices(ids_M: jax.Array, of_lookup_MxD: jax.Array, size: int, layout: Layout | None) -> tuple[jax.Array, jax.Array]:
     """The ids of a lookup, each once, and its gradient, of all devices that have the same rows of a tied table."""
-    axes = tuple(axis for axis in layout.batch_axes if axis in varying_axes(ids_M)) if layout and layout.is_manual else ()
+    axes = tuple(sorted(varying_axes(ids_M) - set(layout.token_axes))) if layout and layout.is_manual else ()
     if not axes:  # JAX adds up the gradients of ids that are the same on all devices
         return ids_M, of_lookup_MxD
     ids_M, of_lookup_MxD = (gathered_over(axes, array, 0) for array in (ids_M, of_lookup_MxD))

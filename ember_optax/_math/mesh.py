@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+from jax.core import AbstractValue, Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -65,8 +65,8 @@ def in_shard_map() -> bool:
 
 
 def varying_axes(array: Any) -> frozenset[str]:
-    """The mesh axes over which an array varies, by its type. Empty outside `jax.shard_map` and with `check_vma=False`."""
-    aval = jax.typeof(array)
+    """The mesh axes over which an array or a type varies. Empty outside `jax.shard_map` and with `check_vma=False`."""
+    aval = array if isinstance(array, AbstractValue) else jax.typeof(array)
     manual = getattr(aval, "manual_axis_type", None)  # `vma` in older versions
     return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
 
