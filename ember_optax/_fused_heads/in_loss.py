@@ -22,7 +22,7 @@ from .._tree.tables import Leaf, Table
 from .calls import MARK, Call
 from .gradient import as_linked, joined, tapped_losses, with_lookup
 from .leaf import FusedLeaf
-from .manual import in_whole_table, manual_layout, of_all_devices
+from .manual import check_mesh, in_whole_table, manual_layout, of_all_devices
 from .scans import HeadScans, of_all_steps
 from .taps import LARGEST_VOCABULARY, Tap, specs_of_tap, tap_shapes
 
@@ -120,12 +120,13 @@ def _losses(hidden: Any, table_VxD: Any, labels: Any, tap: Tap | None, link: Any
 
 
 def checked_heads(heads: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """The paths of the heads, each once. Raises if a path is not a parameter."""
+    """The paths of the heads, each once. Raises if a path is not a parameter, or if there can be no head on this mesh."""
     paths = (heads,) if isinstance(heads, str) else heads
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
         raise TypeError(f"heads must be a path or a sequence of paths, got {shown(heads)}; pass for example 'lm_head/kernel'.")
     if unknown := sorted(set(paths) - set(names)):
         raise ValueError(f"heads names {unknown}, but the parameters are {list(names)}; correct the path.")
+    check_mesh(paths)
     return tuple(dict.fromkeys(paths))
 
 

@@ -8,10 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from .._math.mesh import as_varying, entry_names, gathered_over, varying_axes
+from .._math.mesh import as_varying, axes_of_type, entry_names, gathered_over, in_shard_map, varying_axes
 from .._math.parts import Layout, first_row
 from .._math.rows import sum_duplicates
 from .taps import Tap, specs_of_tap
+
+
+def check_mesh(heads: Sequence[str]) -> None:
+    """Raises if heads are in a `jax.shard_map` over some axes of a mesh whose other axes are explicit."""
+    explicit = axes_of_type(jax.sharding.get_abstract_mesh(), AxisType.Explicit)
+    if heads and explicit and in_shard_map():
+        raise ValueError(
+            f"heads names {list(heads)} inside of a jax.shard_map whose axis_names leave out the explicit mesh axes "
+            f"{list(explicit)}: name them in axis_names, make them AxisType.Auto, or leave heads out."
+        )
 
 
 def manual_layout(name: str, layout: Layout | None, hidden: jax.Array, table: jax.Array, labels: jax.Array) -> Layout:
@@ -21,8 +31,7 @@ def manual_layout(name: str, layout: Layout | None, hidden: jax.Array, table: ja
       ValueError: types do not show it, or the table is split over axes that `token_mesh_axes` does not name.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    manual = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual)
-    if not varying_axes(jax.lax.axis_index(manual)):
+    if not varying_axes(jax.lax.axis_index(axes_of_type(mesh, AxisType.Manual))):
         raise ValueError(
             f"heads names {name!r} inside of jax.shard_map(check_vma=False) or jax.pmap, where types do not show how its hidden "
             f"states are split: use jax.shard_map without check_vma, or leave it out of heads."

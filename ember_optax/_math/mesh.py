@@ -50,7 +50,13 @@ def in_auto_mode(function: Callable[..., Any], out_specs: Callable[[], Any], *ar
     if not any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
         return function(*arrays)
     shardings = jax.tree.map(functools.partial(NamedSharding, meshes[0]), out_specs(), is_leaf=is_spec)
-    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arrays)
+    explicit = axes_of_type(meshes[0], AxisType.Explicit)  # the axes of a `jax.shard_map` around this cannot be made automatic
+    return jax.sharding.auto_axes(function, axes=explicit, out_sharding=shardings)(*arrays)
+
+
+def axes_of_type(mesh: Any, kind: AxisType) -> tuple[str, ...]:
+    """The axes of a mesh that are of one type, in their order."""
+    return tuple(name for name, of in zip(mesh.axis_names, mesh.axis_types, strict=True) if of == kind)
 
 
 def on_one_device(x: jax.Array) -> bool:

@@ -113,6 +113,24 @@ def _add_up(rows_NxF: jax.Array, ids_N: jax.Array, valid_N: jax.Array) -> tuple[
     return sums_NxF, first_N & valid_N
 
 
+def places_among(ids_M: jax.Array, increasing_N: jax.Array) -> jax.Array:
+    """For each id the number of lower ids in `increasing_N`, (M,) int32, by binary search.
+
+    `jnp.searchsorted` of jax 0.10.2 fails in a `jax.shard_map` over some axes of a mesh.
+    """
+
+    def halve(_, bounds):
+        low_M, high_M = bounds
+        middle_M = (low_M + high_M) // 2
+        is_lower_M = jnp.take(increasing_N, middle_M, mode="clip") < ids_M
+        return jnp.where(is_lower_M, middle_M, low_M), jnp.where(is_lower_M, high_M, middle_M)
+
+    if not (size := increasing_N.size):
+        return jnp.zeros_like(ids_M)
+    low_M = as_varying(jnp.zeros_like(ids_M), varying_axes(increasing_N) - varying_axes(ids_M))
+    return jax.lax.fori_loop(0, size.bit_length(), halve, (low_M, jnp.full_like(low_M, size)))[1]
+
+
 def first_places(ids_N: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each position the first position with the same id, int32, and a mask of the positions that are first."""
     places_N = jnp.arange(ids_N.size, dtype=jnp.int32)

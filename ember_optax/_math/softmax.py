@@ -79,7 +79,7 @@ def losses_and_lse(
     carry = hidden_NxD, table_VxD, zeros_N + jnp.finfo(dtype).min, zeros_N, zeros_N, zeros_N
     *_, highest_N, sum_N, picked_N, total_N = over_chunks(add, carry, rows, loss.chunk)
     if loss.layout and loss.layout.token_axes:
-        parts_N, highest_N = highest_N, jax.lax.pmax(highest_N, loss.layout.token_axes)
+        parts_N, highest_N = highest_N, jax.lax.pmax(jax.lax.stop_gradient(highest_N), loss.layout.token_axes)
         sum_N = sum_N * jnp.exp(parts_N - highest_N)
         sum_N, picked_N = sum_over_tokens(loss.layout, jnp.stack([sum_N, picked_N]))
         total_N = sum_over_tokens(loss.layout, total_N) if loss.label_smoothing else total_N

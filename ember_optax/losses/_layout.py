@@ -100,7 +100,7 @@ def _check_manual(hidden: Any, table: Any, labels: Any, names: Any, batch: Any, 
         if split := [name for name in names if name in varying_axes(array)]:
             raise ValueError(
                 f"{what} differ along {split}, which token_mesh_axes says to split the vocabulary: along these axes all devices "
-                f"need the same {what}. Split them over other axes, or gather them with jax.lax.all_gather."
+                f"need the same {what}. Split them over other axes, or gather them with jax.lax.all_gather(..., to='invarying')."
             )
     of_hidden, of_labels = varying_axes(hidden), varying_axes(labels)
     if of_hidden - of_labels and of_labels - of_hidden:

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._math.mesh import entry_names, in_auto_mode, spec_entries, spec_of, varying_alike
-from .._math.rows import flat_ids, is_narrow, rows_first, take_rows
+from .._math.mesh import entry_names, in_auto_mode, spec_entries, spec_of
+from .._math.rows import flat_ids, is_narrow, places_among, rows_first, take_rows
 from .._tree.inputs import checked_axis
 from ._checks import check_slice, check_tap, checked_ids, checked_table
 from ._refusals import RefusesWholeTable, whole_table_error
@@ -227,7 +227,7 @@ def _lookup_slice(table: RowSlice, ids_M: jax.Array) -> jax.Array:
     count = table.ids.size
     if not count:
         rows_NxF = jnp.zeros((1, *rows_NxF.shape[1:]), rows_NxF.dtype)  # `take` needs one row, which no id reads
-    place_M = jnp.searchsorted(*varying_alike(table.ids, ids_M)).astype(jnp.int32)  # jax 0.7.2 wants equal types
+    place_M = places_among(ids_M, table.ids)
     known_M = (jnp.take(table.ids, place_M, mode="fill", fill_value=-1) == ids_M) if count else jnp.zeros(ids_M.shape, bool)
     found = take_rows(rows_NxF, jnp.where(known_M, place_M, max(count, 1)), 0, jnp.nan).astype(table.dtype)
     padding_M = (ids_M == table.num_rows).reshape(-1, *(1 for _ in rows_NxF.shape[1:]))

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ember_optax import EmberDimensionNumbers, row_sparse, scale_by_ember, stochastic_rounding
+from ember_optax._math.mesh import as_varying, gathered_over, varying_axes
 from ember_optax.losses import linear_softmax_cross_entropy
 
 V, D, N, FEW = 64, 16, 24, 8
@@ -60,8 +61,8 @@ def loss_of(model, batch_axes=(), split=(), micro_batches=1):
     return loss
 
 
-def step_of(model, tx, split=(), *, heads, **options):
-    loss = loss_of(model, split=split, **options)
+def step_of(model, tx, split=(), *, heads, loss=None, **options):
+    loss = loss or loss_of(model, split=split, **options)
 
     def step(params, opt_state, ids, labels, where):
         if heads:
@@ -94,10 +95,14 @@ def dense(model, steps):
     return steps_taken(jax.jit(step_of(model, tx, heads=False)), model, tx, steps)
 
 
-def parted(model, mesh, *last, **options):
-    """The step inside of `jax.shard_map`, the transformation whose state it takes, and the shardings of its arguments."""
-    split = ("vocab",) if "vocab" in mesh.axis_names else ()
-    batch_axes = tuple(name for name in mesh.axis_names if name not in split)
+def parted(model, mesh, *last, manual=None, **options):
+    """The step inside of `jax.shard_map`, the transformation whose state it takes, and the shardings of its arguments.
+
+    `manual` are the axes of the mesh that `jax.shard_map` names; None for all.
+    """
+    manual = manual or mesh.axis_names
+    split = ("vocab",) if "vocab" in manual else ()
+    batch_axes = tuple(name for name in manual if name not in split)
     tx, whole = (transformation(model, row_sparse.clip_by_global_norm, axes, *last) for axes in (split, ()))
     head = P(*[None] * model.token_axis, split or None)
     of_params = {name: head if name == "head" else P() for name in model.params()}
@@ -105,13 +110,14 @@ def parted(model, mesh, *last, **options):
     of_state = jax.tree.map(lambda leaf: P(split or None) if leaf.shape == (V,) else P(), shapes)
     step = step_of(model, tx, split, heads=True, batch_axes=batch_axes, **options)
     specs = of_params, of_state, *[P(batch_axes)] * 3
-    step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(of_params, of_state, P())))
+    of_part = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(of_params, of_state, P()), axis_names=set(manual))
+    step = jax.jit(of_part)
     return step, whole, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def mesh_of(shape=(2, 4), kind=AxisType.Auto):
     names = {1: ("data",), 2: ("data", "vocab"), 3: ("data", "fsdp", "vocab")}[len(shape)]
-    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+    return jax.make_mesh(shape, names, axis_types=kind if isinstance(kind, tuple) else (kind,) * len(shape))
 
 
 def compare(model, steps=3, shape=(2, 4), kind=AxisType.Auto, **options):
@@ -143,6 +149,40 @@ def test_an_axis_of_one_device(shape):
 def test_micro_batches():
     """In a scan with `jax.checkpoint`, on a mesh with explicit axes around `jax.shard_map`."""
     compare(model_with(), kind=AxisType.Explicit, micro_batches=3)
+
+
+@pytest.mark.parametrize("manual", [("data",), ("vocab",)], ids=str)
+def test_some_axes_of_the_mesh(manual):
+    """The others are automatic."""
+    compare(model_with(True), manual=manual)
+
+
+def test_explicit_axes_outside_of_shard_map_are_refused():
+    with pytest.raises(ValueError, match=r"heads names \['head'\] .* leave out the explicit mesh axes \['vocab'\]: name them"):
+        compare(model_with(), 1, kind=(AxisType.Auto, AxisType.Explicit), manual=("data",))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_loss_may_type_the_parameters_as_different(micro_batches):
+    """JAX then adds up the gradient of the head's link too."""
+    model = model_with(True)
+    whole_batch = loss_of(model, ("data",), ("vocab",), micro_batches)
+
+    def loss(params, *batch):
+        return whole_batch(jax.tree.map(lambda leaf: as_varying(leaf, {"data"} - varying_axes(leaf)), params), *batch)
+
+    compare(model, loss=loss)
+
+
+def gathers_hidden_states(params, ids, labels, where):
+    rows = row_sparse.lookup(params["head"], ids)
+    arrays = jnp.tanh(rows @ params["body"]), labels, where
+    hidden, labels, where = (gathered_over(("data",), array, 0) for array in arrays)
+    return linear_softmax_cross_entropy(hidden, params["head"], labels, where=where, chunk=4).sum() / where.sum()
+
+
+def test_ids_may_differ_along_more_axes_than_hidden_states():
+    compare(model_with(True), shape=(8,), loss=gathers_hidden_states)
 
 
 @pytest.mark.slow
@@ -177,11 +217,11 @@ def test_in_loops_the_gradient_is_summed_and_the_new_rows_are_gathered():
     assert [one for one in everywhere if f",{D}] all-gather" in one] == [f"[4,{D}] all-gather"]
 
 
-def refused(match, check_vma=True, split=("vocab",), of_ember=("vocab",)):
+def refused(match, check_vma=True, split=("vocab",), of_ember=("vocab",), **options):
     model, mesh = model_with(), mesh_of()
     whole = transformation(model, row_sparse.clip_by_global_norm)
     tx = transformation(model, row_sparse.clip_by_global_norm, of_ember)
-    step = step_of(model, tx, split, heads=True, batch_axes=("data",))
+    step = step_of(model, tx, split, heads=True, batch_axes=("data",), **options)
     of_params = {name: P("vocab") if name == "head" else P() for name in model.params()}
     of_state = jax.tree.map(lambda _: P(), jax.eval_shape(lambda: whole.init(model.params())))
     specs = of_params, of_state, *[P("data")] * 3
@@ -192,7 +232,9 @@ def refused(match, check_vma=True, split=("vocab",), of_ember=("vocab",)):
 
 def test_without_types_it_is_refused():
     """Nothing would tell that the batch is split, and nothing would add up the gradients of the devices."""
-    refused(r"heads names 'head' inside of jax.shard_map\(check_vma=False\), .* leave check_vma out", check_vma=False)
+    refused(
+        r"heads names 'head' inside of jax.shard_map\(check_vma=False\) .* use jax.shard_map without check_vma", check_vma=False
+    )
 
 
 def test_a_head_that_is_split_unknown_to_the_loss_is_refused():
@@ -201,3 +243,21 @@ def test_a_head_that_is_split_unknown_to_the_loss_is_refused():
 
 def test_a_head_that_is_split_unknown_to_ember_is_refused():
     refused(r"fused head 'head' is split over \['vocab'\] .* pass token_mesh_axes=\('vocab',\)", of_ember=())
+
+
+def test_a_branch_that_differs_between_devices_is_refused():
+    """Devices in one branch would wait forever for those in the other."""
+
+    def loss(params, ids, labels, where):
+        whole_batch = loss_of(model_with(), ("data",), ("vocab",))
+        return jax.lax.cond(where[1], lambda: whole_batch(params, ids, labels, where), lambda: jnp.zeros(()))
+
+    refused(
+        r"'head' inside of jax.lax.cond, whose predicate differs .* multiply the losses that do not count with zero", loss=loss
+    )
+
+
+def test_a_step_is_not_differentiated():
+    step, whole, _ = parted(model := model_with(), mesh_of())
+    with pytest.raises(TypeError, match=r"was differentiated again, .*: leave the head out of heads"):
+        jax.grad(lambda params: step(params, whole.init(params), *model.batch(0))[2])(model.params())
