@@ -100,8 +100,8 @@ def _check_place(name: str, call: Call, inside: Sequence[str], shape: tuple[int,
     if PER_DEVICE in inside:
         raise ValueError(
             f"loss_fn calls linear_softmax_cross_entropy with the fused head {name!r} inside of jax.lax.cond, whose predicate "
-            f"differs along mesh axes of jax.shard_map: devices would wait for those in the other branch. Call it on all devices, "
-            f"and multiply the losses that do not count with zero."
+            f"differs along mesh axes of jax.shard_map: devices would wait for those in the other branch. Call it on all "
+            f"devices, and multiply the losses that do not count with zero."
         )
     if math.prod(shape) != call.tap.labels.size:
         raise ValueError(
