@@ -11,6 +11,7 @@ from small_model import IDS, D, V, make_params
 from steps import to_dense
 
 from ember_optax import row_sparse
+from ember_optax._math.rows import places_among
 
 
 def test_lookup_of_padding_and_of_ids_that_were_not_declared():
@@ -22,6 +23,14 @@ def test_lookup_of_padding_and_of_ids_that_were_not_declared():
     np.testing.assert_array_equal(row_sparse.lookup(part, jnp.array([2, 3]))[:, 0], [3.0, np.nan])
     empty = row_sparse.RowSlice(table[:0], jnp.zeros(0, jnp.int32), 10)
     np.testing.assert_array_equal(empty[jnp.array([-1, 3])][:, 0], [0.0, np.nan])
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 64, 100])
+def test_places_among_increasing_ids(size):
+    rng = np.random.default_rng(size)
+    increasing = np.sort(rng.choice(300, size, replace=False)).astype(np.int32)
+    ids = np.arange(-2, 303, dtype=np.int32)
+    np.testing.assert_array_equal(places_among(jnp.asarray(ids), jnp.asarray(increasing)), np.searchsorted(increasing, ids))
 
 
 @pytest.mark.parametrize("features", ["model", "data", ("model", "data")], ids=str)

@@ -173,3 +173,22 @@ def test_inside_shard_map_each_part_applies_its_own_rows():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), state, expected_state)
     sent = collectives(step.lower(table, state, grads, ids).compile())
     assert max(one.elements for one in sent) <= B * T * D + D + 1
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_shard_map_over_some_axes_of_the_mesh(kind):
+    """The gradient, with ids of all devices."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto, kind))
+    params, batch = make_params(), make_batch(0)
+
+    def gradient(params, all_ids, *batch, loss_fn=loss_fn):
+        grads = row_sparse.value_and_grad(loss_fn)(params, {"embed": all_ids}, *batch)[1]
+        return grads["embed"].rows, grads["embed"].ids, grads["head"]
+
+    def part_loss(*of_part):
+        return jax.lax.pmean(loss_fn(*of_part), "data")
+
+    of_part, specs = functools.partial(gradient, loss_fn=part_loss), (P(), P(), P("data"), P("data"))
+    parted = jax.shard_map(of_part, mesh=mesh, in_specs=specs, out_specs=P(), axis_names={"data"})
+    for found, wanted in zip(*(jax.jit(f)(params, batch[0], *batch) for f in (parted, gradient)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
