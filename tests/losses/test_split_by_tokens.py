@@ -212,7 +212,7 @@ def test_wrong_axes_are_refused():
         lambda: loss(table=TABLE[:50]), r"are 4 devices, but the table of shape \(50, 8\) has 50 tokens: pad it to 52 rows, and"
     )
     refused(in_shard_map(table=P()), r"names \['vocab'\], along which the table is the same on all devices: split the table")
-    refused(in_shard_map(hidden=P("vocab")), r"hidden states differ along \['vocab'\], .* all_gather\(..., to='invarying'\)")
+    refused(in_shard_map(hidden=P("vocab")), r"hidden states differ along \['vocab'\], .*all_gather\(..., to='invarying'\)")
     refused(
         in_shard_map(table=P(), axes=["data"]), r"\['vocab'\] are not axes of the jax.shard_map around the loss: name them in its"
     )
