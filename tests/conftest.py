@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
 
 import jax
 import pytest
-from quickly import forget_programs, fully_compiled, quickly_compiled
+from quickly import forget_programs_if_many, fully_compiled, quickly_compiled
 
 # The files of the default suite above 10 s of CPU, longest first (`time pytest FILE -m "not slow"`: user + sys).
 LONGEST = [
@@ -72,7 +72,7 @@ def _full_compilation(request):
     with fully_compiled() if request.node.get_closest_marker("fully_compiled") else nullcontext():
         yield
     if request.path.is_relative_to(Path(__file__).parent):  # examples of docstrings are small, and much alike
-        forget_programs()
+        forget_programs_if_many()
 
 
 @pytest.fixture(scope="session")
