@@ -24,10 +24,10 @@ def _private(name: str) -> Any:
 # For a step of `ember`: 0.46 s of CPU without, 0.18 s with LLVM's optimizations off and XLA's older emitters of fusions, 0.12 s
 # if one thread makes the code of all of a program too.
 OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-# JAX's settings with the same aim. To keep the lines of Python out of programs saves a tenth of the time of a step.
-_WISHED = {"jax_disable_most_optimizations": True, "jax_traceback_in_locations_limit": 0}
-SETTINGS = {name: value for name, value in _WISHED.items() if name in jax.config.values}
-BEFORE = {name: jax.config.values[name] for name in SETTINGS}
+# JAX's settings with the same aim, here and as users have them. To keep the lines of Python out of programs saves a tenth of the
+# time of a step. Written out, since a worker inherits the environment of a process that compiles quickly.
+SETTINGS = {"jax_disable_most_optimizations": (True, False), "jax_traceback_in_locations_limit": (0, 10)}
+QUICK, FULL = ({name: of[place] for name, of in SETTINGS.items() if name in jax.config.values} for place in (0, 1))
 # A worker that had all programs of its files would come to gigabytes; below this, files share what they have in common.
 MOST_MEMORY = 2e9
 # What JAX has no setting for: the options of all compilations, and one context of MLIR for many programs. With one for each, a
@@ -52,12 +52,17 @@ def _knows(name: str, value: bool | int) -> bool:
 _now = SimpleNamespace(options={})
 
 
+def _flags_of_users() -> str:
+    return " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag[2:].partition("=")[0] not in OPTIONS)
+
+
 @contextmanager
 def quickly_compiled() -> Iterator[None]:
-    """With `SETTINGS` and `OPTIONS` and in one context, also in processes started here."""
+    """With `QUICK` settings and `OPTIONS` and in one context, also in processes started here."""
+    os.environ["XLA_FLAGS"] = _flags_of_users()  # a worker inherits those of a process that compiles quickly, for all it compiles
     options = _accepted()
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
-    with _setting(SETTINGS, f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(), options) as patch:
+    with _setting(QUICK, f"{os.environ['XLA_FLAGS']} {flags}".strip(), options) as patch:
         if hasattr(_compiler, "get_compile_options"):
             original = _compiler.get_compile_options
 
@@ -92,8 +97,7 @@ def forget_programs_if_many() -> None:
 @contextmanager
 def fully_compiled() -> Iterator[None]:
     """As users compile, within `quickly_compiled`. The two do not share programs."""
-    flags = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag[2:].partition("=")[0] not in OPTIONS)
-    with _setting(BEFORE, flags, {}):
+    with _setting(FULL, _flags_of_users(), {}):
         forget_programs()
         yield
     forget_programs()
