@@ -11,24 +11,25 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
 
 import jax
 import pytest
-from quickly import forget_programs, fully_compiled, quickly_compiled
+from quickly import forget_programs_if_many, fully_compiled, quickly_compiled
 
 # The files of the default suite above 10 s of CPU, longest first (`time pytest FILE -m "not slow"`: user + sys).
 LONGEST = [
     "test_documents.py",
-    "row_sparse/test_fused_head_split.py",
     "test_pretrain.py",
-    "row_sparse/test_fused_head_calls.py",
-    "row_sparse/test_fused_head.py",
     "optimizer/test_contract.py",
+    "row_sparse/test_fused_head_split.py",
     "row_sparse/test_fused_head_scan.py",
+    "test_bad_inputs.py",
+    "row_sparse/test_fused_head_calls.py",
     "math/test_moments.py",
     "row_sparse/test_row_repeats.py",
-    "test_bad_inputs.py",
-    "geometry/test_hard_numbers.py",
-    "row_sparse/test_fused_head_masks.py",
-    "row_sparse/test_fused_head_memory.py",
+    "row_sparse/test_row_steps.py",
+    "row_sparse/test_fused_head_alone.py",
     "regularizers/test_terms.py",
+    "geometry/test_hard_numbers.py",
+    "regularizers/test_transformations.py",
+    "state/test_convert.py",
 ]
 
 
@@ -72,7 +73,7 @@ def _full_compilation(request):
     with fully_compiled() if request.node.get_closest_marker("fully_compiled") else nullcontext():
         yield
     if request.path.is_relative_to(Path(__file__).parent):  # examples of docstrings are small, and much alike
-        forget_programs()
+        forget_programs_if_many()
 
 
 @pytest.fixture(scope="session")

@@ -55,13 +55,21 @@ class Model(NamedTuple):
         return {"head" if self.tied else "embed": ids}
 
 
+# Models of two classes are equal if their fields are, and are kept apart by `typed`.
+once = functools.lru_cache(maxsize=None, typed=True)
+
+
+@once
 def transformation(model, clip=None, **options):
-    """`ember` on the model's tables, behind a clip by the norm of all gradients; the clip of Optax for dense steps."""
+    """`ember` on the model's tables, behind a clip by the norm of all gradients; the clip of Optax for dense steps.
+
+    One for all cases of a model, so that they share the compiled dense step.
+    """
     tx = ember(1e-2, optax.sgd(0.1), tables=model.numbers, **options)
     return tx if clip is None else optax.chain(clip(0.5), tx)
 
 
-@functools.cache
+@once
 def dense_step(model, tx, loss_fn=None):
     """`loss_fn` is another loss than the model's."""
 
@@ -74,7 +82,7 @@ def dense_step(model, tx, loss_fn=None):
     return step
 
 
-@functools.cache
+@once
 def fused_step(model, tx, lookups=True, loss_fn=None):
     """`lookups=False` leaves an untied input table dense: in a row-sparse step only the touched rows decay."""
     gradient = row_sparse.value_and_grad(loss_fn or model.loss, heads="head", tables=model.numbers)

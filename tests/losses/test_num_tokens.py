@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunked_loss import OPTIONS, exact, example, largest_error, of
+from products import in_turn
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
@@ -16,9 +17,10 @@ def padded(table, size, token_axis, value):
     return jnp.pad(table, [(0, missing if axis == token_axis else 0) for axis in range(2)], constant_values=value)
 
 
-@pytest.mark.parametrize("token_axis", [0, 1])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("num_tokens, size, chunk", [(33, 64, 8), (32, 33, 16), (1, 40, 64), (33, 34, 64), (33, 33, 8)])
+SIZES = [(33, 64, 8), (32, 33, 16), (1, 40, 64), (33, 34, 64), (33, 33, 8)]
+
+
+@pytest.mark.parametrize("num_tokens, size, chunk, options, token_axis", in_turn(SIZES, OPTIONS, [0, 1]), ids=str)
 def test_is_the_dense_loss_of_the_tokens(num_tokens, size, chunk, options, token_axis):
     """Whatever the rows of padding hold."""
     hidden, table, labels, weights = example(num_tokens, 5, (3, 4), token_axis)

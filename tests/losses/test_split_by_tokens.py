@@ -10,6 +10,7 @@ import pytest
 from chunked_loss import example
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from products import in_turn
 
 from ember_optax._math import sums_in_parts
 from ember_optax.losses import linear_softmax_cross_entropy
@@ -43,10 +44,11 @@ def assert_same(found, wanted, tolerance=1e-6):
         assert np.isfinite(ours).all() and np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("options", [{}, ALL_OPTIONS | {"num_tokens": 37}], ids=["plain", "all options"])
-@pytest.mark.parametrize("token_axis", [0, 1])
-@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
-def test_automatic_axes(shape, token_axis, options):
+PADDED = ALL_OPTIONS | {"num_tokens": 37}
+
+
+@pytest.mark.parametrize("mesh, options, token_axis", in_turn([*MESHES], [{}, PADDED], [0, 1]), ids=str)
+def test_automatic_axes(mesh, options, token_axis):
     """Some devices have nothing but rows of padding."""
     hidden, table, labels, weights = example(V, D, SHAPE, token_axis)
     arrays, options = (
@@ -54,7 +56,7 @@ def test_automatic_axes(shape, token_axis, options):
         {"token_axis": token_axis, "chunk": 8} | options,
     )
     wanted = gradients(**options)(*arrays)
-    mesh = mesh_of(shape)
+    mesh = mesh_of(MESHES[mesh])
     rows = P("vocab") if token_axis == 0 else P(None, "vocab")
     placed = place(mesh, arrays, (P("data"), rows, P("data"), P("data")))
     assert_same(gradients(token_mesh_axes="vocab", **options)(*placed), wanted)
@@ -86,9 +88,7 @@ def test_explicit_axes(hidden, table):
         assert jax.typeof(array).sharding.spec == jax.typeof(like).sharding.spec
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"])
-@pytest.mark.parametrize("token_axis", [0, 1])
-@pytest.mark.parametrize("num_tokens", [V, 37])
+@pytest.mark.parametrize("num_tokens, token_axis, checked", in_turn([V, 37], [0, 1], [True, False]))
 def test_manual_axes(num_tokens, token_axis, checked):
     """In the caller's own `jax.shard_map`, differentiated from outside."""
     hidden, table, labels, weights = example(V, D, SHAPE, token_axis)

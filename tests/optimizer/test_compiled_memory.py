@@ -62,7 +62,7 @@ def test_a_stack_of_many_small_tables_has_few_temporaries():
     assert memory.temp_size_in_bytes < 0.1 * table.size * 4
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_a_train_step_peaks_where_sgd_does(dtype):
     """Forward, backward and update of a model with a tied table: above SGD there is only the O(V + D) state."""
     params = {

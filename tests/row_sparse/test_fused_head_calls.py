@@ -10,6 +10,7 @@ import pytest
 from fused import Model, assert_same, run_clipped, step_with, transformation
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from products import in_turn
 
 from ember_optax import row_sparse
 from ember_optax.losses import linear_softmax_cross_entropy
@@ -30,7 +31,7 @@ class Calls(Model):
         return first + 0.3 * wrap(of_tokens)(params["head"], jnp.sin(hidden[:8]), ((3 * labels + 1) % 33)[:8])
 
 
-@pytest.mark.parametrize("tied, token_axis", [(False, 0), (False, 1), (True, 0), (True, 1)], ids=str)
+@pytest.mark.parametrize("tied, token_axis", in_turn([False, True], [0, 1]), ids=str)
 def test_two_calls(tied, token_axis):
     """Their gradients are added before they are squared."""
     model = Calls(tied=tied, token_axis=token_axis)
@@ -131,7 +132,7 @@ def test_micro_batches():
     assert_same(run_clipped(model, loss_fn, fused=True), run_clipped(model, whole, fused=False), 2e-6)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 def test_scan_over_steps(tied):
     model = Calls(tied=tied)
     tx = transformation(model, row_sparse.clip_by_global_norm)
@@ -147,8 +148,7 @@ def test_scan_over_steps(tied):
     assert_same((params, opt_state, list(losses)), run_clipped(model, fused=False), 2e-6)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind, tied", in_turn([AxisType.Auto, AxisType.Explicit], [False, True]), ids=str)
 def test_on_a_mesh(kind, tied):
     """The head is split by tokens, the batch over `data`."""
     model = Calls(64, 8, 16, tied=tied)

@@ -9,6 +9,7 @@ import optax
 import pytest
 from chunked_loss import dense
 from fused import assert_same, dense_step, fused_step, run, transformation
+from products import in_turn
 
 from ember_optax import EmberDimensionNumbers, row_sparse, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
@@ -77,19 +78,20 @@ def compare(model, steps=5, **options):
     return found[0]
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize(
-    "label, state, options", [(-100, 1.0, ()), (40, np.inf, OPTIONS), (2**31 - 1, np.nan, ()), (3, -np.inf, OPTIONS)], ids=str
-)
-def test_masked_afterwards(label, state, options, tied):
-    compare(Masked(label=label, state=state, options=options, tied=tied, token_axis=int(tied)))
+# Every other one has a tied head by default.
+LABELS = [(-100, 1.0, False), (40, np.inf, True), (3, -np.inf, True), (2**31 - 1, np.nan, False)]
+PADDED = [(33, True), (1, True), (32, False), (39, False)]
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("num_tokens, options", [(33, OPTIONS), (32, ()), (1, OPTIONS), (39, ())], ids=str)
-def test_rows_of_padding(num_tokens, options, tied):
+@pytest.mark.parametrize("label, state, with_options, tied", in_turn(LABELS, [False, True]), ids=str)
+def test_masked_afterwards(label, state, with_options, tied):
+    compare(Masked(label=label, state=state, options=OPTIONS * with_options, tied=tied, token_axis=int(tied)))
+
+
+@pytest.mark.parametrize("num_tokens, with_options, tied", in_turn(PADDED, [False, True]), ids=str)
+def test_rows_of_padding(num_tokens, with_options, tied):
     """Statistics over all rows, those of padding with a gradient of zero; where the table is tied, they may be looked up."""
-    model = Masked(num_tokens=num_tokens, options=options, tied=tied, token_axis=int(not tied))
+    model = Masked(num_tokens=num_tokens, options=OPTIONS * with_options, tied=tied, token_axis=int(not tied))
     params = compare(model)
     if not tied:
         axis = model.token_axis

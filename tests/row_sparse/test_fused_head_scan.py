@@ -23,7 +23,7 @@ class InParts(Model):
         options = OPTIONS | options | {"token_axis": self.token_axis}
         return linear_softmax_cross_entropy(self.hidden(params, ids), params["head"], labels, **options).mean()
 
-    def whole(self, params, ids, labels, where):
+    def loss(self, params, ids, labels, where):
         del where
         return self.mean(params, ids, labels)
 
@@ -36,7 +36,7 @@ class InParts(Model):
 
 def compare(model, loss_fn=None, whole=None, **options):
     found = run_clipped(model, loss_fn or model.scanned, fused=True, **options)
-    assert_same(found, run_clipped(model, whole or model.whole, fused=False, **options), 2e-6)
+    assert_same(found, run_clipped(model, whole, fused=False, **options), 2e-6)
 
 
 @pytest.mark.parametrize("tied, token_axis", [(False, 0), (True, 1)], ids=str)
@@ -98,7 +98,7 @@ def test_a_scan_over_steps_of_scans():
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(model.batch, range(3)))
     start = model.params(), tx.init(model.params())
     (params, opt_state), losses = jax.jit(lambda start, batches: jax.lax.scan(body, start, batches))(start, batches)
-    assert_same((params, opt_state, list(losses)), run_clipped(model, model.whole, fused=False), 2e-6)
+    assert_same((params, opt_state, list(losses)), run_clipped(model, fused=False), 2e-6)
 
 
 def test_a_head_behind_stop_gradient_gets_none():
@@ -107,7 +107,7 @@ def test_a_head_behind_stop_gradient_gets_none():
     def stopped(loss_fn, params, *batch):
         return loss_fn(params | {"head": jax.lax.stop_gradient(params["head"])}, *batch)
 
-    compare(model, functools.partial(stopped, model.scanned), functools.partial(stopped, model.whole))
+    compare(model, functools.partial(stopped, model.scanned), functools.partial(stopped, model.loss))
 
 
 def test_without_fused_heads_it_is_the_scan_of_jax():
@@ -157,7 +157,7 @@ def test_on_a_mesh(head, kind, tied):
     model = InParts(64, 8, 24, tied=tied)
     named = {"token_mesh_axes": "vocab"} if kind == AxisType.Auto and head == P("vocab") else {}
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind,) * 2)
-    assert_same(on_mesh(mesh, model, head, named, 2), run_clipped(model, model.whole, fused=False, steps=2), 2e-6)
+    assert_same(on_mesh(mesh, model, head, named, 2), run_clipped(model, fused=False, steps=2), 2e-6)
 
 
 @pytest.mark.slow  # the rest of the table: three axes, tokens and features split, both kinds of axes, both dtypes
@@ -170,7 +170,7 @@ def test_twenty_steps_on_three_axes(head, kind, tied, dtype, tolerance):
     mesh = jax.make_mesh((2, 2, 2), ("data", "vocab", "tp"), axis_types=(kind,) * 3)
     named = {"token_mesh_axes": head[0]} if kind == AxisType.Auto and len(head) else {}
     named = named | {"batch_mesh_axes": "data"} if named else named
-    assert_same(on_mesh(mesh, model, head, named, 20), run_clipped(model, model.whole, fused=False, steps=20), tolerance)
+    assert_same(on_mesh(mesh, model, head, named, 20), run_clipped(model, fused=False, steps=20), tolerance)
 
 
 def refused(loss_fn, message):
@@ -190,12 +190,12 @@ def test_other_loops_are_refused():
         r"fused head 'head' inside of 'scan', where .*: use row_sparse.scan",
     )
     refused(
-        lambda model, *batch: jax.lax.fori_loop(0, batch[1][0], lambda _, total: total + model.whole(*batch), 0.0),
+        lambda model, *batch: jax.lax.fori_loop(0, batch[1][0], lambda _, total: total + model.loss(*batch), 0.0),
         r"fused head 'head' inside of 'while', where .*: use row_sparse.scan",
     )
     refused(
         lambda model, *batch: row_sparse.scan(
-            lambda total, number: (total + jax.lax.cond(number > 0, lambda: model.whole(*batch), lambda: 0.0), None),
+            lambda total, number: (total + jax.lax.cond(number > 0, lambda: model.loss(*batch), lambda: 0.0), None),
             0.0,
             jnp.arange(3),
         )[0],

@@ -14,6 +14,7 @@ import pytest
 from fused import Model, assert_same, dense_step, fused_step, run, transformation
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from products import in_turn
 
 from ember_optax import row_sparse, state_shardings, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
@@ -58,7 +59,7 @@ def compare(models, steps=4, shape=(2, 4), head=None, **options):
     assert_same(found, run(lambda _: dense_step(whole, clipped), whole, clipped, steps), 2e-6)
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (1, 8), (8, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4), (1, 8), pytest.param((8, 1), marks=pytest.mark.slow)], ids=str)
 def test_untied(shape):
     compare(model_with(), shape=shape)
 
@@ -76,8 +77,7 @@ def test_twenty_steps(tied, shape):
     compare(model_with(tied, options=ALL_OPTIONS), steps=20, shape=shape, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("tokens", [N, FEW])
-@pytest.mark.parametrize("token_axis", [0, 1])
+@pytest.mark.parametrize("token_axis, tokens", in_turn([0, 1], [N, FEW]))
 def test_tied(token_axis, tokens):
     """With a mask, all options of the loss, and weight decay."""
     compare(model_with(True, token_axis, ALL_OPTIONS, masked=True, tokens=tokens), weight_decay=0.1)
@@ -108,10 +108,10 @@ def test_two_calls(tokens):
     compare(tuple(TwoCalls(*model) for model in model_with(tokens=tokens)), steps=2)
 
 
-@pytest.mark.parametrize(
-    "head, tokens", [(P("vocab"), N), (P("vocab"), FEW), (P(), N), (P(None, "vocab"), N), (P(("vocab", "data")), N)], ids=str
-)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+EXPLICIT = [(P("vocab"), N), (P("vocab"), FEW), (P(), N), (P(None, "vocab"), N), (P(("vocab", "data")), N)]
+
+
+@pytest.mark.parametrize("head, tokens, tied", in_turn(EXPLICIT, [False, True]), ids=str)
 def test_explicit_axes(tied, head, tokens):
     """The types show the layout; a head that is whole or split by features works too."""
     whole = model_with(tied, options=ALL_OPTIONS, tokens=tokens)[0]
@@ -133,7 +133,7 @@ def test_split_over_all_axes():
     compare((whole, split), head=P(("vocab", "data")))
 
 
-@pytest.mark.parametrize("tokens", [FEW, N])
+@pytest.mark.parametrize("tokens", [FEW, pytest.param(N, marks=pytest.mark.slow)])
 def test_stochastic_rounding_is_that_of_one_device(tokens):
     """The bits of a row are those of its token.
 

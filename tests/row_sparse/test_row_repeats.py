@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from products import in_turn
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember, stochastic_rounding
 from ember_optax.losses import linear_softmax_cross_entropy
@@ -70,9 +71,7 @@ def under_jit(table, **options):
     return jax.jit(lambda table: total(table, **options))(table)
 
 
-@pytest.mark.parametrize("token_axis", [0, 1])
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("loss", [total, in_vmap, in_checkpoint, under_jit])
+@pytest.mark.parametrize("loss, dtype, token_axis", in_turn([total, in_vmap, in_checkpoint, under_jit], HALF, [0, 1]))
 def test_the_gradient_of_a_lookup(loss, dtype, token_axis):
     """Of a whole table and of a slice. vmap adds up over its axis in the table's dtype only after each sum."""
     wanted = exact(UPSTREAM, dtype)
@@ -101,9 +100,11 @@ def cast_leaves(table, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, table)
 
 
-@pytest.mark.parametrize("stored", [*HALF, jnp.float32])
-@pytest.mark.parametrize("cast", [cast_leaves, lambda table, dtype: table.astype(dtype)], ids=["leaves", "table"])
-@pytest.mark.parametrize("first", [*HALF, jnp.float32])
+def cast_table(table, dtype):
+    return table.astype(dtype)
+
+
+@pytest.mark.parametrize("first, stored, cast", in_turn([*HALF, jnp.float32], [*HALF, jnp.float32], [cast_leaves, cast_table]))
 def test_lookups_have_the_dtype_of_the_last_cast(first, cast, stored):
     """And its values, as those of an array."""
     table = table_of(stored)
