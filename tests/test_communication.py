@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import LAYOUTS, SPECS, D, V, make_mesh, parts, table_shape, table_spec
+from products import in_turn
 
 from benchmarks.harness.compiled import Collective, collectives
 from ember_optax import EmberDimensionNumbers, ember, state_shardings
@@ -87,8 +88,7 @@ def train_step_communication(tx, spec, constrain):
     return sent
 
 
-@pytest.mark.parametrize("constrain", [True, False], ids=["constrained", "free"])
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec, constrain", in_turn(SPECS, [True, False]), ids=str)
 def test_whole_train_step(spec, constrain):
     """Against the same step with SGD, whose optimizer sends nothing: the difference is what Ember adds."""
     ours = train_step_communication(ember(1e-2, optax.sgd(1e-2)), spec, constrain)

@@ -18,13 +18,29 @@ DOCUMENTS = [
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "```python\n" in path.read_text(encoding="utf-8")
 ]
+# Pages of which each takes more than 1.5 s.
+LONG = {
+    "checkpoints.md",
+    "equinox.md",
+    "haliax.md",
+    "keras.md",
+    "large_tables.md",
+    "linen.md",
+    "plain_trees.md",
+    "recipes_models.md",
+    "regularizers.md",
+    "row_sparse.md",
+    "trainers.md",
+}
 # nnx.Optimizer of Flax 0.11 fails on any optax.partition: tuple indices must be integers.
 FLAX_0_12 = tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:haliax")
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [pytest.param(path, marks=pytest.mark.slow if path.name in LONG else (), id=path.name) for path in DOCUMENTS]
+)
 def test_examples_run_in_order(document):
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

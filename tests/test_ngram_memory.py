@@ -42,6 +42,7 @@ def runs_of(folder):
     return json.loads((folder / "results.json").read_text())["runs"]
 
 
+@pytest.mark.slow
 def test_compares_with_and_without_a_memory(options, tmp_path, capsys):
     ngram_memory = partial(call, program.main, capsys, *options)
     done = ngram_memory("--steps=40", "--memory-rows", "0", "20000")

@@ -126,6 +126,7 @@ def test_regularizers_of_row_sparse_steps(pretrain, text):
     assert difference < 1e-5
 
 
+@pytest.mark.slow
 def test_compares_a_fused_head_with_the_dense_one(pretrain, tmp_path, text):
     """Of a tied table in bfloat16, rounded stochastically."""
     arguments = [*TINY, "--data", str(text), "--steps", "10", "--optimizers", "ember", "--tied", "--fused-head"]
@@ -213,6 +214,7 @@ def test_help_explains_every_option(pretrain):
     assert len(options) >= 28
 
 
+@pytest.mark.slow
 def test_goes_on_from_a_checkpoint(pretrain, pretrain_in_a_process, tmp_path, text):
     """The same results as without a stop: to the last bit in a new process, up to rounding on a mesh.
 
@@ -320,6 +322,7 @@ def test_damaged_checkpoint(pretrain, tmp_path, text):
     assert "going on from step 8" in cured.stdout
 
 
+@pytest.mark.slow
 def test_row_sparse_steps_train_the_same_model(pretrain, pretrain_in_a_process, tmp_path, text):
     """The program, started as a user does, compares both runs and says so; on two devices, so that the sharded step is used."""
     arguments = [*TINY, "--data", str(text), "--steps", "12", "--optimizers", "ember", "--row-sparse", "--name", "run"]

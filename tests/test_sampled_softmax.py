@@ -136,6 +136,7 @@ def test_the_compiled_step_has_no_gradient_of_a_tables_size():
     assert full.temp_size_in_bytes > table_bytes  # such a comparison sees a gradient
 
 
+@pytest.mark.slow
 def test_the_program_compares_the_two(capsys, tmp_path, text):
     tiny = ["--vocabulary-size=512", "--width=16", "--hidden=32", "--batch-size=64", "--negatives=64"]
     tiny += ["--steps=200", "--ember-learning-rate=0.03"]

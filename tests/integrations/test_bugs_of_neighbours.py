@@ -10,6 +10,7 @@ from equinox.internal import closure_to_pytree
 from flax import nnx, serialization
 from flax.core import freeze
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from products import in_turn
 from three_matrices import assert_trees_close, assert_trees_equal, initial_params
 
 from ember_optax import ember, scale_by_ember, skipped_batches
@@ -41,8 +42,9 @@ def test_micro_batches_in_another_dtype_than_the_parameters():
     assert jax.tree.map(jnp.result_type, optax.apply_updates(params, updates)) == jax.tree.map(jnp.result_type, params)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("make", [scale_by_ember, lambda: ember(1e-2, optax.adamw(1e-2))], ids=["scale_by_ember", "ember"])
+@pytest.mark.parametrize(
+    "make, dtype", in_turn([scale_by_ember, lambda: ember(1e-2, optax.adamw(1e-2))], ["bfloat16", "float16"])
+)
 def test_micro_batches_of_half_precision(make, dtype):
     """google-deepmind/optax issue 377: `MultiSteps` failed around what made updates of half precision float32."""
     grads = initial_params(dtype)

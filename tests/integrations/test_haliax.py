@@ -322,6 +322,7 @@ def test_the_layer():
         )
 
 
+@pytest.mark.slow
 def test_report_conversion_and_counts():
     params, opt_state, _ = on_one_device()
     metrics = geometry.report(params, params, opt_state, spectral=False)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 from next_token import needs_nnx_optimizer
+from products import in_turn
 
 from ember_optax import ember, row_sparse
 from ember_optax.integrations.nnx import Embed
@@ -143,8 +144,7 @@ def test_one_changed_line_is_the_dense_step(train, form):
     assert_is_the_dense_step(train, form, "schedules")
 
 
-@pytest.mark.parametrize("form", ["row-sparse", "fused"])
-@pytest.mark.parametrize("rates", ["numbers", "one rate"])
+@pytest.mark.parametrize("form, rates", in_turn(["row-sparse", "fused"], ["numbers", "one rate"]))
 def test_so_it_is_with_other_rates(form, rates):
     assert_is_the_dense_step(train_plainly, form, rates)
 

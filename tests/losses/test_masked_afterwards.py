@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunked_loss import OPTIONS, exact, example, largest_error
+from products import in_turn
 
 from ember_optax.losses import linear_softmax_cross_entropy
 
@@ -27,9 +28,10 @@ def gradients(*arrays, loss=total, **options):
     return gradient_of(loss, **options)(*arrays)
 
 
-@pytest.mark.parametrize("token_axis", [0, 1])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("label, state", [(-100, 1.0), (33, np.nan), (2**31 - 1, np.inf), (-1, -np.inf), (5, np.nan), (5, 1e38)])
+MASKED = [(-100, 1.0), (33, np.nan), (2**31 - 1, np.inf), (-1, -np.inf), (5, np.nan), (5, 1e38)]
+
+
+@pytest.mark.parametrize("label, state, options, token_axis", in_turn(MASKED, OPTIONS, [0, 1]), ids=str)
 def test_adds_exactly_zero(label, state, options, token_axis):
     """Labels outside the vocabulary, hidden states that are not finite, and logits that overflow."""
     hidden, table, labels, weights = example(33, 5, (3, 4), token_axis)

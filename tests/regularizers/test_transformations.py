@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import regularizer_oracle as oracle
+from products import in_turn
 from steps import to_dense
 from three_matrices import TABLES, assert_trees_equal, initial_params
 
@@ -214,9 +215,7 @@ SAME_IDS = {
 }
 
 
-@pytest.mark.parametrize("token_axis", [0, 1])
-@pytest.mark.parametrize("name", SAME_IDS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name, dtype, token_axis", in_turn([*SAME_IDS], [jnp.float32, jnp.bfloat16], [0, 1]))
 def test_rows_of_equal_ids_are_capped_as_one(dtype, name, token_axis):
     """A token that stands several times in a batch has one step, as in the dense update."""
     tables = EmberDimensionNumbers(token_axis)

@@ -36,7 +36,7 @@ def compiled(dtype, tied, token_axis):
         (jnp.float32, False, 0, 0.2),
         pytest.param(jnp.float32, True, 0, 0.2, marks=pytest.mark.slow),
         (jnp.float32, True, 1, 0.2 if jax.__version_info__ >= (0, 10) else 1.2),  # the oldest JAX's XLA copies this one once
-        (jnp.bfloat16, True, 0, 1.6),  # XLA on CPU copies a bfloat16 table once
+        pytest.param(jnp.bfloat16, True, 0, 1.6, marks=pytest.mark.slow),  # XLA on CPU copies a bfloat16 table once
     ],
     ids=str,
 )

@@ -50,6 +50,7 @@ def test_without_checkpoint_and_inside_of_jit():
     compare(model, jax.jit(scanned))
 
 
+@pytest.mark.slow
 def test_scans_within_scans_and_calls_beside_them():
     """Every call has other numbers of steps and of tokens."""
     model = InParts()
@@ -72,6 +73,7 @@ def test_scans_within_scans_and_calls_beside_them():
     compare(model, functools.partial(loss_fn, row_sparse.scan), functools.partial(loss_fn, jax.lax.scan))
 
 
+@pytest.mark.slow
 def test_a_step_with_two_calls_in_a_branch():
     model = InParts()
 

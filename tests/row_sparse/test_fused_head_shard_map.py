@@ -15,6 +15,7 @@ import pytest
 from fused import Model, assert_same
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from products import in_turn
 
 from ember_optax import EmberDimensionNumbers, row_sparse, scale_by_ember, stochastic_rounding
 from ember_optax._math.mesh import as_varying, gathered_over, varying_axes
@@ -126,9 +127,7 @@ def compare(model, steps=3, shape=(2, 4), kind=AxisType.Auto, **options):
     assert_same(found, dense(model, steps), 2e-6)
 
 
-@pytest.mark.parametrize("tokens", [N, FEW])
-@pytest.mark.parametrize("shape", [(2, 4), (8,)], ids=str)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("shape, tied, tokens", in_turn([((2, 4),), ((8,),)], [False, True], [N, FEW]), ids=str)
 def test_steps_are_those_of_one_device(tied, shape, tokens):
     """Behind a clip by the global norm, with a mask and all options of the loss."""
     compare(model_with(tied, options=ALL_OPTIONS, tokens=tokens), shape=shape)

@@ -64,7 +64,7 @@ def test_untied(shape):
     compare(model_with(), shape=shape)
 
 
-@pytest.mark.parametrize("tokens", [40, FEW])
+@pytest.mark.parametrize("tokens", [40, pytest.param(FEW, marks=pytest.mark.slow)])
 def test_two_axes_split_the_hidden_states(tokens):
     """Each of four devices steps its own share of the 32 rows that they have in common."""
     compare(model_with(tokens=tokens), steps=2, shape=(2, 2, 2))
@@ -83,7 +83,7 @@ def test_tied(token_axis, tokens):
     compare(model_with(True, token_axis, ALL_OPTIONS, masked=True, tokens=tokens), weight_decay=0.1)
 
 
-@pytest.mark.parametrize("tokens", [N, FEW])
+@pytest.mark.parametrize("tokens", [pytest.param(N, marks=pytest.mark.slow), FEW])
 def test_rows_that_devices_cannot_share_equally(tokens):
     """The last chunk of a device has one row for two devices."""
     compare(model_with(size=V + 4, tokens=tokens))
@@ -102,7 +102,7 @@ class TwoCalls(Model):
         return losses[0].mean() + 3.0 * losses[1].mean()
 
 
-@pytest.mark.parametrize("tokens", [N, FEW])
+@pytest.mark.parametrize("tokens", [N, pytest.param(FEW, marks=pytest.mark.slow)])
 def test_two_calls(tokens):
     """Their gradients are added before they are squared."""
     compare(tuple(TwoCalls(*model) for model in model_with(tokens=tokens)), steps=2)

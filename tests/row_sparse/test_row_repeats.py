@@ -86,8 +86,7 @@ def test_the_gradient_of_a_lookup(loss, dtype, token_axis):
     assert error(compact if token_axis == 0 else compact.T, wanted, dtype) < 0.51
 
 
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("loss", [in_scan, in_many_lookups])
+@pytest.mark.parametrize("loss, dtype", in_turn([in_scan, in_many_lookups], HALF))
 def test_the_gradient_of_many_lookups(loss, dtype):
     """JAX adds the gradients of the turns of a loop up in the dtype of the rows, which are therefore kept in float32."""
     leaf = row_sparse.value_and_grad(loss)(table_of(dtype), IDS)[1]

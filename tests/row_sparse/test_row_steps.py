@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from products import in_turn
 from steps import dense_step, sparse_step, to_dense
 
 from ember_optax import EmberDimensionNumbers, ember, row_sparse, scale_by_ember
@@ -143,8 +144,7 @@ def test_any_shape_of_table_and_ids(size, features, ids_shape, dtype, axis):
         assert_same_run(*both(start, batches), start)
 
 
-@pytest.mark.parametrize("table_dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("grads_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("table_dtype, grads_dtype", in_turn([jnp.float32, jnp.bfloat16], [jnp.bfloat16, jnp.float32]))
 def test_half_precision(table_dtype, grads_dtype):
     """Distinct ids, so that both gradients are the same numbers; the parameters round once, as in optax.apply_updates.
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from layouts import LAYOUTS, SPECS, D, V, make_mesh, table_shape, table_spec
+from layouts import SPECS, D, V, make_mesh, table_shape, table_spec
 
 from ember_optax import EmberDimensionNumbers, ember, scale_by_ember, state_shardings
 from ember_optax._math.mesh import spec_of
@@ -60,9 +60,7 @@ def trained_on_one_device(token_axis):
     return np.asarray(train(token_axis)[0])
 
 
-@LAYOUTS
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@EVERY_PAIR
 def test_sharded_step(spec, axis_type, token_axis):
     expected = trained_on_one_device(token_axis)
     with jax.set_mesh(make_mesh(axis_type)) as _:

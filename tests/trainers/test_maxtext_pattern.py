@@ -90,7 +90,8 @@ def mesh():
     return jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
 def test_trains_saves_and_goes_on(tied, mesh, tmp_path):
     init = make(tied)
     state, on_mesh, shardings = laid_out(init, mesh)

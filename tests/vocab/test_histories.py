@@ -75,6 +75,7 @@ HISTORIES = given(
 EXAMPLES = functools.partial(settings, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @EXAMPLES(max_examples=15)
 @HISTORIES
 def test_some_histories(events, seed):

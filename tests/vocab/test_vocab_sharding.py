@@ -106,12 +106,12 @@ def compare(change, axis_type):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), gathered, run(params, state)[:2])
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = {"grow by means", "take"}  # each change is compiled for each type of axes: these with explicit axes, the others without
+
+
+@pytest.mark.parametrize("change", [pytest.param(name, marks=pytest.mark.slow if name in QUICK else ()) for name in CHANGES])
 def test_as_on_one_device(change):
     compare(change, AxisType.Auto)
-
-
-QUICK = {"grow by means", "take"}  # each change is compiled for each type of axes
 
 
 @pytest.mark.parametrize("change", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHANGES])
