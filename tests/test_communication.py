@@ -88,7 +88,7 @@ def train_step_communication(tx, spec, constrain):
     return sent
 
 
-@pytest.mark.parametrize("spec, constrain", in_turn(SPECS, [True, False]), ids=str)
+@pytest.mark.parametrize("spec, constrain", in_turn([(spec,) for spec in SPECS], [True, False]), ids=str)
 def test_whole_train_step(spec, constrain):
     """Against the same step with SGD, whose optimizer sends nothing: the difference is what Ember adds."""
     ours = train_step_communication(ember(1e-2, optax.sgd(1e-2)), spec, constrain)
