@@ -104,7 +104,7 @@ def apply_head_step(
         of_numbers = jax.tree.map(lambda _: whole, preconditioner)._replace(nu_token=PartitionSpec(loss.layout.token_axes))
         of_tap = specs_of_tap(tap, loss.layout, loss.token_axis, whole=True)
         specs = rows, None if source_VxD is None else rows, of_tap, touched and whole, of_numbers
-        return over_parts(of_part, loss.layout, specs, rows, *arrays, check_vma=not loss.layout.batch_axes)
+        return over_parts(of_part, loss.layout, specs, rows, *arrays)
 
     return in_auto_mode(over_all, lambda: spec_like(table_VxD), table_VxD, source_VxD, tap, touched, preconditioner)
 

@@ -58,12 +58,8 @@ class Layout(NamedTuple):
         return (tokens * self.batch_parts, rows * self.token_parts) if self.is_manual else (tokens, rows)
 
 
-def over_parts(
-    function: Callable[..., Any], layout: Layout, in_specs: Any, out_specs: Any, *arrays: Any, check_vma: bool = True
-) -> Any:
+def over_parts(function: Callable[..., Any], layout: Layout, in_specs: Any, out_specs: Any, *arrays: Any) -> Any:
     """`function(*arrays)` on the parts that each device has. Axes of the mesh that the layout does not name stay automatic.
-
-    Pass `check_vma=False` if the results are the same on several devices, but JAX cannot see it because they were gathered.
 
     XLA on CPU (jax 0.10.2) aborts the process at a sum of 16-bit numbers over some axes if others are automatic. So for such
     arrays no axis of a mesh of CPU devices is automatic, and devices along the other axes do the same work.
@@ -76,7 +72,7 @@ def over_parts(
     on_cpu = getattr(device, "device_kind", jax.default_backend()) == "cpu"
     manual = mesh.axis_names if on_cpu and any(map(is_narrow, jax.tree.leaves(arrays))) else ()
     names = {*layout.token_axes, *layout.batch_axes, *manual}
-    split: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=check_vma)
+    split: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names)
     return split(*arrays)
 
 

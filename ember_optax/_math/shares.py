@@ -105,10 +105,7 @@ class Share(NamedTuple):
         """The chunk of the shares of these devices."""
         if not self._axes:
             return share
-        if self.layout and self.layout.is_manual:
-            padded = gathered_over(self._axes, share, self.axis)
-        else:
-            padded = jax.lax.all_gather(share, self._axes, axis=self.axis, tiled=True)
+        padded = gathered_over(self._axes, share, self.axis)
         return jax.lax.slice_in_dim(padded, 0, self.size, axis=self.axis)
 
     @property

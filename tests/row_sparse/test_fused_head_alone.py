@@ -1,4 +1,4 @@
-"""A fused head in the place of the whole tree: inside of transformations of JAX, behind casts and clips, with Optax's others."""
+"""A model that is a fused head alone: inside of transformations of JAX, behind casts and clips, with Optax's others."""
 
 import functools
 
@@ -22,7 +22,7 @@ DATA = Model(64, 16, 24)
 
 
 def applied(loss_fn=head_loss, tx=None, table=None, **options):
-    """One fused step of a model that is a head alone, in the place of the whole parameter tree."""
+    """One fused step of a model whose only parameter is the head."""
     tx = ember(1e-2, optax.adamw(1e-2), tables=TABLE) if tx is None else tx
     table = DATA.params()["head"] if table is None else table
     hidden, labels = DATA.hidden(DATA.params(), DATA.batch(0)[0]), DATA.batch(0)[1]
