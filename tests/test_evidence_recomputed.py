@@ -82,8 +82,6 @@ def test_grids_of_two_rates(part, setting):
 
 
 def test_the_headline_of_two_rates():
-    if "\n## Two rates\n" not in PAGE:
-        pytest.skip("no run with two rates yet")
     momenta = {"AdamW": "adamw", "AdamW, b1 = 0.5": "adamw b1=0.5", "Adam without momentum": "rmsprop"}
     rows = table_after("## Two rates", PAGE)
     for row in rows:
